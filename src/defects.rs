@@ -1,0 +1,75 @@
+//! Defects that can be planted, so that tests can show that they would find them.
+//!
+//! Without the feature `defects` the set is always empty and the compiler removes every question about it.
+
+/// A mistake that loses data in a storage engine of this kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Defect {
+    /// Commit returns before the log is durable.
+    AcknowledgeBeforeSync,
+    /// Pages go home without a copy in the doublewrite area.
+    SkipDoublewrite,
+    /// A doublewrite half is reused before a sync has covered its pages' writes.
+    ReuseDoublewriteEarly,
+    /// A freed page or block can be allocated at once.
+    ReuseFreedAtOnce,
+    /// Freed space is punched before the free is durable.
+    PunchEarly,
+    /// Recovery does not begin a new incarnation of the log.
+    SameIncarnation,
+    /// A page enters the dirty table after its record was appended.
+    DirtyAfterAppend,
+    /// Log space is freed before the superblock is durable.
+    FreeLogEarly,
+    /// Recovery restores doublewrite copies whatever their LSN.
+    RestoreAnyCopy,
+    /// Pages are stamped with the start of a record instead of its end.
+    StampStartLsn,
+    /// A separator is posted without the split's record.
+    PostWithoutSplit,
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Defect; 11] = [
+        Defect::AcknowledgeBeforeSync,
+        Defect::SkipDoublewrite,
+        Defect::ReuseDoublewriteEarly,
+        Defect::ReuseFreedAtOnce,
+        Defect::PunchEarly,
+        Defect::SameIncarnation,
+        Defect::DirtyAfterAppend,
+        Defect::FreeLogEarly,
+        Defect::RestoreAnyCopy,
+        Defect::StampStartLsn,
+        Defect::PostWithoutSplit,
+    ];
+}
+
+/// The defects that are planted in an engine.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Defects {
+    #[cfg(feature = "defects")]
+    set: u32,
+}
+
+impl Defects {
+    /// One defect.
+    #[cfg(feature = "defects")]
+    pub fn only(defect: Defect) -> Self {
+        Defects { set: 1 << defect as u32 }
+    }
+
+    /// Whether this defect is planted.
+    #[inline]
+    pub fn has(self, defect: Defect) -> bool {
+        #[cfg(feature = "defects")]
+        return self.set & 1 << defect as u32 != 0;
+        #[cfg(not(feature = "defects"))]
+        {
+            let _ = defect;
+            false
+        }
+    }
+}

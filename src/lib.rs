@@ -1,0 +1,25 @@
+//! btfs: a filesystem in one file, on a crash-safe, concurrent B-link tree.
+//!
+//! The crate is layered, and each layer imports only those below it:
+//!
+//! ```text
+//! tree ──► pool ──► wal ──► page ──► storage
+//! ```
+//!
+//! [`tree::Tree`] is the storage engine: an ordered map of byte strings in one image, with atomic batches,
+//! a redo log, and recovery. `docs/design.md` says how it works and why, `docs/format.md` is the image
+//! format byte by byte, and `docs/concurrency.md` the latch protocol.
+#![deny(clippy::unwrap_used, clippy::expect_used)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod defects;
+pub mod error;
+pub mod page;
+pub mod pool;
+pub mod storage;
+mod sync;
+pub mod tree;
+pub mod wal;
+
+pub use error::{Error, Result};
+pub use page::{BlockNo, Lsn, PageId, Run};

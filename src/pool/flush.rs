@@ -1,0 +1,237 @@
+//! The flusher: dirty pages go home through the doublewrite area, and checkpoints free the log.
+//!
+//! One flusher at a time works, under the flusher's mutex; it holds nothing else while it waits for a latch.
+//!
+//! - **D1** A page is written only when the log is durable up to its LSN.
+//! - **D2** A page that was on disk before is copied to a doublewrite half, durably, before it is overwritten. A page born
+//!   since its last write needs no copy: until that write is synced, the checkpoint stays before its birth, and redo makes it anew.
+//! - **D3** A half is reused only after a sync that began after its pages' in-place writes completed.
+//! - **D4** The checkpoint is at most the log's end as it was *before* the dirty table was read, and at most every
+//!   page's recLSN; everything older was synced before the superblock is written, and log space is freed after.
+
+use std::sync::atomic::Ordering;
+
+use super::Pool;
+use super::frames::{FrameNo, PageMemory};
+use crate::defects::Defect;
+use crate::error::{Error, Result};
+use crate::page::format::{page_lsn, seal};
+use crate::page::superblock::{DoublewriteHeader, SUPERBLOCK_OFFSETS, Superblock};
+use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
+use crate::storage::sim::set_site;
+
+/// What the flusher alone uses.
+pub struct Flusher {
+    /// The superblock as it was written last.
+    pub superblock: Superblock,
+    /// Room for a header page and a batch of copies; absent while a batch is on its way.
+    memory: Option<PageMemory>,
+    /// The doublewrite batch written last.
+    pub sequence: u64,
+    half: usize,
+    /// D3: whether the in-place writes of each half's batch have been synced.
+    synced: [bool; 2],
+}
+
+/// A copy of a page that is on its way home.
+struct Copy {
+    page: PageId,
+    lsn: Lsn,
+    frame: FrameNo,
+    rec_lsn: u64,
+    newborn: bool,
+}
+
+impl Flusher {
+    /// A flusher for an image with this superblock. Both halves may be overwritten.
+    pub fn new(superblock: Superblock, sequence: u64) -> std::io::Result<Self> {
+        let memory = Some(PageMemory::new(superblock.doublewrite_pages as usize + 1)?);
+        Ok(Flusher { superblock, memory, sequence, half: 0, synced: [true, true] })
+    }
+}
+
+impl Pool {
+    /// Writes all pages home that are dirty from before now, and frees the log behind the oldest that is left.
+    pub fn checkpoint(&self) -> Result<()> {
+        let mut flusher = self.flusher.lock();
+        self.checkpoint_with(&mut flusher, false)
+    }
+
+    pub(super) fn checkpoint_with(&self, flusher: &mut Flusher, clean: bool) -> Result<()> {
+        self.log.check()?;
+        let started = std::time::Instant::now();
+        self.flush_older(flusher, self.log.end())?;
+        self.sync_data(flusher)?;
+        let mut checkpoint = self.log.end();
+        for frame in self.frames.headers() {
+            match frame.rec_lsn.load(Ordering::SeqCst) {
+                0 => {}
+                lsn => checkpoint = checkpoint.min(Lsn(lsn)),
+            }
+        }
+        self.log.commit(checkpoint)?;
+        let superblock = &mut flusher.superblock;
+        debug_assert!(checkpoint >= superblock.checkpoint);
+        superblock.checkpoint = checkpoint;
+        superblock.floor = self.log.durable().max(checkpoint);
+        superblock.groups = self.space.lock().groups_before(checkpoint);
+        superblock.clean = clean;
+        if self.defects.has(Defect::FreeLogEarly) {
+            self.log.set_tail(checkpoint);
+        }
+        self.write_superblock(flusher)?;
+        self.log.set_tail(checkpoint);
+        self.checkpointed.store(checkpoint.0, Ordering::SeqCst);
+        self.reclaim();
+        self.stats.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.stats.checkpoint_micros.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.announce_progress();
+        Ok(())
+    }
+
+    /// Writes the superblock to the copy that is not the newest.
+    pub(super) fn write_superblock(&self, flusher: &mut Flusher) -> Result<()> {
+        set_site("superblock");
+        flusher.superblock.sequence += 1;
+        let at = SUPERBLOCK_OFFSETS[flusher.superblock.sequence as usize % 2];
+        let written = self.storage.write_durable_at(at, &flusher.superblock.encode());
+        set_site("");
+        written.map_err(|e| self.log.fail(Error::io("writing the superblock", e)))
+    }
+
+    fn sync_data(&self, flusher: &mut Flusher) -> Result<()> {
+        self.storage.sync().map_err(|e| self.log.fail(Error::io("syncing the image", e)))?;
+        flusher.synced = [true, true];
+        Ok(())
+    }
+
+    /// Writes home every page that was dirty before `limit`, in the order of their places.
+    pub(super) fn flush_older(&self, flusher: &mut Flusher, limit: Lsn) -> Result<()> {
+        let mut dirty: Vec<(PageId, FrameNo)> = Vec::new();
+        for (i, frame) in self.frames.headers().iter().enumerate() {
+            let rec_lsn = frame.rec_lsn.load(Ordering::SeqCst);
+            if rec_lsn != 0 && rec_lsn < limit.0 {
+                dirty.push((frame.page(), i as FrameNo));
+            }
+        }
+        dirty.sort_unstable();
+        for batch in dirty.chunks(flusher.superblock.doublewrite_pages as usize) {
+            self.flush_batch(flusher, batch)?;
+            self.announce_progress();
+        }
+        Ok(())
+    }
+
+    fn flush_batch(&self, flusher: &mut Flusher, batch: &[(PageId, FrameNo)]) -> Result<()> {
+        let Some(mut memory) = flusher.memory.take() else { return Ok(()) };
+        let copies = self.copy_pages(memory.pages_mut(), batch);
+        let (header, pages) = memory.pages_mut().split_at_mut(1);
+        let written = self.write_copies(flusher, &mut header[0], &pages[..copies.len()], &copies);
+        flusher.memory = Some(memory);
+        for copy in &copies {
+            let frame = self.frames.header(copy.frame);
+            if written.is_err() {
+                // The page is not on disk: it stays dirty, so that it is not evicted and reads go on.
+                let latched = self.frames.latch_shared(copy.frame);
+                frame.rec_lsn.store(copy.rec_lsn, Ordering::SeqCst);
+                drop(latched);
+            } else {
+                self.budget.fetch_sub(1, Ordering::SeqCst);
+            }
+            frame.writing.store(false, Ordering::SeqCst);
+        }
+        self.stats.pages_written.fetch_add(copies.len() as u64, Ordering::Relaxed);
+        written
+    }
+
+    /// Copies the pages that are still dirty, each under its latch, behind the first page of `memory`.
+    fn copy_pages(&self, memory: &mut [PageBytes], batch: &[(PageId, FrameNo)]) -> Vec<Copy> {
+        let mut copies = Vec::with_capacity(batch.len());
+        for &(page, frame) in batch {
+            let (latched, _) = self.frames.latch_shared(frame);
+            let header = self.frames.header(frame);
+            if header.page() != page || !header.is_dirty() {
+                continue;
+            }
+            let to = &mut memory[1 + copies.len()];
+            *to = *latched;
+            header.writing.store(true, Ordering::SeqCst);
+            let newborn = header.newborn.swap(false, Ordering::SeqCst);
+            let rec_lsn = header.rec_lsn.swap(0, Ordering::SeqCst);
+            drop(latched);
+            seal(to);
+            copies.push(Copy { page, lsn: page_lsn(to), frame, rec_lsn, newborn });
+        }
+        copies
+    }
+
+    fn write_copies(
+        &self,
+        flusher: &mut Flusher,
+        header: &mut PageBytes,
+        pages: &[PageBytes],
+        copies: &[Copy],
+    ) -> Result<()> {
+        let Some(newest) = copies.iter().map(|c| c.lsn).max() else { return Ok(()) };
+        self.log.commit(newest)?;
+        if copies.iter().any(|c| !c.newborn) && !self.defects.has(Defect::SkipDoublewrite) {
+            self.write_doublewrite(flusher, header, pages, copies)?;
+        }
+        set_site(if flusher.half == 0 { "home A" } else { "home B" });
+        let written = self.write_home(pages, copies);
+        set_site("");
+        flusher.synced[flusher.half] = false;
+        written.map_err(|e| self.log.fail(Error::io("writing pages", e)))
+    }
+
+    fn write_doublewrite(
+        &self,
+        flusher: &mut Flusher,
+        header: &mut PageBytes,
+        pages: &[PageBytes],
+        copies: &[Copy],
+    ) -> Result<()> {
+        let early = self.defects.has(Defect::ReuseDoublewriteEarly);
+        if !early {
+            flusher.half ^= 1;
+        }
+        let half = flusher.half;
+        assert!(flusher.synced[half] || early, "D3: a doublewrite half is reused before it was synced");
+        set_site(if half == 0 { "doublewrite A" } else { "doublewrite B" });
+        flusher.sequence += 1;
+        let superblock = &flusher.superblock;
+        let at = superblock.doublewrite_offset(half);
+        let rewritten = copies.iter().zip(pages).filter(|(c, _)| !c.newborn);
+        DoublewriteHeader {
+            sequence: flusher.sequence,
+            floor: self.log.durable(),
+            pages: rewritten.clone().map(|(c, _)| (c.page, c.lsn)).collect(),
+        }
+        .encode(header, PageId(at / PAGE_SIZE as u64), superblock.image());
+        let mut bufs: Vec<&[u8]> = vec![header];
+        bufs.extend(rewritten.map(|(_, p)| p.as_slice()));
+        let written = self.storage.write_vectored_at(at, &bufs);
+        let bytes = bufs.len() * PAGE_SIZE;
+        self.stats.doublewrite_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        written.map_err(|e| self.log.fail(Error::io("writing the doublewrite area", e)))?;
+        // This sync makes the copies durable, and covers the in-place writes of the other half.
+        let result = self.sync_data(flusher);
+        set_site("");
+        result
+    }
+
+    /// Writes the pages to their places, neighbours in one call.
+    fn write_home(&self, pages: &[PageBytes], copies: &[Copy]) -> std::io::Result<()> {
+        let mut i = 0;
+        while i < copies.len() {
+            let mut n = 1;
+            while i + n < copies.len() && copies[i + n].page.0 == copies[i].page.0 + n as u64 {
+                n += 1;
+            }
+            let bufs: Vec<&[u8]> = pages[i..i + n].iter().map(|p| p.as_slice()).collect();
+            self.storage.write_vectored_at(copies[i].page.offset(), &bufs)?;
+            i += n;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,328 @@
+//! Frames: the memory that holds pages, with a latch, a pin count and the dirty mark for each.
+//!
+//! All `unsafe` of the pool is here. Its argument, **F1**: a frame's bytes are read only under its latch (shared or
+//! exclusive) and written only under the exclusive latch; the guards below are the only way to the bytes, and each
+//! gives its latch up exactly once, when it is dropped.
+//!
+//! - **F2** A frame's page number changes only under its exclusive latch and the page table's stripe mutex.
+//! - **F3** Pins are taken only under a latch. Whoever holds the exclusive latch and sees no pin can evict.
+//! - **F4** `rec_lsn` is 0 in a clean frame, otherwise at most the LSN of the first record that changed the page since its
+//!   last copy to disk. It is set under the exclusive latch, *before* the record is appended, and taken by the
+//!   flusher under a latch.
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use super::order;
+use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
+use crate::sync::RawLatch;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// The index of a frame.
+pub type FrameNo = u32;
+
+/// How often the clock passes over a page that is used all the time.
+const USAGE_MAX: u32 = 3;
+
+/// What is known of a frame apart from its bytes. One cache line.
+#[repr(align(64))]
+pub struct Frame {
+    pub latch: RawLatch,
+    /// The page in the frame, or 0.
+    pub page: AtomicU64,
+    pub rec_lsn: AtomicU64,
+    /// The next frame of the page table's chain, plus 1.
+    pub next: AtomicU32,
+    pub pins: AtomicU32,
+    pub usage: AtomicU32,
+    /// A copy of the page is on its way to the disk.
+    pub writing: AtomicBool,
+    /// The page was born since it was last written: its first write needs no doublewrite copy.
+    pub newborn: AtomicBool,
+}
+
+impl Frame {
+    fn new() -> Self {
+        Frame {
+            latch: RawLatch::new(),
+            page: AtomicU64::new(0),
+            rec_lsn: AtomicU64::new(0),
+            next: AtomicU32::new(0),
+            pins: AtomicU32::new(0),
+            usage: AtomicU32::new(0),
+            writing: AtomicBool::new(false),
+            newborn: AtomicBool::new(false),
+        }
+    }
+
+    pub fn page(&self) -> PageId {
+        PageId(self.page.load(Ordering::Acquire))
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.rec_lsn.load(Ordering::SeqCst) != 0
+    }
+
+    /// Notes that the page was used; written only while it changes something.
+    pub fn touch(&self) {
+        let usage = self.usage.load(Ordering::Relaxed);
+        if usage < USAGE_MAX {
+            self.usage.store(usage + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the frame's page could be dropped: clean, not on its way to disk, pinned by nobody.
+    pub fn is_evictable(&self) -> bool {
+        !self.is_dirty() && !self.writing.load(Ordering::SeqCst) && self.pins.load(Ordering::SeqCst) == 0
+    }
+}
+
+/// Memory for pages, aligned for direct I/O, in huge pages where the system gives them.
+pub struct PageMemory {
+    start: NonNull<u8>,
+    pages: usize,
+}
+
+// SAFETY: the memory belongs to this value alone; access is governed by F1 (or by `&mut` in `pages_mut`).
+unsafe impl Send for PageMemory {}
+// SAFETY: as above.
+unsafe impl Sync for PageMemory {}
+
+impl PageMemory {
+    /// Zeroed memory, taken from the system when it is first touched.
+    pub fn new(pages: usize) -> std::io::Result<Self> {
+        let len = pages * PAGE_SIZE;
+        // SAFETY: an anonymous private mapping at an address that the kernel chooses touches no memory of ours.
+        let start = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        if len >= 4 << 20 {
+            // SAFETY: advice about the mapping just made; a failure changes nothing.
+            unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) };
+        }
+        match NonNull::new(start.cast()) {
+            Some(start) => Ok(PageMemory { start, pages }),
+            None => Err(std::io::Error::other("mapping at address 0")),
+        }
+    }
+
+    fn at(&self, i: usize) -> *mut PageBytes {
+        assert!(i < self.pages);
+        // SAFETY: the offset lies inside the mapping.
+        unsafe { self.start.as_ptr().add(i * PAGE_SIZE).cast() }
+    }
+
+    /// All pages, for an owner who shares the memory with nobody.
+    pub fn pages_mut(&mut self) -> &mut [PageBytes] {
+        // SAFETY: `&mut self` excludes every other access; the mapping is that long and initialised (zeros).
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.pages) }
+    }
+}
+
+impl Drop for PageMemory {
+    fn drop(&mut self) {
+        // SAFETY: unmaps exactly what `new` mapped; no reference outlives the value.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.pages * PAGE_SIZE) };
+    }
+}
+
+/// All frames of a pool.
+pub struct Frames {
+    memory: PageMemory,
+    headers: Box<[Frame]>,
+}
+
+impl Frames {
+    /// `count` empty frames.
+    pub fn new(count: usize) -> std::io::Result<Self> {
+        Ok(Frames { memory: PageMemory::new(count)?, headers: (0..count).map(|_| Frame::new()).collect() })
+    }
+
+    pub fn len(&self) -> usize {
+        self.headers.len()
+    }
+
+    #[inline]
+    pub fn header(&self, frame: FrameNo) -> &Frame {
+        &self.headers[frame as usize]
+    }
+
+    pub fn headers(&self) -> &[Frame] {
+        &self.headers
+    }
+
+    fn bytes(&self, frame: FrameNo) -> *mut PageBytes {
+        self.memory.at(frame as usize)
+    }
+
+    /// Latches a frame shared, waiting if need be; returns whether it had to wait.
+    #[inline]
+    pub fn latch_shared(&self, frame: FrameNo) -> (PageRead<'_>, bool) {
+        let latch = &self.header(frame).latch;
+        let waited = !latch.try_lock_shared();
+        if waited {
+            latch.lock_shared();
+        }
+        (self.granted_shared(frame), waited)
+    }
+
+    fn granted_shared(&self, frame: FrameNo) -> PageRead<'_> {
+        let guard = PageRead { frames: self, frame };
+        order::acquired(self.bytes(frame) as usize, &guard, true);
+        guard
+    }
+
+    /// Latches a frame exclusively, waiting if need be; returns whether it had to wait.
+    pub fn latch_exclusive(&self, frame: FrameNo) -> (PageWrite<'_>, bool) {
+        let latch = &self.header(frame).latch;
+        let waited = !latch.try_lock_exclusive();
+        if waited {
+            latch.lock_exclusive();
+        }
+        let guard = PageWrite { frames: self, frame };
+        order::acquired(self.bytes(frame) as usize, &guard, true);
+        (guard, waited)
+    }
+
+    /// Latches a frame exclusively if nobody holds it.
+    pub fn try_latch_exclusive(&self, frame: FrameNo) -> Option<PageWrite<'_>> {
+        if !self.header(frame).latch.try_lock_exclusive() {
+            return None;
+        }
+        let guard = PageWrite { frames: self, frame };
+        order::acquired(self.bytes(frame) as usize, &guard, false);
+        Some(guard)
+    }
+}
+
+/// A page under its shared latch.
+pub struct PageRead<'p> {
+    frames: &'p Frames,
+    frame: FrameNo,
+}
+
+/// A page under its exclusive latch.
+pub struct PageWrite<'p> {
+    frames: &'p Frames,
+    frame: FrameNo,
+}
+
+/// A page that stays in its frame. Does not give access to it.
+pub struct Pin<'p> {
+    frames: &'p Frames,
+    frame: FrameNo,
+}
+
+impl<'p> PageRead<'p> {
+    /// Keeps the page in its frame beyond this guard.
+    pub fn pin(&self) -> Pin<'p> {
+        Pin::new(self.frames, self.frame)
+    }
+    pub fn header(&self) -> &'p Frame {
+        self.frames.header(self.frame)
+    }
+}
+
+impl<'p> PageWrite<'p> {
+    /// Keeps the page in its frame beyond this guard.
+    pub fn pin(&self) -> Pin<'p> {
+        Pin::new(self.frames, self.frame)
+    }
+    pub fn header(&self) -> &'p Frame {
+        self.frames.header(self.frame)
+    }
+    pub fn frame(&self) -> FrameNo {
+        self.frame
+    }
+    /// The page got new contents: for the latch-order checker.
+    pub fn note_change(&self) {
+        order::changed(self.frames.bytes(self.frame) as usize, self);
+    }
+    /// Keeps the page latched, but shared.
+    pub fn downgrade(self) -> PageRead<'p> {
+        let (frames, frame) = (self.frames, self.frame);
+        std::mem::forget(self);
+        // SAFETY: the guard held the exclusive latch and was forgotten; the new guard holds the shared one.
+        unsafe { frames.header(frame).latch.downgrade() };
+        PageRead { frames, frame }
+    }
+    /// Enters the frame in the dirty table (F4); whether it was clean.
+    pub fn mark_dirty(&mut self, log_end: Lsn) -> bool {
+        let rec_lsn = &self.header().rec_lsn;
+        let clean = rec_lsn.load(Ordering::SeqCst) == 0;
+        if clean {
+            rec_lsn.store(log_end.0, Ordering::SeqCst);
+        }
+        clean
+    }
+}
+
+impl<'p> Pin<'p> {
+    fn new(frames: &'p Frames, frame: FrameNo) -> Self {
+        frames.header(frame).pins.fetch_add(1, Ordering::SeqCst);
+        Pin { frames, frame }
+    }
+    /// Latches the page exclusively; returns whether it had to wait.
+    pub fn latch_exclusive(&self) -> (PageWrite<'p>, bool) {
+        self.frames.latch_exclusive(self.frame)
+    }
+    /// Latches the page shared.
+    pub fn latch_shared(&self) -> PageRead<'p> {
+        self.frames.latch_shared(self.frame).0
+    }
+    /// The pinned page's number, which cannot change.
+    pub fn page(&self) -> PageId {
+        self.frames.header(self.frame).page()
+    }
+}
+
+impl Drop for PageRead<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        order::released(self.frames.bytes(self.frame) as usize);
+        // SAFETY: the guard holds the shared latch (F1).
+        unsafe { self.frames.header(self.frame).latch.unlock_shared() }
+    }
+}
+
+impl Drop for PageWrite<'_> {
+    fn drop(&mut self) {
+        order::released(self.frames.bytes(self.frame) as usize);
+        // SAFETY: the guard holds the exclusive latch (F1).
+        unsafe { self.frames.header(self.frame).latch.unlock_exclusive() }
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.frames.header(self.frame).pins.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Deref for PageRead<'_> {
+    type Target = PageBytes;
+    #[inline]
+    fn deref(&self) -> &PageBytes {
+        // SAFETY: the shared latch is held, so nobody writes (F1).
+        unsafe { &*self.frames.bytes(self.frame) }
+    }
+}
+
+impl Deref for PageWrite<'_> {
+    type Target = PageBytes;
+    fn deref(&self) -> &PageBytes {
+        // SAFETY: the exclusive latch is held; `&self` excludes `deref_mut` (F1).
+        unsafe { &*self.frames.bytes(self.frame) }
+    }
+}
+
+impl DerefMut for PageWrite<'_> {
+    fn deref_mut(&mut self) -> &mut PageBytes {
+        // SAFETY: the exclusive latch is held, and `&mut self` makes this the only reference (F1).
+        unsafe { &mut *self.frames.bytes(self.frame) }
+    }
+}

@@ -1,0 +1,489 @@
+//! The buffer pool: pages in a fixed amount of memory, transactions over them, checkpoints, space, and recovery.
+//!
+//! The pool promises: a page read from the image was verified before anybody saw it; a transaction's changes are
+//! in the log before they are on disk, and on disk whole or repairable; memory stays within the budget whatever the load.
+//! It fails by returning errors of reads to whoever reads, and by ending all writing after the first failed write.
+//!
+//! - **P1** (the master rule) Holding a page latch or an epoch, a thread never waits for log space, free pages, dirty
+//!   budget, a mutex that is held across I/O, or a sync. Foreground threads never write dirty pages.
+//! - **P2** At most three quarters of the frames are dirty, pinned by transactions or set aside for them; so a reader always
+//!   finds a frame, also after writing has ended.
+
+pub mod epoch;
+mod flush;
+pub mod frames;
+mod order;
+mod recovery;
+mod space;
+mod table;
+pub mod transaction;
+
+pub use epoch::{Alive, Counter, Epochs};
+pub use frames::{PageRead, PageWrite, Pin};
+pub use recovery::{FormatOptions, RecoveryReport};
+pub use transaction::{Need, Reservation};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::defects::{Defect, Defects};
+use crate::error::{Error, Result};
+use crate::page::bitmap::Bitmap;
+use crate::page::format::*;
+use crate::page::node::Node;
+use crate::page::superblock::Superblock;
+use crate::page::{Lsn, PageId, Run};
+use crate::storage::Storage;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex, spin_wait};
+use crate::wal::Log;
+use flush::Flusher;
+use frames::{FrameNo, Frames};
+use space::Space;
+use table::PageTable;
+
+/// How a pool is run.
+#[derive(Clone, Debug)]
+pub struct PoolOptions {
+    /// Memory for pages and what belongs to them, in bytes; at least [`PoolOptions::CACHE_MIN`].
+    pub cache_size: usize,
+    /// The log is made durable at least this often.
+    pub commit_interval: Duration,
+    /// Whether the caller runs [`Pool::run_flusher`] and [`Log::run_writer`] in threads. If not, checkpoints and log writes run
+    /// inside the calls that need them.
+    pub background: bool,
+    /// Planted defects.
+    pub defects: Defects,
+}
+
+impl PoolOptions {
+    /// The smallest cache: 32 pages.
+    pub const CACHE_MIN: usize = 32 * (PAGE_SIZE + FRAME_OVERHEAD);
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        PoolOptions {
+            cache_size: 256 << 20,
+            commit_interval: Duration::from_secs(5),
+            background: true,
+            defects: Defects::default(),
+        }
+    }
+}
+
+const FRAME_OVERHEAD: usize = size_of::<frames::Frame>() + PageTable::BYTES_PER_FRAME;
+
+/// Counters of events that are rare enough for one cache line.
+#[derive(Default, Debug)]
+pub struct PoolStats {
+    /// Pages read from the image.
+    pub pages_read: AtomicU64,
+    /// Pages written home.
+    pub pages_written: AtomicU64,
+    /// Bytes written to the doublewrite area.
+    pub doublewrite_bytes: AtomicU64,
+    /// Checkpoints taken.
+    pub checkpoints: AtomicU64,
+    /// Time spent in them, in microseconds.
+    pub checkpoint_micros: AtomicU64,
+    /// Chunks given back to the host.
+    pub punches: AtomicU64,
+}
+
+/// An open image's pages.
+pub struct Pool {
+    storage: Arc<dyn Storage>,
+    /// The parts of the superblock that never change while the image is open.
+    geometry: Superblock,
+    frames: Frames,
+    table: PageTable,
+    free_frames: Mutex<Vec<FrameNo>>,
+    hand: AtomicUsize,
+    /// Frames that are dirty or set aside for transactions (P2).
+    budget: AtomicUsize,
+    dirty_max: usize,
+    /// The log.
+    pub log: Log,
+    epochs: Epochs,
+    space: Mutex<Space>,
+    growing: Mutex<()>,
+    flusher: Mutex<Flusher>,
+    checkpointed: AtomicU64,
+    /// Checkpoints and flushed batches so far, for those who wait for one.
+    progress: Mutex<u64>,
+    progressed: Condvar,
+    wanted: Condvar,
+    stopping: AtomicBool,
+    background: bool,
+    defects: Defects,
+    /// Counters.
+    pub stats: PoolStats,
+}
+
+impl Pool {
+    /// What the image is: sizes, places, identity.
+    pub fn geometry(&self) -> &Superblock {
+        &self.geometry
+    }
+    /// The underlying storage, for file data.
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+    /// The number of frames.
+    pub fn frame_count(&self) -> usize {
+        self.frames.len()
+    }
+    /// The most frames that transactions may have at once.
+    pub fn dirty_max(&self) -> usize {
+        self.dirty_max
+    }
+    /// Begins an operation; pages that it can see are not reused while it is alive.
+    #[inline]
+    pub fn enter(&self) -> Alive<'_> {
+        self.epochs.enter()
+    }
+    /// The operations' epochs and counters.
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+    /// Planted defects.
+    pub fn defects(&self) -> Defects {
+        self.defects
+    }
+    /// The newest durable checkpoint.
+    pub fn checkpoint_lsn(&self) -> Lsn {
+        Lsn(self.checkpointed.load(Ordering::SeqCst))
+    }
+    /// `Err` if nothing can be written any more.
+    pub fn writable(&self) -> Result<()> {
+        self.log.check()
+    }
+
+    // -- reading ------------------------------------------------------------------------------------------------
+
+    /// The page, under its shared latch.
+    #[inline]
+    pub fn read(&self, id: PageId) -> Result<PageRead<'_>> {
+        self.read_hinted(id, true)
+    }
+
+    /// Like [`Pool::read`]; `keep` false: the page is not worth keeping for this use (a long scan).
+    #[inline]
+    pub fn read_hinted(&self, id: PageId, keep: bool) -> Result<PageRead<'_>> {
+        loop {
+            if let Some(frame) = self.table.find(&self.frames, id) {
+                let (page, waited) = self.frames.latch_shared(frame);
+                if waited {
+                    self.epochs.add(Counter::LatchWaits, 1);
+                }
+                let header = page.header();
+                if header.page() == id {
+                    if keep {
+                        header.touch();
+                    }
+                    return Ok(page);
+                }
+            } else if let Some(page) = self.load(id, keep)? {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Latches a pinned page exclusively.
+    pub fn latch<'p>(&self, pin: &Pin<'p>) -> PageWrite<'p> {
+        let (page, waited) = pin.latch_exclusive();
+        if waited {
+            self.epochs.add(Counter::LatchWaits, 1);
+        }
+        page
+    }
+
+    /// Reads a page from the image into a frame; `None` if somebody else has done so meanwhile.
+    #[cold]
+    fn load(&self, id: PageId, keep: bool) -> Result<Option<PageRead<'_>>> {
+        let mut page = self.empty_frame();
+        {
+            let stripe = self.table.lock(id);
+            if stripe.find(&self.frames, id).is_some() {
+                drop(stripe);
+                self.free_frames.lock().push(page.frame());
+                return Ok(None);
+            }
+            stripe.insert(&self.frames, page.frame(), id);
+        }
+        page.header().usage.store(keep as u32, Ordering::Relaxed);
+        match self.fetch(id, &mut page) {
+            Ok(()) => Ok(Some(page.downgrade())),
+            Err(error) => {
+                self.table.lock(id).remove(&self.frames, page.frame());
+                self.free_frames.lock().push(page.frame());
+                Err(error)
+            }
+        }
+    }
+
+    fn fetch(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
+        self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
+        self.storage.read_at(id.offset(), page).map_err(|e| Error::io("reading a page", e))?;
+        self.verify(id, page).map_err(|reason| Error::corrupt(id, reason))
+    }
+
+    /// Checks a page as it was read from the image.
+    pub fn verify(&self, id: PageId, page: &PageBytes) -> std::result::Result<(), &'static str> {
+        verify_seal(page, id, self.geometry.image())?;
+        if page_lsn(page) > self.log.end() {
+            return Err("page was changed by a record beyond the log's end");
+        }
+        match page_type(page) {
+            TYPE_TREE => Node(page).validate(),
+            TYPE_BITMAP => Bitmap(page).validate(),
+            _ => Err("unknown page type"),
+        }
+    }
+
+    /// An empty frame, latched exclusively. Evicts a clean page by the clock if need be (P2: there is one).
+    fn empty_frame(&self) -> PageWrite<'_> {
+        loop {
+            let free = self.free_frames.lock().pop();
+            if let Some(frame) = free {
+                return self.latch_unused(frame);
+            }
+            for _ in 0..2 * self.frames.len() {
+                if let Some(page) = self.evict_next() {
+                    return page;
+                }
+            }
+            spin_wait();
+        }
+    }
+
+    /// Latches a frame without a page. A thread that followed a stale link may hold the latch for a moment; it waits for
+    /// nothing meanwhile.
+    fn latch_unused(&self, frame: FrameNo) -> PageWrite<'_> {
+        loop {
+            if let Some(page) = self.frames.try_latch_exclusive(frame) {
+                return page;
+            }
+            spin_wait();
+        }
+    }
+
+    fn evict_next(&self) -> Option<PageWrite<'_>> {
+        let frame = (self.hand.fetch_add(1, Ordering::Relaxed) % self.frames.len()) as FrameNo;
+        let header = self.frames.header(frame);
+        let usage = header.usage.load(Ordering::Relaxed);
+        if !header.page().is_some() || !header.is_evictable() {
+            return None;
+        }
+        if usage > 0 {
+            header.usage.store(usage - 1, Ordering::Relaxed);
+            return None;
+        }
+        let page = self.frames.try_latch_exclusive(frame)?;
+        let id = header.page();
+        if !id.is_some() || !header.is_evictable() {
+            return None;
+        }
+        self.table.lock(id).remove(&self.frames, frame);
+        Some(page)
+    }
+
+    // -- space --------------------------------------------------------------------------------------------------
+
+    /// The bitmap page that covers a run.
+    pub fn bitmap_of(&self, run: Run) -> PageId {
+        let group = (run.start.0 - self.geometry.data_offset() / BLOCK_SIZE as u64) / BLOCKS_PER_GROUP as u64;
+        self.geometry.bitmap_page(group as u32)
+    }
+
+    /// Where a run begins within its group.
+    pub fn within_group(&self, run: Run) -> u32 {
+        ((run.start.0 - self.geometry.data_offset() / BLOCK_SIZE as u64) % BLOCKS_PER_GROUP as u64) as u32
+    }
+
+    /// Whether a run lies in one group of the image that exists, behind its bitmap page.
+    pub fn is_valid_run(&self, run: Run) -> bool {
+        self.space.lock().is_valid(run)
+    }
+
+    /// Blocks that are free, or will be soon.
+    pub fn free_blocks(&self) -> u64 {
+        self.space.lock().free_blocks()
+    }
+
+    /// The number of groups with a bitmap page.
+    pub fn groups(&self) -> u32 {
+        self.space.lock().groups()
+    }
+
+    /// Takes up to `want` adjacent blocks for data. They are the caller's until a transaction allocates them, or
+    /// [`Pool::unreserve_blocks`]. Holds no latch; may wait for a checkpoint before it gives up.
+    pub fn reserve_blocks(&self, want: u32) -> Result<Run> {
+        let want = want.clamp(1, BLOCKS_PER_GROUP / 2);
+        for attempt in 0..4 {
+            self.writable()?;
+            if let Some(run) = self.space.lock().take_blocks(want) {
+                return Ok(run);
+            }
+            self.reclaim();
+            if let Some(run) = self.space.lock().take_blocks(want) {
+                return Ok(run);
+            }
+            if self.add_group()? {
+                continue;
+            }
+            if attempt == 3 || !self.space.lock().has_quarantined() {
+                break;
+            }
+            self.log.commit(self.log.end())?;
+            self.wait_for_checkpoint()?;
+        }
+        Err(Error::NoSpace)
+    }
+
+    /// Gives back blocks that were reserved and not used.
+    pub fn unreserve_blocks(&self, run: Run) {
+        self.space.lock().give_blocks(run);
+    }
+
+    /// A record that ends at `lsn` freed a tree page.
+    pub fn page_freed(&self, lsn: Lsn, page: PageId) {
+        if self.defects.has(Defect::ReuseFreedAtOnce) {
+            self.discard(page);
+        }
+        self.space.lock().page_freed(lsn, self.epochs.current(), page);
+    }
+
+    /// A record that ends at `lsn` freed blocks.
+    pub fn run_freed(&self, lsn: Lsn, run: Run) {
+        if self.defects.has(Defect::PunchEarly) {
+            let _ = self.storage.punch(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64);
+        }
+        self.space.lock().run_freed(lsn, self.epochs.current(), run);
+    }
+
+    /// Ends the quarantine of what is safe now. Waits for nothing.
+    pub fn reclaim(&self) {
+        let mut space = self.space.lock();
+        if !space.has_quarantined() {
+            return;
+        }
+        self.epochs.advance();
+        self.epochs.advance();
+        space.reclaim(self.log.durable(), self.checkpoint_lsn(), self.epochs.current(), |page| {
+            self.discard(page)
+        });
+    }
+
+    /// Drops a dead page's frame; `false` if it cannot be dropped yet.
+    fn discard(&self, id: PageId) -> bool {
+        let Some(frame) = self.table.lock(id).find(&self.frames, id) else { return true };
+        let Some(page) = self.frames.try_latch_exclusive(frame) else { return false };
+        let header = page.header();
+        if header.page() != id {
+            return true;
+        }
+        let early = self.defects.has(Defect::ReuseFreedAtOnce);
+        if !header.is_evictable() && !early {
+            return false;
+        }
+        if early && header.rec_lsn.swap(0, Ordering::SeqCst) != 0 {
+            self.budget.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.table.lock(id).remove(&self.frames, frame);
+        self.free_frames.lock().push(frame);
+        true
+    }
+
+    /// Gives free chunks back to the host, at most `max` of them; returns how many.
+    pub fn punch(&self, max: usize) -> Result<usize> {
+        for done in 0..max {
+            let taken = self.space.lock().take_punchable();
+            let Some(run) = taken else { return Ok(done) };
+            crate::storage::sim::set_site("punch");
+            let punched = self.storage.punch(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64);
+            crate::storage::sim::set_site("");
+            self.space.lock().give_punched(run);
+            punched.map_err(|e| self.log.fail(Error::io("giving space back to the host", e)))?;
+            self.stats.punches.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(max)
+    }
+
+    // -- the flusher's thread -----------------------------------------------------------------------------------
+
+    /// Waits until the flusher has done something, or does it.
+    fn wait_for_checkpoint(&self) -> Result<()> {
+        if !self.background {
+            return self.checkpoint();
+        }
+        let mut progress = self.progress.lock();
+        self.wanted.notify_one();
+        let seen = *progress;
+        while *progress == seen && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
+            self.wanted.notify_one();
+            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
+        }
+        drop(progress);
+        self.log.check()
+    }
+
+    fn announce_progress(&self) {
+        *self.progress.lock() += 1;
+        self.progressed.notify_all();
+    }
+
+    /// Whether a checkpoint should run: the log or the dirty budget is three quarters used.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.log.used() >= self.log.size() / 4 * 3
+            || self.budget.load(Ordering::SeqCst) >= self.dirty_max / 4 * 3
+    }
+
+    /// The background flusher. Returns after [`Pool::stop`] or when writing has ended.
+    pub fn run_flusher(&self) {
+        while !self.stopping.load(Ordering::SeqCst) && self.log.failure().is_none() {
+            if self.wants_checkpoint() {
+                // An error is latched in the log, and ends the loop.
+                let _ = self.checkpoint();
+                continue;
+            }
+            self.reclaim();
+            let _ = self.punch(16);
+            let mut progress = self.progress.lock();
+            let asked = !self.wanted.wait_for(&mut progress, Duration::from_millis(100)).timed_out();
+            drop(progress);
+            if asked {
+                let _ = self.checkpoint();
+            }
+        }
+        self.announce_progress();
+    }
+
+    /// Wakes the flusher if there is enough to do.
+    #[inline]
+    pub fn nudge(&self) {
+        if self.background && self.wants_checkpoint() {
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Ends the background threads.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.log.stop();
+        let _progress = self.progress.lock();
+        self.wanted.notify_all();
+        self.progressed.notify_all();
+    }
+
+    /// Writes everything home and marks the image as closed in order. Nothing else runs any more.
+    pub fn close(&self) -> Result<()> {
+        let mut flusher = self.flusher.lock();
+        self.log.commit(self.log.end())?;
+        self.checkpoint_with(&mut flusher, true)
+    }
+}
+
+#[cfg(test)]
+mod tests;

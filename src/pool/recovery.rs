@@ -1,0 +1,501 @@
+//! Making an image, opening it, and recovery.
+//!
+//! Recovery: superblock → scan of the log → repair of torn pages from doublewrite copies → redo of what each page's LSN
+//! lacks → a full checkpoint with a new incarnation, durable before any write is accepted. It logs nothing and is
+//! idempotent: a crash at any point of it leaves an image that recovers to the same state.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::flush::Flusher;
+use super::frames::Frames;
+use super::space::Space;
+use super::table::PageTable;
+use super::*;
+use crate::page::bitmap::BitmapMut;
+use crate::page::node::{NodeBuilder, NodeSpec};
+use crate::page::op;
+use crate::page::superblock::*;
+use crate::page::{PAGE_SIZE, PageBytes, PageId};
+use crate::storage::Storage;
+use crate::storage::sim::set_site;
+use crate::wal::{self, Log, Place, Scan};
+
+/// What an image is made with.
+#[derive(Clone, Debug)]
+pub struct FormatOptions {
+    /// Declared size of the image in bytes; the file is sparse.
+    pub size: u64,
+    /// Size of the log in bytes; by default it follows the image's size.
+    pub log_size: Option<u64>,
+    /// Pages of each doublewrite half; by default it follows the image's size.
+    pub doublewrite_pages: Option<u32>,
+    /// Label.
+    pub label: String,
+    /// UUID. The default is all zeros: a caller who makes real images gives a random one.
+    pub uuid: [u8; 16],
+    /// Seed of the directory hash, to be random as well.
+    pub hash_seed: [u8; 16],
+}
+
+impl Default for FormatOptions {
+    fn default() -> Self {
+        FormatOptions {
+            size: 64 << 30,
+            log_size: None,
+            doublewrite_pages: None,
+            label: String::new(),
+            uuid: [0; 16],
+            hash_seed: [0; 16],
+        }
+    }
+}
+
+/// What opening an image had to do.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveryReport {
+    /// Whether the image had been closed in order.
+    pub clean: bool,
+    /// Bytes of log between the checkpoint and the log's end.
+    pub log_bytes: u64,
+    /// Transactions among them.
+    pub records: u64,
+    /// Changes of pages that had not reached the disk.
+    pub redone: u64,
+    /// Torn pages restored from the doublewrite area.
+    pub repaired: u64,
+    /// Bytes behind the log's end that belonged to writes cut off.
+    pub discarded: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl fmt::Display for RecoveryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.clean {
+            return write!(f, "image was closed cleanly");
+        }
+        write!(
+            f,
+            "recovered in {:.3} s: {} bytes of log scanned, {} records, {} page changes redone, {} pages repaired, \
+             {} bytes discarded at the end",
+            self.elapsed.as_secs_f64(),
+            self.log_bytes,
+            self.records,
+            self.redone,
+            self.repaired,
+            self.discarded
+        )
+    }
+}
+
+/// Makes an empty image.
+fn format(storage: &dyn Storage, options: &FormatOptions) -> Result<()> {
+    let superblock = layout(options)?;
+    let failed = |e| Error::io("making the image", e);
+    if storage.len().map_err(failed)? < superblock.size {
+        storage.set_len(superblock.size).map_err(failed)?;
+    }
+    for at in SUPERBLOCK_OFFSETS {
+        storage.write_at(at, &[0; SUPERBLOCK_SIZE]).map_err(failed)?;
+    }
+    storage.sync().map_err(failed)?;
+    zero(storage, LOG_OFFSET, superblock.data_offset()).map_err(failed)?;
+    let first_chunk = superblock.data_offset();
+    storage.allocate(first_chunk, CHUNK_SIZE as u64).map_err(failed)?;
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let id = superblock.bitmap_page(0);
+    let mut bitmap = BitmapMut(&mut page);
+    bitmap.init(id, superblock.image(), 2 * BLOCKS_PER_PAGE, superblock.group_blocks(0));
+    bitmap.set_chunks(0, 2 * BLOCKS_PER_PAGE, true);
+    write_page(storage, &mut page, id, superblock.checkpoint).map_err(failed)?;
+    let spec = NodeSpec {
+        id: superblock.root,
+        image: superblock.image(),
+        level: 0,
+        flags: 0,
+        low: &[],
+        high: None,
+        right: PageId::NONE,
+    };
+    NodeBuilder::new(&mut page, spec).finish();
+    page[HEADER_SIZE..].fill(0);
+    write_page(storage, &mut page, superblock.root, superblock.checkpoint).map_err(failed)?;
+    storage.sync().map_err(failed)?;
+    let encoded = superblock.encode();
+    for at in SUPERBLOCK_OFFSETS {
+        storage.write_at(at, &encoded).map_err(failed)?;
+    }
+    storage.sync().map_err(failed)
+}
+
+fn write_page(storage: &dyn Storage, page: &mut PageBytes, id: PageId, lsn: Lsn) -> std::io::Result<()> {
+    set_page_lsn(page, lsn);
+    seal(page);
+    storage.write_at(id.offset(), page)
+}
+
+/// Log and doublewrite area are written, not only allocated: an overwrite of written blocks syncs twice as fast.
+fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
+    let zeros = vec![0; CHUNK_SIZE];
+    let mut at = from;
+    while at < to {
+        let n = zeros.len().min((to - at) as usize);
+        storage.write_at(at, &zeros[..n])?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+fn layout(options: &FormatOptions) -> Result<Superblock> {
+    let page = PAGE_SIZE as u64;
+    let size = options.size / page * page;
+    let default_log = (size / 128).clamp(4 << 20, 256 << 20).min((size / 8).max(LOG_SIZE_MIN));
+    let log_size = options.log_size.unwrap_or(default_log / page * page);
+    let default_halves = (log_size / 16 / page).clamp(8, 128) as u32;
+    let doublewrite_pages = options.doublewrite_pages.unwrap_or(default_halves);
+    let mut superblock = Superblock {
+        compat: 0,
+        ro_compat: 0,
+        incompat: 0,
+        uuid: options.uuid,
+        hash_seed: options.hash_seed,
+        label: options.label.clone(),
+        sequence: 0,
+        size,
+        log_size,
+        doublewrite_pages,
+        groups: 1,
+        root: PageId::NONE,
+        // LSN 0 would stand for "clean" in a frame.
+        checkpoint: Lsn(log_size),
+        floor: Lsn(log_size),
+        incarnation: 1,
+        clean: true,
+    };
+    if superblock.label.len() > LABEL_MAX {
+        return Err(Error::TooLarge { what: "label", size: superblock.label.len(), limit: LABEL_MAX });
+    }
+    superblock.root = PageId(superblock.bitmap_page(0).0 + 1);
+    Superblock::decode(&superblock.encode(), size).map_err(|e| match e {
+        SuperblockError::Damaged(reason) => Error::Unusable(format!("cannot make such an image: {reason}")),
+        e => Error::Unusable(format!("cannot make such an image: {e:?}")),
+    })
+}
+
+/// Reads the newer of the two superblocks that are whole.
+pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
+    let len = storage.len().map_err(|e| Error::io("reading the image's size", e))?;
+    let mut best: Option<Superblock> = None;
+    let mut worst: Option<SuperblockError> = None;
+    for at in SUPERBLOCK_OFFSETS {
+        let mut bytes = [0; SUPERBLOCK_SIZE];
+        if at + SUPERBLOCK_SIZE as u64 > len {
+            continue;
+        }
+        storage.read_at(at, &mut bytes).map_err(|e| Error::io("reading the superblock", e))?;
+        match Superblock::decode(&bytes, len) {
+            Ok(s) if best.as_ref().is_none_or(|b| b.sequence < s.sequence) => best = Some(s),
+            Ok(_) => {}
+            Err(e) if matches!(worst, None | Some(SuperblockError::NotAnImage)) => worst = Some(e),
+            Err(_) => {}
+        }
+    }
+    if let Some(superblock) = best {
+        return Ok(superblock);
+    }
+    Err(match worst {
+        None | Some(SuperblockError::NotAnImage) => {
+            Error::Unusable("not a btfs image: the magic number is missing".into())
+        }
+        Some(SuperblockError::Damaged(reason)) => Error::corrupt("both superblocks", reason),
+        Some(SuperblockError::Version(v)) => {
+            Error::Unusable(format!("the image has format version {v}, this program knows up to {VERSION}"))
+        }
+        Some(SuperblockError::Features(f)) => {
+            Error::Unusable(format!("the image needs features that this program lacks: {f:#x}"))
+        }
+    })
+}
+
+impl Pool {
+    /// Makes an empty image: what the storage held is gone.
+    pub fn format(storage: &dyn Storage, options: &FormatOptions) -> Result<()> {
+        format(storage, options)
+    }
+
+    /// Opens an image, with recovery if it was not closed in order. Nothing else uses the storage.
+    pub fn open(storage: Arc<dyn Storage>, options: &PoolOptions) -> Result<(Pool, RecoveryReport)> {
+        let started = Instant::now();
+        let superblock = read_superblock(&*storage)?;
+        if superblock.ro_compat != 0 {
+            return Err(Error::Unusable(format!(
+                "the image needs features to be written that this program lacks: {:#x}",
+                superblock.ro_compat
+            )));
+        }
+        let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
+        let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
+        let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
+        let mut sequence = 0;
+        set_site("recovery");
+        if !superblock.clean {
+            let halves = read_doublewrite(&*storage, &superblock)?;
+            let floor = halves.iter().map(|h| h.floor).max().unwrap_or_default().max(superblock.floor);
+            sequence = halves.iter().map(|h| h.sequence).max().unwrap_or(0);
+            let (from, incarnation) = (superblock.checkpoint, superblock.incarnation);
+            scan = wal::scan(&*storage, place, from, incarnation, floor, |_, _, _| Ok(()))?;
+            report.log_bytes = scan.end.0 - from.0;
+            report.records = scan.records;
+            report.discarded = scan.discarded;
+            report.repaired = repair(&*storage, &superblock, &halves, scan.end, options.defects)?;
+        }
+        let pool = Pool::new(storage, superblock.clone(), sequence, place, scan.end, options)?;
+        if !superblock.clean {
+            pool.redo(place, &superblock, &scan, &mut report)?;
+        }
+        pool.load_groups(superblock.groups)?;
+        pool.begin_incarnation(&superblock)?;
+        pool.forget_dead_pages();
+        set_site("");
+        report.elapsed = started.elapsed();
+        if !report.clean {
+            log::info!("{report}");
+        }
+        Ok((pool, report))
+    }
+
+    fn new(
+        storage: Arc<dyn Storage>,
+        superblock: Superblock,
+        sequence: u64,
+        place: Place,
+        end: Lsn,
+        options: &PoolOptions,
+    ) -> Result<Pool> {
+        let no_memory = |e| Error::io("allocating the cache", e);
+        let count = options.cache_size.max(PoolOptions::CACHE_MIN) / (PAGE_SIZE + FRAME_OVERHEAD);
+        let frames = Frames::new(count).map_err(no_memory)?;
+        let incarnation = superblock.incarnation + !options.defects.has(Defect::SameIncarnation) as u32;
+        Ok(Pool {
+            frames,
+            table: PageTable::new(count),
+            free_frames: Mutex::new((0..count as FrameNo).rev().collect()),
+            hand: AtomicUsize::new(0),
+            budget: AtomicUsize::new(0),
+            dirty_max: count / 4 * 3,
+            log: Log::new(storage.clone(), place, incarnation, end, options.defects),
+            epochs: Epochs::default(),
+            space: Mutex::new(Space::new(superblock.clone(), options.defects)),
+            growing: Mutex::new(()),
+            checkpointed: AtomicU64::new(superblock.checkpoint.0),
+            flusher: Mutex::new(Flusher::new(superblock.clone(), sequence).map_err(no_memory)?),
+            geometry: superblock,
+            storage,
+            progress: Mutex::new(0),
+            progressed: Condvar::new(),
+            wanted: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            background: options.background,
+            defects: options.defects,
+            stats: PoolStats::default(),
+        })
+    }
+
+    /// Applies the log to the pages that lack it.
+    fn redo(
+        &self,
+        place: Place,
+        superblock: &Superblock,
+        scan: &Scan,
+        report: &mut RecoveryReport,
+    ) -> Result<()> {
+        let mut groups = superblock.groups;
+        let mut redone = 0;
+        let again = wal::scan(
+            &*self.storage,
+            place,
+            superblock.checkpoint,
+            superblock.incarnation,
+            scan.floor,
+            |start, end, body| {
+                for section in op::sections(body) {
+                    let damaged = |reason| Error::corrupt(format_args!("log record at {start}"), reason);
+                    let (page, ops) = section.map_err(damaged)?;
+                    redone += self.redo_section(page, ops, start, end).map_err(|e| match e {
+                        Redo::Record(reason) => damaged(reason),
+                        Redo::Page(e) => e,
+                    })? as u64;
+                    if page == superblock.bitmap_page(groups) {
+                        groups += 1;
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        if again.end != scan.end {
+            return Err(Error::corrupt("log", "it reads differently the second time"));
+        }
+        report.redone = redone;
+        self.load_groups(groups)
+    }
+
+    /// Redoes the changes of one page by one record; whether it lacked them.
+    fn redo_section(
+        &self,
+        id: PageId,
+        ops: op::Ops<'_>,
+        start: Lsn,
+        end: Lsn,
+    ) -> std::result::Result<bool, Redo> {
+        let group = (id.offset().saturating_sub(self.geometry.data_offset()) / GROUP_SIZE) as u32;
+        if !self.geometry.is_data_page(id)
+            && (group >= self.geometry.group_count() || id != self.geometry.bitmap_page(group))
+        {
+            return Err(Redo::Record("it changes a page that the image does not have"));
+        }
+        if self.budget.load(Ordering::SeqCst) >= self.dirty_max {
+            let mut flusher = self.flusher.lock();
+            self.flush_older(&mut flusher, Lsn(u64::MAX)).map_err(Redo::Page)?;
+            set_site("recovery");
+        }
+        let mut ops = ops.peekable();
+        let birth = matches!(ops.peek(), Some(Ok(op)) if op.is_birth());
+        let mut page = self.page_for_redo(id, birth).map_err(Redo::Page)?;
+        if !birth && page_lsn(&page) >= end {
+            return Ok(false);
+        }
+        if page.mark_dirty(start) {
+            self.budget.fetch_add(1, Ordering::SeqCst);
+        }
+        for op in ops {
+            op::apply(&mut page, id, self.geometry.image(), &op.map_err(Redo::Record)?)
+                .map_err(Redo::Record)?;
+        }
+        set_page_lsn(&mut page, end);
+        Ok(true)
+    }
+
+    fn page_for_redo(&self, id: PageId, birth: bool) -> Result<PageWrite<'_>> {
+        if birth && self.table.find(&self.frames, id).is_none() {
+            let mut page = self.empty_frame();
+            self.adopt(&mut page, id);
+            // Of the root alone the log may hold records from before it got all new contents, and they need it whole.
+            page.header().newborn.store(id != self.geometry.root, Ordering::SeqCst);
+            return Ok(page);
+        }
+        let pin = self.read(id)?.pin();
+        Ok(self.latch(&pin))
+    }
+
+    fn load_groups(&self, groups: u32) -> Result<()> {
+        let known = self.space.lock().groups();
+        for group in known..groups {
+            let page = self.read(self.geometry.bitmap_page(group))?;
+            self.space.lock().add_group(Bitmap(&page), Lsn(0));
+        }
+        Ok(())
+    }
+
+    /// Redo may have left pages in the pool that the log's end finds freed: their places can be allocated now.
+    fn forget_dead_pages(&self) {
+        for frame in 0..self.frames.len() as FrameNo {
+            let id = self.frames.header(frame).page();
+            let dead = id.is_some() && page_flags(&self.frames.latch_shared(frame).0) & FLAG_DEAD != 0;
+            if dead {
+                self.discard(id);
+            }
+        }
+    }
+
+    /// A full checkpoint, whose superblock begins a new incarnation of the log (`Log::new` writes records of it already).
+    fn begin_incarnation(&self, superblock: &Superblock) -> Result<()> {
+        let mut flusher = self.flusher.lock();
+        if !self.defects.has(Defect::SameIncarnation) {
+            flusher.superblock.incarnation = superblock.incarnation + 1;
+        }
+        self.checkpoint_with(&mut flusher, false)
+    }
+}
+
+/// Why a section could not be redone.
+enum Redo {
+    /// The record is damaged.
+    Record(&'static str),
+    /// The page is, or cannot be read or written.
+    Page(Error),
+}
+
+/// A doublewrite half whose header is whole.
+struct Half {
+    at: u64,
+    sequence: u64,
+    floor: Lsn,
+    pages: Vec<(PageId, Lsn)>,
+}
+
+fn read_doublewrite(storage: &dyn Storage, superblock: &Superblock) -> Result<Vec<Half>> {
+    let mut halves = Vec::new();
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    for half in 0..2 {
+        let at = superblock.doublewrite_offset(half);
+        storage.read_at(at, &mut page[..]).map_err(|e| Error::io("reading the doublewrite area", e))?;
+        let id = PageId(at / PAGE_SIZE as u64);
+        if let Some(h) = DoublewriteHeader::decode(&page, id, superblock.image()) {
+            if h.pages.len() <= superblock.doublewrite_pages as usize {
+                halves.push(Half { at, sequence: h.sequence, floor: h.floor, pages: h.pages });
+            }
+        }
+    }
+    halves.sort_by_key(|h| std::cmp::Reverse(h.sequence));
+    Ok(halves)
+}
+
+/// Restores torn pages from their copies, newest first, and syncs. Only copies between checkpoint and log's end
+/// count: of an older one the place may belong to something else by now.
+fn repair(
+    storage: &dyn Storage,
+    superblock: &Superblock,
+    halves: &[Half],
+    end: Lsn,
+    defects: Defects,
+) -> Result<u64> {
+    let mut repaired = 0;
+    let mut copy: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let mut home: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    for half in halves {
+        for (i, &(id, lsn)) in half.pages.iter().enumerate() {
+            let any = defects.has(Defect::RestoreAnyCopy);
+            let wanted = any || lsn > superblock.checkpoint && lsn <= end;
+            if !wanted
+                || id.offset() + PAGE_SIZE as u64 > superblock.size
+                || id.offset() < superblock.data_offset()
+            {
+                continue;
+            }
+            let at = half.at + (i as u64 + 1) * PAGE_SIZE as u64;
+            let read = |at, page: &mut PageBytes| {
+                storage.read_at(at, page).map_err(|e| Error::io("reading the doublewrite area", e))
+            };
+            read(at, &mut copy)?;
+            read(id.offset(), &mut home)?;
+            let image = superblock.image();
+            if verify_seal(&copy, id, image).is_err() || page_lsn(&copy) != lsn {
+                continue;
+            }
+            if !any && verify_seal(&home, id, image).is_ok() {
+                continue;
+            }
+            storage
+                .write_at(id.offset(), &copy[..])
+                .map_err(|e| Error::io("restoring a page from the doublewrite area", e))?;
+            repaired += 1;
+        }
+    }
+    if repaired > 0 {
+        storage.sync().map_err(|e| Error::io("syncing restored pages", e))?;
+    }
+    Ok(repaired)
+}

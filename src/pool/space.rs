@@ -1,0 +1,455 @@
+//! Space: which pages and blocks can be allocated now.
+//!
+//! The bitmap pages are the truth on disk; this is the volatile side: what is free there and neither reserved
+//! nor in quarantine.
+//!
+//! - **S1** A block is in exactly one of: in use (bitmap), quarantined, reserved by a caller, held as a carved page, available.
+//! - **S2** A freed run leaves quarantine only when the record that freed it is durable and two epochs have passed; a
+//!   freed page only when a checkpoint has passed it, two epochs have passed, and its frame has been discarded.
+//!   Otherwise a crash could bring the old owner back, and find new contents under its name.
+//! - **S3** A page's place was allocated on the host, with the chunk around it, before the page is handed out.
+//! - **S4** What is punched is available while it is punched, held by nobody.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use crate::defects::{Defect, Defects};
+use crate::page::bitmap::Bitmap;
+use crate::page::format::*;
+use crate::page::superblock::Superblock;
+use crate::page::{BlockNo, Lsn, PageId, Run};
+
+/// A chunk, counted over all groups.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Chunk(pub u64);
+
+const WORDS: usize = BLOCKS_PER_GROUP as usize / 64;
+const WORDS_PER_CHUNK: usize = BLOCKS_PER_CHUNK as usize / 64;
+const PAGES_PER_CHUNK: u32 = BLOCKS_PER_CHUNK / BLOCKS_PER_PAGE;
+
+struct Group {
+    /// One bit a block: it can be allocated.
+    available: Box<[u64; WORDS]>,
+    count: u32,
+    /// When the bitmap page was born; 0 if a checkpoint has passed it since.
+    born: Lsn,
+}
+
+/// The volatile side of space allocation. The pool keeps it under a mutex that is never held across I/O.
+pub struct Space {
+    geometry: Superblock,
+    groups: Vec<Group>,
+    /// Pages that are carved and can be handed out; the last one goes first.
+    pages: Vec<PageId>,
+    /// How many of `pages` lie in each chunk.
+    carved: HashMap<Chunk, u32>,
+    freed_pages: VecDeque<(Lsn, u64, PageId)>,
+    freed_runs: VecDeque<(Lsn, u64, Run)>,
+    quarantined: u64,
+    /// Chunks that became available as a whole and have not been punched.
+    punchable: HashSet<Chunk>,
+    /// Where the next search for data blocks begins.
+    cursor: u64,
+    defects: Defects,
+}
+
+impl Space {
+    /// Space of an image of which no group is known yet.
+    pub fn new(geometry: Superblock, defects: Defects) -> Self {
+        Space {
+            geometry,
+            groups: Vec::new(),
+            pages: Vec::new(),
+            carved: HashMap::new(),
+            freed_pages: VecDeque::new(),
+            freed_runs: VecDeque::new(),
+            quarantined: 0,
+            punchable: HashSet::new(),
+            cursor: 0,
+            defects,
+        }
+    }
+
+    /// The number of groups with a bitmap page.
+    pub fn groups(&self) -> u32 {
+        self.groups.len() as u32
+    }
+
+    /// The number of groups whose bitmap page was born before `checkpoint`.
+    pub fn groups_before(&self, checkpoint: Lsn) -> u32 {
+        self.groups.iter().take_while(|g| g.born <= checkpoint).count() as u32
+    }
+
+    /// The next group without a bitmap page, if the image has one.
+    pub fn next_group(&self) -> Option<u32> {
+        (self.groups() < self.geometry.group_count()).then_some(self.groups())
+    }
+
+    /// Learns of the next group; `born` is the end of its birth's record, 0 for one read from the image.
+    pub fn add_group(&mut self, bitmap: Bitmap<'_>, born: Lsn) {
+        let mut available = Box::new([0; WORDS]);
+        for (word, bytes) in available.iter_mut().zip(bitmap.bits().as_chunks::<8>().0) {
+            *word = !u64::from_le_bytes(*bytes);
+        }
+        let number = self.groups.len() as u64;
+        let count = available.iter().map(|w: &u64| w.count_ones()).sum();
+        self.groups.push(Group { available, count, born });
+        for c in 0..CHUNKS_PER_GROUP {
+            if bitmap.holds_pages(c) {
+                self.adopt_page_chunk(Chunk(number * CHUNKS_PER_GROUP as u64 + c as u64));
+            }
+        }
+    }
+
+    /// The free pages of a chunk that holds tree pages stay reserved for tree pages.
+    fn adopt_page_chunk(&mut self, chunk: Chunk) {
+        if self.is_available(chunk) {
+            return;
+        }
+        let first = self.chunk_run(chunk).start;
+        for i in (0..PAGES_PER_CHUNK as u64).rev() {
+            let run = Run { start: BlockNo(first.0 + i * BLOCKS_PER_PAGE as u64), len: BLOCKS_PER_PAGE };
+            if self.all_available(run) {
+                self.take(run);
+                self.push_page(run);
+            }
+        }
+    }
+
+    fn push_page(&mut self, run: Run) {
+        if let Some(page) = run.start.page() {
+            self.pages.push(page);
+            *self.carved.entry(self.chunk_of(run.start)).or_default() += 1;
+        }
+    }
+
+    // -- bits ---------------------------------------------------------------------------------------------------
+
+    fn first_block(&self) -> u64 {
+        self.geometry.data_offset() / BLOCK_SIZE as u64
+    }
+
+    /// The group and the block within it.
+    pub fn locate(&self, block: BlockNo) -> (u32, u32) {
+        let b = block.0 - self.first_block();
+        ((b / BLOCKS_PER_GROUP as u64) as u32, (b % BLOCKS_PER_GROUP as u64) as u32)
+    }
+
+    /// Whether a run lies inside one group that exists, behind the bitmap page.
+    pub fn is_valid(&self, run: Run) -> bool {
+        if run.len == 0 || run.start.0 < self.first_block() {
+            return false;
+        }
+        let (group, start) = self.locate(run.start);
+        group < self.groups()
+            && start >= BLOCKS_PER_PAGE
+            && start as u64 + run.len as u64 <= self.geometry.group_blocks(group) as u64
+    }
+
+    fn block(&self, group: usize, within: u32) -> BlockNo {
+        BlockNo(self.first_block() + group as u64 * BLOCKS_PER_GROUP as u64 + within as u64)
+    }
+
+    fn chunk_of(&self, block: BlockNo) -> Chunk {
+        Chunk((block.0 - self.first_block()) / BLOCKS_PER_CHUNK as u64)
+    }
+
+    /// The blocks of a chunk.
+    pub fn chunk_run(&self, chunk: Chunk) -> Run {
+        let start = BlockNo(self.first_block() + chunk.0 * BLOCKS_PER_CHUNK as u64);
+        Run { start, len: BLOCKS_PER_CHUNK }
+    }
+
+    fn each_word(&mut self, run: Run, mut f: impl FnMut(&mut u64, u64)) -> (usize, u32) {
+        let (group, start) = self.locate(run.start);
+        let group = group as usize;
+        let (mut at, end) = (start, start + run.len);
+        while at < end {
+            let stop = end.min((at / 64 + 1) * 64);
+            let mask = (!0u64 >> (64 - (stop - at))) << (at % 64);
+            f(&mut self.groups[group].available[at as usize / 64], mask);
+            at = stop;
+        }
+        (group, run.len)
+    }
+
+    fn all_available(&mut self, run: Run) -> bool {
+        let mut all = true;
+        self.each_word(run, |w, mask| all &= *w & mask == mask);
+        all
+    }
+
+    fn take(&mut self, run: Run) {
+        let (group, n) = self.each_word(run, |w, mask| {
+            debug_assert!(*w & mask == mask, "S1: blocks taken twice");
+            *w &= !mask;
+        });
+        self.groups[group].count -= n;
+    }
+
+    fn give(&mut self, run: Run) {
+        let (group, n) = self.each_word(run, |w, mask| {
+            debug_assert!(*w & mask == 0, "S1: blocks given back twice");
+            *w |= mask;
+        });
+        self.groups[group].count += n;
+        let (first, last) = (self.chunk_of(run.start), self.chunk_of(BlockNo(run.end().0 - 1)));
+        for c in first.0..=last.0 {
+            if self.is_available(Chunk(c)) {
+                self.punchable.insert(Chunk(c));
+            }
+        }
+    }
+
+    fn is_available(&self, chunk: Chunk) -> bool {
+        let (group, start) = self.locate(self.chunk_run(chunk).start);
+        let first = start as usize / 64;
+        let words = &self.groups[group as usize].available[first..first + WORDS_PER_CHUNK];
+        words.iter().all(|w| *w == !0)
+    }
+
+    /// Blocks that can be allocated now or soon: available, quarantined, and free places for pages.
+    pub fn free_blocks(&self) -> u64 {
+        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
+        let unborn: u64 = (self.groups()..self.geometry.group_count())
+            .map(|g| (self.geometry.group_blocks(g) as u64).saturating_sub(BLOCKS_PER_PAGE as u64))
+            .sum();
+        available + self.quarantined + unborn + self.pages.len() as u64 * BLOCKS_PER_PAGE as u64
+    }
+
+    // -- pages --------------------------------------------------------------------------------------------------
+
+    /// Hands out `n` pages, or none.
+    pub fn take_pages(&mut self, n: usize) -> Option<Vec<PageId>> {
+        let keep = self.pages.len().checked_sub(n)?;
+        let mut taken = self.pages.split_off(keep);
+        taken.reverse();
+        for page in &taken {
+            self.uncarve(*page);
+        }
+        Some(taken)
+    }
+
+    fn uncarve(&mut self, page: PageId) {
+        let chunk = self.chunk_of(page.block());
+        if let Some(n) = self.carved.get_mut(&chunk) {
+            *n -= 1;
+            if *n == 0 {
+                self.carved.remove(&chunk);
+            }
+        }
+    }
+
+    /// Takes back pages that were handed out and not used.
+    pub fn give_pages(&mut self, pages: &[PageId]) {
+        for page in pages.iter().rev() {
+            self.push_page(page.run());
+        }
+    }
+
+    /// Takes a whole chunk out of what is available, for the pool to allocate on the host and give to [`Space::carve`].
+    pub fn take_chunk(&mut self) -> Option<Run> {
+        for group in 0..self.groups.len() {
+            if self.groups[group].count < BLOCKS_PER_CHUNK {
+                continue;
+            }
+            let words = self.groups[group].available.as_chunks::<WORDS_PER_CHUNK>().0;
+            if let Some(c) = words.iter().position(|w| w.iter().all(|w| *w == !0)) {
+                let run = self.chunk_run(Chunk(group as u64 * CHUNKS_PER_GROUP as u64 + c as u64));
+                self.take(run);
+                return Some(run);
+            }
+        }
+        None
+    }
+
+    /// Where no whole chunk is left: any aligned place for one page.
+    pub fn take_odd_page(&mut self) -> Option<Run> {
+        for group in 0..self.groups.len() {
+            for word in 0..WORDS {
+                let bits = self.groups[group].available[word];
+                let four = bits & bits >> 1 & bits >> 2 & bits >> 3 & 0x1111_1111_1111_1111;
+                if four != 0 {
+                    let start = self.block(group, word as u32 * 64 + four.trailing_zeros());
+                    let run = Run { start, len: BLOCKS_PER_PAGE };
+                    self.take(run);
+                    return Some(run);
+                }
+            }
+        }
+        None
+    }
+
+    /// The host has allocated the run: its pages can be handed out, lowest first.
+    pub fn carve(&mut self, run: Run) {
+        for i in (0..run.len / BLOCKS_PER_PAGE).rev() {
+            let start = BlockNo(run.start.0 + (i * BLOCKS_PER_PAGE) as u64);
+            self.push_page(Run { start, len: BLOCKS_PER_PAGE });
+        }
+    }
+
+    // -- data blocks --------------------------------------------------------------------------------------------
+
+    /// Blocks that data may not take: the tree needs them to free anything at all.
+    fn reserve(&self) -> u64 {
+        let total = self.geometry.size / BLOCK_SIZE as u64;
+        (total / 128).clamp(BLOCKS_PER_CHUNK as u64 / 4, 64 * BLOCKS_PER_CHUNK as u64)
+    }
+
+    /// Takes up to `want` adjacent blocks for data, as near behind the last ones as can be.
+    pub fn take_blocks(&mut self, want: u32) -> Option<Run> {
+        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
+        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
+        if self.next_group().is_none() && available + carved < self.reserve() + want as u64 {
+            return None;
+        }
+        let mut best: Option<Run> = None;
+        let groups = self.groups.len() as u64;
+        let begin = (self.cursor / BLOCKS_PER_GROUP as u64).min(groups);
+        for g in (begin..groups).chain(0..begin) {
+            let from = if g == begin { (self.cursor % BLOCKS_PER_GROUP as u64) as u32 } else { 0 };
+            for from in [from, 0] {
+                let run = self.find_run(g as usize, from, want);
+                if run.is_some_and(|r| best.is_none_or(|b| r.len > b.len)) {
+                    best = run;
+                }
+                if best.is_some_and(|b| b.len == want) || from == 0 {
+                    break;
+                }
+            }
+            if best.is_some_and(|b| b.len == want) {
+                break;
+            }
+        }
+        let run = best?;
+        self.take(run);
+        self.cursor = run.end().0 - self.first_block();
+        Some(run)
+    }
+
+    /// The first run of `want` blocks from `from` on, or else the longest one.
+    fn find_run(&self, group: usize, from: u32, want: u32) -> Option<Run> {
+        let g = &self.groups[group];
+        if g.count == 0 {
+            return None;
+        }
+        let (mut best, mut best_len) = (0, 0);
+        let mut at = from;
+        while at < BLOCKS_PER_GROUP && best_len < want {
+            let word = g.available[at as usize / 64] >> (at % 64);
+            if word == 0 {
+                at = (at / 64 + 1) * 64;
+                continue;
+            }
+            at += word.trailing_zeros();
+            let start = at;
+            while at < BLOCKS_PER_GROUP && at - start < want {
+                let ones = (!(g.available[at as usize / 64] >> (at % 64))).trailing_zeros();
+                let ones = ones.min(64 - at % 64);
+                at += ones;
+                if ones == 0 || at % 64 != 0 {
+                    break;
+                }
+            }
+            let len = (at - start).min(want);
+            if len > best_len {
+                (best, best_len) = (start, len);
+            }
+        }
+        (best_len > 0).then(|| Run { start: self.block(group, best), len: best_len })
+    }
+
+    /// Takes back blocks that were handed out and not used.
+    pub fn give_blocks(&mut self, run: Run) {
+        self.give(run);
+    }
+
+    // -- quarantine ---------------------------------------------------------------------------------------------
+
+    /// A record that ends at `lsn` freed the page.
+    pub fn page_freed(&mut self, lsn: Lsn, epoch: u64, page: PageId) {
+        if self.defects.has(Defect::ReuseFreedAtOnce) {
+            return self.push_page(page.run());
+        }
+        self.quarantined += BLOCKS_PER_PAGE as u64;
+        self.freed_pages.push_back((lsn, epoch, page));
+    }
+
+    /// A record that ends at `lsn` freed the run.
+    pub fn run_freed(&mut self, lsn: Lsn, epoch: u64, run: Run) {
+        if self.defects.has(Defect::ReuseFreedAtOnce) {
+            return self.give(run);
+        }
+        self.quarantined += run.len as u64;
+        self.freed_runs.push_back((lsn, epoch, run));
+    }
+
+    /// Whether anything waits in quarantine.
+    pub fn has_quarantined(&self) -> bool {
+        self.quarantined > 0
+    }
+
+    /// Ends the quarantine of what is safe now (S2). `discard` drops a page's frame, if it can.
+    pub fn reclaim(
+        &mut self,
+        durable: Lsn,
+        checkpoint: Lsn,
+        epoch: u64,
+        mut discard: impl FnMut(PageId) -> bool,
+    ) {
+        while let Some(&(lsn, freed, run)) = self.freed_runs.front() {
+            if lsn > durable || freed + 2 > epoch {
+                break;
+            }
+            self.freed_runs.pop_front();
+            self.quarantined -= run.len as u64;
+            self.give(run);
+        }
+        while let Some(&(lsn, freed, page)) = self.freed_pages.front() {
+            if lsn > checkpoint || freed + 2 > epoch || !discard(page) {
+                break;
+            }
+            self.freed_pages.pop_front();
+            self.quarantined -= BLOCKS_PER_PAGE as u64;
+            self.push_page(page.run());
+        }
+        for group in &mut self.groups {
+            if group.born <= checkpoint {
+                group.born = Lsn(0);
+            }
+        }
+        self.release_empty_chunks();
+    }
+
+    /// Chunks all of whose pages are free become available to data, but for one that is kept for the next pages.
+    fn release_empty_chunks(&mut self) {
+        let mut empty: Vec<Chunk> =
+            self.carved.iter().filter(|(_, n)| **n == PAGES_PER_CHUNK).map(|(c, _)| *c).collect();
+        empty.sort_unstable();
+        let enough = self.pages.len() >= 2 * PAGES_PER_CHUNK as usize;
+        for chunk in empty.into_iter().skip(1).filter(|_| enough) {
+            let run = self.chunk_run(chunk);
+            self.carved.remove(&chunk);
+            self.pages.retain(|p| !(run.start..run.end()).contains(&p.block()));
+            self.give(run);
+        }
+    }
+
+    /// Takes a chunk that is available as a whole and that the host may take back; give it back when it is punched (S4).
+    pub fn take_punchable(&mut self) -> Option<Run> {
+        loop {
+            let chunk = *self.punchable.iter().next()?;
+            self.punchable.remove(&chunk);
+            if self.is_available(chunk) {
+                let run = self.chunk_run(chunk);
+                self.take(run);
+                return Some(run);
+            }
+        }
+    }
+
+    /// The chunk has been punched.
+    pub fn give_punched(&mut self, run: Run) {
+        self.give(run);
+        self.punchable.remove(&self.chunk_of(run.start));
+    }
+}

@@ -1,0 +1,315 @@
+//! Transactions: what a change of pages needs is reserved with nothing held; then it is one log record.
+//!
+//! - **T1** A reservation is acquired all at once: whoever does not get every part gives the others back and waits with
+//!   nothing held. So no two reservations wait for each other.
+//! - **T2** From the first latch to the last, nothing waits but for latches, in their order.
+//! - **T3** The same sections that are appended to the log are applied to the pages, by the same code as in redo.
+
+use std::sync::atomic::Ordering;
+
+use super::Pool;
+use super::frames::{FrameNo, PageWrite, Pin};
+use crate::defects::Defect;
+use crate::error::{Error, Result};
+use crate::page::format::{BLOCK_SIZE, init_header, set_page_lsn};
+use crate::page::op::{self, Op};
+use crate::page::{Lsn, PageId, Run};
+use crate::wal::{Log, Shortage};
+
+/// What a transaction needs at the most.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Need {
+    /// Frames that may become dirty or stay pinned, those of new pages not counted.
+    pub frames: usize,
+    /// New pages.
+    pub pages: usize,
+    /// Bytes of log: the sum of [`Log::record_size`] over the records.
+    pub log: u64,
+}
+
+/// What a transaction may use. The rest is given back when it is dropped.
+pub struct Reservation<'p> {
+    pool: &'p Pool,
+    frames: usize,
+    /// Bytes of log left.
+    pub log: u64,
+    pages: Vec<PageId>,
+    spare: Vec<FrameNo>,
+    /// The bitmap pages of `pages`, ascending.
+    bitmaps: Vec<Pin<'p>>,
+}
+
+enum Lacking {
+    Frames,
+    Log(Shortage),
+    Pages,
+}
+
+impl Pool {
+    /// Reserves, waiting for checkpoints and log writes where need be. The caller holds no latch and no epoch.
+    pub fn reserve(&self, need: Need) -> Result<Reservation<'_>> {
+        let frames = need.frames + 2 * need.pages;
+        if frames > self.dirty_max {
+            return Err(Error::TooLarge { what: "pages of a batch", size: frames, limit: self.dirty_max });
+        }
+        if need.log > self.log.reservation_max() {
+            let (size, limit) = (need.log as usize, self.log.reservation_max() as usize);
+            return Err(Error::TooLarge { what: "log record of a batch", size, limit });
+        }
+        let mut full = 0;
+        loop {
+            self.writable()?;
+            match self.try_reserve(frames, need)? {
+                Ok(reservation) => return Ok(reservation),
+                Err(Lacking::Pages) => {
+                    self.find_pages(need.pages, &mut full)?;
+                }
+                Err(Lacking::Log(Shortage::Buffer)) => self.log.commit(self.log.end())?,
+                Err(Lacking::Frames | Lacking::Log(Shortage::Space)) => self.wait_for_checkpoint()?,
+            }
+        }
+    }
+
+    fn try_reserve(
+        &self,
+        frames: usize,
+        need: Need,
+    ) -> Result<std::result::Result<Reservation<'_>, Lacking>> {
+        let grown = self.budget.fetch_add(frames, Ordering::SeqCst) + frames;
+        let mut reservation = Reservation {
+            pool: self,
+            frames,
+            log: 0,
+            pages: Vec::new(),
+            spare: Vec::new(),
+            bitmaps: Vec::new(),
+        };
+        if grown > self.dirty_max {
+            return Ok(Err(Lacking::Frames));
+        }
+        if let Err(shortage) = self.log.try_reserve(need.log) {
+            return Ok(Err(Lacking::Log(shortage)));
+        }
+        reservation.log = need.log;
+        if need.pages > 0 {
+            match self.space.lock().take_pages(need.pages) {
+                Some(pages) => reservation.pages = pages,
+                None => return Ok(Err(Lacking::Pages)),
+            }
+            for _ in 0..need.pages {
+                reservation.spare.push(self.empty_frame().frame());
+            }
+            reservation.bitmaps = self.pin_bitmaps(reservation.pages.iter().map(|p| p.run()))?;
+        }
+        Ok(Ok(reservation))
+    }
+
+    /// Pins the bitmap pages of some runs, ascending, each once.
+    pub fn pin_bitmaps(&self, runs: impl Iterator<Item = Run>) -> Result<Vec<Pin<'_>>> {
+        let mut groups: Vec<u32> = {
+            let space = self.space.lock();
+            runs.map(|run| space.locate(run.start).0).collect()
+        };
+        groups.sort_unstable();
+        groups.dedup();
+        groups.iter().map(|g| Ok(self.read(self.geometry.bitmap_page(*g))?.pin())).collect()
+    }
+
+    /// Makes pages available: from a free chunk, a new group, or what is in quarantine.
+    fn find_pages(&self, pages: usize, full: &mut u32) -> Result<()> {
+        self.reclaim();
+        let chunk = self.space.lock().take_chunk();
+        if let Some(run) = chunk {
+            return self.carve(run);
+        }
+        if self.add_group()? {
+            return Ok(());
+        }
+        *full += 1;
+        if *full <= 3 && self.space.lock().has_quarantined() {
+            self.log.commit(self.log.end())?;
+            self.wait_for_checkpoint()?;
+            return Ok(());
+        }
+        for _ in 0..pages {
+            let run = self.space.lock().take_odd_page();
+            self.carve(run.ok_or(Error::NoSpace)?)?;
+        }
+        if *full > 6 { Err(Error::NoSpace) } else { Ok(()) }
+    }
+
+    /// Takes `n` pages for a bulk load; they go into a later transaction, or back by [`Pool::give_pages`].
+    pub fn take_pages(&self, n: usize) -> Result<Vec<PageId>> {
+        let mut full = 0;
+        loop {
+            self.writable()?;
+            if let Some(pages) = self.space.lock().take_pages(n) {
+                return Ok(pages);
+            }
+            self.find_pages(n, &mut full)?;
+        }
+    }
+
+    /// Takes back pages that were not used.
+    pub fn give_pages(&self, pages: &[PageId]) {
+        self.space.lock().give_pages(pages);
+    }
+
+    fn carve(&self, run: Run) -> Result<()> {
+        let allocated = self.storage.allocate(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64);
+        let mut space = self.space.lock();
+        match allocated {
+            Ok(()) => {
+                space.carve(run);
+                Ok(())
+            }
+            Err(e) => {
+                space.give_blocks(run);
+                match e.raw_os_error() {
+                    Some(libc::ENOSPC | libc::EDQUOT) => Err(Error::NoSpace),
+                    _ => Err(Error::io("allocating space for pages", e)),
+                }
+            }
+        }
+    }
+
+    /// Gives the next group its bitmap page; `false` when the image has no more groups.
+    pub fn add_group(&self) -> Result<bool> {
+        let _growing = self.growing.lock();
+        let Some(group) = self.space.lock().next_group() else { return Ok(false) };
+        let page = self.geometry.bitmap_page(group);
+        self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64).map_err(|e| {
+            match e.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
+                _ => Error::io("allocating space for a bitmap", e),
+            }
+        })?;
+        let need = Need { frames: 1, pages: 0, log: Log::record_size(64) };
+        let mut reservation = self.reserve(need)?;
+        let mut body = Vec::new();
+        let section = op::begin_section(&mut body, page);
+        let end = self.geometry.group_blocks(group);
+        Op::InitBitmap { used: crate::page::BLOCKS_PER_PAGE.min(end), end }.encode(&mut body);
+        op::end_section(&mut body, section);
+        let mut frame = self.empty_frame();
+        self.adopt(&mut frame, page);
+        let lsn = reservation.commit(&mut [&mut frame], &body);
+        self.space.lock().add_group(crate::page::bitmap::Bitmap(&frame), lsn);
+        Ok(true)
+    }
+}
+
+impl<'p> Reservation<'p> {
+    /// How many new pages are left.
+    pub fn pages_left(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Takes a new page, latched exclusively: nobody else knows of it yet.
+    pub fn new_page(&mut self) -> Option<(PageId, PageWrite<'p>)> {
+        let id = self.pages.pop()?;
+        let frame = self.spare.pop()?;
+        let mut latched = self.pool.latch_unused(frame);
+        self.pool.adopt(&mut latched, id);
+        Some((id, latched))
+    }
+
+    /// The bitmap pages of some runs, latched exclusively in their order. They must be last among all latches.
+    pub fn latch_bitmaps(&self, pins: &[Pin<'p>]) -> Vec<PageWrite<'p>> {
+        pins.iter().map(|p| self.pool.latch(p)).collect()
+    }
+
+    /// The pinned bitmap page that covers a page of this reservation.
+    pub fn latch_bitmap_of(&self, page: PageId) -> Result<PageWrite<'p>> {
+        let id = self.pool.bitmap_of(page.run());
+        let pin = self.bitmaps.iter().find(|p| p.page() == id);
+        pin.map(|p| self.pool.latch(p)).ok_or_else(|| Error::corrupt(page, "bitmap page is not pinned"))
+    }
+
+    /// Makes the sections of `body` one log record and applies them to `guards`, which are latched exclusively and stand in
+    /// the order of the sections (guards without a section may stand between). Returns the record's end LSN.
+    ///
+    /// # Panics
+    /// If a section cannot be applied. The caller has checked that it can, so this is a bug, and to go on would
+    /// damage the image: a crash and redo of the log is safe.
+    pub fn commit(&mut self, guards: &mut [&mut PageWrite<'p>], body: &[u8]) -> Lsn {
+        let pool = self.pool;
+        let late = pool.defects.has(Defect::DirtyAfterAppend);
+        if !late {
+            self.mark_dirty(guards, body);
+        }
+        let start = pool.log.end();
+        let end = pool.log.append(body, &mut self.log);
+        if late {
+            self.mark_dirty(guards, body);
+        }
+        let stamp = if pool.defects.has(Defect::StampStartLsn) { start } else { end };
+        let mut at = 0;
+        for section in op::sections(body) {
+            let applied = section.and_then(|(page, ops)| {
+                while guards.get(at).is_some_and(|g| g.header().page() != page) {
+                    at += 1;
+                }
+                let guard = guards.get_mut(at).ok_or("no latch is held for a section")?;
+                for op in ops {
+                    op::apply(guard, page, pool.geometry.image(), &op?)?;
+                }
+                set_page_lsn(guard, stamp);
+                guard.note_change();
+                Ok(())
+            });
+            if let Err(reason) = applied {
+                panic!("a logged change does not apply to its page: {reason}");
+            }
+        }
+        end
+    }
+
+    fn mark_dirty(&mut self, guards: &mut [&mut PageWrite<'p>], body: &[u8]) {
+        let log_end = self.pool.log.end();
+        let mut at = 0;
+        for (page, _) in op::sections(body).flatten() {
+            while guards.get(at).is_some_and(|g| g.header().page() != page) {
+                at += 1;
+            }
+            let Some(guard) = guards.get_mut(at) else { return };
+            if guard.mark_dirty(log_end) {
+                assert!(self.frames > 0, "a transaction changes more pages than it reserved");
+                self.frames -= 1;
+            }
+        }
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.bitmaps.clear();
+        let pool = self.pool;
+        if self.log > 0 {
+            pool.log.unreserve(self.log);
+        }
+        if self.frames > 0 {
+            pool.budget.fetch_sub(self.frames, Ordering::SeqCst);
+        }
+        if !self.pages.is_empty() {
+            pool.space.lock().give_pages(&self.pages);
+        }
+        if !self.spare.is_empty() {
+            pool.free_frames.lock().append(&mut self.spare);
+        }
+    }
+}
+
+impl Pool {
+    /// Puts a page without contents into an empty frame: it will be born by the next record.
+    pub(super) fn adopt(&self, frame: &mut PageWrite<'_>, id: PageId) {
+        init_header(frame, 0, id, self.geometry.image());
+        frame.note_change();
+        let header = frame.header();
+        header.newborn.store(true, Ordering::SeqCst);
+        header.usage.store(1, Ordering::Relaxed);
+        let stripe = self.table.lock(id);
+        assert!(stripe.find(&self.frames, id).is_none(), "a new page is still in the pool");
+        stripe.insert(&self.frames, frame.frame(), id);
+    }
+}

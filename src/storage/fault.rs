@@ -1,0 +1,195 @@
+//! A storage that counts what another one is asked to do, and fails a chosen operation.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::{Counts, OpKind, Storage, total_len};
+
+/// Which operation is to fail, and how.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    kinds: Vec<OpKind>,
+    nth: u64,
+    forever: bool,
+    partial: bool,
+    errno: i32,
+}
+
+impl Fault {
+    /// The `nth` operation of these kinds, counted from 0 since the fault was armed, fails with EIO and
+    /// without effect. Those after it succeed.
+    pub fn nth(kinds: &[OpKind], nth: u64) -> Self {
+        Fault { kinds: kinds.to_vec(), nth, forever: false, partial: false, errno: libc::EIO }
+    }
+
+    /// From the `nth` on, all operations of these kinds fail.
+    pub fn forever(self) -> Self {
+        Fault { forever: true, ..self }
+    }
+
+    /// A write that fails has already written the first half of its bytes.
+    pub fn partial(self) -> Self {
+        Fault { partial: true, ..self }
+    }
+
+    /// The error to return, instead of EIO.
+    pub fn errno(self, errno: i32) -> Self {
+        Fault { errno, ..self }
+    }
+}
+
+struct Armed {
+    fault: Fault,
+    seen: u64,
+    fired: u64,
+}
+
+/// Counts the operations of `S`, and fails one of them if a [`Fault`] is armed.
+pub struct FaultStorage<S> {
+    inner: S,
+    calls: [AtomicU64; OpKind::ALL.len()],
+    bytes: [AtomicU64; OpKind::ALL.len()],
+    /// Whether to look at `armed` at all, so that counting alone takes no lock.
+    is_armed: AtomicBool,
+    armed: Mutex<Option<Armed>>,
+}
+
+/// What to do about an operation that is to fail.
+struct Failure {
+    partial: bool,
+    error: io::Error,
+}
+
+impl<S: Storage> FaultStorage<S> {
+    /// Passes everything on to `inner` until a fault is armed.
+    pub fn new(inner: S) -> Self {
+        FaultStorage {
+            inner,
+            calls: Default::default(),
+            bytes: Default::default(),
+            is_armed: AtomicBool::new(false),
+            armed: Mutex::new(None),
+        }
+    }
+
+    /// The storage that does the work.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// What was asked for since the beginning; take the difference of two with [`Counts::since`].
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for kind in OpKind::ALL {
+            let [calls, bytes] =
+                [&self.calls, &self.bytes].map(|of| of[kind as usize].load(Ordering::Relaxed));
+            counts.add(kind, calls, bytes);
+        }
+        counts
+    }
+
+    /// Arms this fault in place of any other, and counts its operations from here.
+    pub fn arm(&self, fault: Fault) {
+        *self.armed.lock() = Some(Armed { fault, seen: 0, fired: 0 });
+        self.is_armed.store(true, Ordering::Release);
+    }
+
+    /// Lets everything succeed again. Returns how many operations the fault has failed.
+    pub fn disarm(&self) -> u64 {
+        self.is_armed.store(false, Ordering::Release);
+        self.armed.lock().take().map_or(0, |armed| armed.fired)
+    }
+
+    /// How many operations the armed fault has failed so far.
+    pub fn fired(&self) -> u64 {
+        self.armed.lock().as_ref().map_or(0, |armed| armed.fired)
+    }
+
+    /// Counts an operation, and decides whether it fails.
+    fn begin(&self, kind: OpKind, bytes: u64) -> Result<(), Failure> {
+        self.calls[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.bytes[kind as usize].fetch_add(bytes, Ordering::Relaxed);
+        if !self.is_armed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut armed = self.armed.lock();
+        let Some(armed) = armed.as_mut().filter(|armed| armed.fault.kinds.contains(&kind)) else {
+            return Ok(());
+        };
+        let number = armed.seen;
+        armed.seen += 1;
+        if number < armed.fault.nth || (number > armed.fault.nth && !armed.fault.forever) {
+            return Ok(());
+        }
+        armed.fired += 1;
+        let error = io::Error::from_raw_os_error(armed.fault.errno);
+        Err(Failure { partial: armed.fault.partial, error })
+    }
+
+    /// [`FaultStorage::begin`] for an operation that has no partial effect.
+    fn begin_whole(&self, kind: OpKind, bytes: u64) -> io::Result<()> {
+        self.begin(kind, bytes).map_err(|failure| failure.error)
+    }
+
+    /// Fails a write, with its first half written if the fault wants that.
+    fn fail_write(&self, failure: Failure, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if failure.partial {
+            self.inner.write_at(offset, &bytes[..bytes.len() / 2])?;
+        }
+        Err(failure.error)
+    }
+}
+
+impl<S: Storage> Storage for FaultStorage<S> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.begin_whole(OpKind::Read, buf.len() as u64)?;
+        self.inner.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        match self.begin(OpKind::Write, buf.len() as u64) {
+            Ok(()) => self.inner.write_at(offset, buf),
+            Err(failure) => self.fail_write(failure, offset, buf),
+        }
+    }
+
+    fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
+        match self.begin(OpKind::Write, total_len(bufs)) {
+            Ok(()) => self.inner.write_vectored_at(offset, bufs),
+            Err(failure) => self.fail_write(failure, offset, &bufs.concat()),
+        }
+    }
+
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        match self.begin(OpKind::WriteDurable, buf.len() as u64) {
+            Ok(()) => self.inner.write_durable_at(offset, buf),
+            Err(failure) => self.fail_write(failure, offset, buf),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.begin_whole(OpKind::Sync, 0)?;
+        self.inner.sync()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.begin_whole(OpKind::SetLen, 0)?;
+        self.inner.set_len(len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.begin_whole(OpKind::Allocate, len)?;
+        self.inner.allocate(offset, len)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.begin_whole(OpKind::Punch, len)?;
+        self.inner.punch(offset, len)
+    }
+}

@@ -1,0 +1,373 @@
+//! A regular file or a block device as a storage.
+//!
+//! Invariants:
+//! - I1. The image is locked by flock as long as it is open: exclusively for writing, shared for reading. The
+//!   lock is taken once, on the buffered descriptor, before anything is read or changed.
+//! - I2. Both descriptors are of the same inode.
+//! - I3. Direct I/O is an optimisation: whatever refuses it is done by the buffered descriptor instead.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::lock::find_holder;
+use super::{OpenError, Storage, sys};
+
+/// Direct I/O needs offset, length and memory at multiples of this, in bytes. Larger than what most devices
+/// need, and a page of the page cache, so that direct and buffered calls never share one.
+const DIRECT_ALIGN: u64 = 4096;
+/// Shorter calls are buffered, in bytes.
+const DIRECT_LEN_MIN: u64 = 16384;
+/// How long to try to get the lock. A holder that has closed the image or was killed can still have it for a
+/// moment: a child that it forked has a copy of the descriptor until it calls exec.
+const LOCK_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Whether an image is opened to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reading and writing; nobody else may have it open.
+    ReadWrite,
+    /// Reading only; others may read a file as well, but nobody may write. Writes fail with
+    /// [`io::ErrorKind::PermissionDenied`].
+    ReadOnly,
+}
+
+/// An image in a regular file or on a block device, locked while this exists.
+///
+/// Calls of at least 16 KiB whose offset, length and memory are multiples of 4096 bypass the page cache
+/// (`O_DIRECT`); all others, and durable writes, are buffered.
+#[derive(Debug)]
+pub struct FileStorage {
+    buffered: File,
+    direct: Option<File>,
+    mode: OpenMode,
+    is_device: bool,
+    /// What the host turned out not to support.
+    no_direct: AtomicBool,
+    no_dsync: AtomicBool,
+    no_allocate: AtomicBool,
+    no_punch: AtomicBool,
+}
+
+impl FileStorage {
+    /// Opens and locks an image that is there.
+    pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let is_device = check_type(path, &fs::metadata(path).map_err(|error| open_error(path, error))?)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(mode == OpenMode::ReadWrite);
+        Self::open_with(path, &mut options, mode, is_device)
+    }
+
+    /// Creates an empty image that only its owner may read or write, and locks it.
+    ///
+    /// If there is one already, this fails with [`OpenError::Exists`], or, if `overwrite` is set, empties it
+    /// after locking it. Devices exist always, and keep their content.
+    pub fn create(path: impl AsRef<Path>, overwrite: bool) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let is_device = match fs::metadata(path) {
+            Ok(_) if !overwrite => return Err(OpenError::Exists { path: path.into() }),
+            Ok(metadata) => check_type(path, &metadata)?,
+            Err(_) => false,
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        // Not truncated before it is locked: somebody may have it open.
+        options.create(overwrite && !is_device).truncate(false).create_new(!overwrite);
+        let storage = Self::open_with(path, &mut options, OpenMode::ReadWrite, is_device)?;
+        if !is_device {
+            storage.buffered.set_len(0).map_err(|error| open_error(path, error))?;
+            sync_parent(path).map_err(|error| open_error(path, error))?;
+        }
+        Ok(storage)
+    }
+
+    fn open_with(
+        path: &Path,
+        options: &mut OpenOptions,
+        mode: OpenMode,
+        is_device: bool,
+    ) -> Result<Self, OpenError> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match Self::try_open(path, options, mode, is_device) {
+                Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
+                    thread::sleep(LOCK_PATIENCE / 10)
+                }
+                Err(OpenError::InUse { path, .. }) => {
+                    let holder = fs::metadata(&path).ok().and_then(|metadata| find_holder(&metadata));
+                    return Err(OpenError::InUse { path, holder });
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Opens and locks; does not look for the holder if somebody has it open.
+    fn try_open(
+        path: &Path,
+        options: &mut OpenOptions,
+        mode: OpenMode,
+        is_device: bool,
+    ) -> Result<Self, OpenError> {
+        let fail = |error| open_error(path, error);
+        let in_use = || OpenError::InUse { path: path.into(), holder: None };
+        // On a device, O_EXCL keeps out mounts, and those who use another node of the same device.
+        let opened = options.custom_flags(if is_device { libc::O_EXCL } else { 0 }).open(path);
+        let buffered = opened.map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy if is_device => in_use(),
+            _ => fail(error),
+        })?;
+        let metadata = buffered.metadata().map_err(fail)?;
+        if check_type(path, &metadata)? != is_device {
+            return Err(OpenError::NotAFile { path: path.into() });
+        }
+        let locked = match mode {
+            OpenMode::ReadWrite => buffered.try_lock(),
+            OpenMode::ReadOnly => buffered.try_lock_shared(),
+        };
+        locked.map_err(|error| match error {
+            fs::TryLockError::WouldBlock => in_use(),
+            fs::TryLockError::Error(error) => fail(error),
+        })?;
+        Ok(FileStorage {
+            buffered,
+            direct: open_direct(path, mode, &metadata),
+            mode,
+            is_device,
+            no_direct: AtomicBool::new(false),
+            no_dsync: AtomicBool::new(false),
+            no_allocate: AtomicBool::new(false),
+            no_punch: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether this is a block device.
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// Whether large aligned calls bypass the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some() && !self.no_direct.load(Ordering::Relaxed)
+    }
+
+    /// The direct descriptor, if it can be used for a call with this offset, these buffers.
+    fn direct_for<'b>(&self, offset: u64, bufs: impl Iterator<Item = &'b [u8]>) -> Option<&File> {
+        let direct = self.direct.as_ref().filter(|_| self.is_direct())?;
+        let (mut total, mut misaligned) = (0, offset);
+        for buf in bufs {
+            total += buf.len() as u64;
+            misaligned |= buf.as_ptr().addr() as u64 | buf.len() as u64;
+        }
+        (total >= DIRECT_LEN_MIN && misaligned.is_multiple_of(DIRECT_ALIGN)).then_some(direct)
+    }
+
+    fn give_up_direct(&self) {
+        if !self.no_direct.swap(true, Ordering::Relaxed) {
+            log::debug!("direct I/O was refused, all I/O is buffered from now on");
+        }
+    }
+
+    /// Writes all buffers, each part of them by the descriptor that suits it.
+    fn write_all(&self, mut offset: u64, mut bufs: &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.check_writable()?;
+        IoSlice::advance_slices(&mut bufs, 0);
+        while !bufs.is_empty() {
+            let direct = self.direct_for(offset, bufs.iter().map(|buf| &**buf));
+            let file = direct.unwrap_or(&self.buffered);
+            match sys::pwritev2(file, bufs, offset, 0) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut bufs, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if direct.is_some() && is_errno(&error, libc::EINVAL) => self.give_up_direct(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        match self.mode {
+            OpenMode::ReadWrite => Ok(()),
+            OpenMode::ReadOnly => {
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, "the image is open read-only"))
+            }
+        }
+    }
+
+    /// `fallocate` in this mode; false where the host does not support it, which is remembered.
+    fn fallocate(&self, mode: i32, offset: u64, len: u64, unsupported: &AtomicBool) -> io::Result<bool> {
+        self.check_writable()?;
+        if len == 0 {
+            return Ok(true);
+        }
+        if unsupported.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        loop {
+            match sys::fallocate(&self.buffered, mode, offset, len) {
+                Ok(()) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_unsupported(&error) => {
+                    unsupported.store(true, Ordering::Relaxed);
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Storage for FileStorage {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let (mut offset, mut buf) = (offset, buf);
+        while !buf.is_empty() {
+            let direct = self.direct_for(offset, std::iter::once(&*buf));
+            match direct.unwrap_or(&self.buffered).read_at(buf, offset) {
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "read past the end of the image",
+                    ));
+                }
+                Ok(read) => {
+                    offset += read as u64;
+                    buf = &mut buf[read..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if direct.is_some() && is_errno(&error, libc::EINVAL) => self.give_up_direct(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.write_all(offset, &mut [IoSlice::new(buf)])
+    }
+
+    fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
+        let mut bufs: Vec<_> = bufs.iter().map(|buf| IoSlice::new(buf)).collect();
+        self.write_all(offset, &mut bufs)
+    }
+
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.check_writable()?;
+        let (mut offset, mut buf) = (offset, buf);
+        while !buf.is_empty() {
+            if self.no_dsync.load(Ordering::Relaxed) {
+                self.write_at(offset, buf)?;
+                return self.sync();
+            }
+            match sys::pwritev2(&self.buffered, &[IoSlice::new(buf)], offset, libc::RWF_DSYNC) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    buf = &buf[written..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_unsupported(&error) => self.no_dsync.store(true, Ordering::Relaxed),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // The standard library calls again if it is interrupted. Errors of writes by either descriptor are
+        // the inode's, and are reported here.
+        self.buffered.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        match self.is_device {
+            // A device's size in its inode is 0. Nothing else uses the position that this moves.
+            true => (&self.buffered).seek(SeekFrom::End(0)),
+            false => Ok(self.buffered.metadata()?.len()),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check_writable()?;
+        if !self.is_device {
+            return self.buffered.set_len(len);
+        }
+        if len != self.len()? {
+            let message = "a block device cannot change its size";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate(libc::FALLOC_FL_KEEP_SIZE, offset, len, &self.no_allocate).map(drop)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        self.fallocate(mode, offset, len, &self.no_punch)
+    }
+}
+
+/// Refuses what cannot hold an image. Returns whether it is a block device.
+fn check_type(path: &Path, metadata: &fs::Metadata) -> Result<bool, OpenError> {
+    let file_type = metadata.file_type();
+    if file_type.is_dir() {
+        return Err(OpenError::IsDirectory { path: path.into() });
+    }
+    if !file_type.is_file() && !file_type.is_block_device() {
+        return Err(OpenError::NotAFile { path: path.into() });
+    }
+    Ok(file_type.is_block_device())
+}
+
+/// The second descriptor, if the host has direct I/O and `path` still names the same inode (I2, I3).
+fn open_direct(path: &Path, mode: OpenMode, locked: &fs::Metadata) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(mode == OpenMode::ReadWrite).custom_flags(libc::O_DIRECT);
+    let file = options.open(path).inspect_err(|error| log::debug!("no direct I/O: {error}")).ok()?;
+    let metadata = file.metadata().ok()?;
+    (metadata.dev() == locked.dev() && metadata.ino() == locked.ino()).then_some(file)
+}
+
+/// Makes the name of a new file durable, as far as the host lets us.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    match File::open(parent).and_then(|parent| parent.sync_all()) {
+        // A folder in which we may create but not read, or a host that syncs no folders.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_unsupported(&error) => Ok(()),
+        Err(error) if is_errno(&error, libc::EINVAL) => Ok(()),
+        result => result,
+    }
+}
+
+fn open_error(path: &Path, source: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => OpenError::NotFound { path },
+        io::ErrorKind::PermissionDenied => OpenError::PermissionDenied { path },
+        io::ErrorKind::IsADirectory => OpenError::IsDirectory { path },
+        io::ErrorKind::AlreadyExists => OpenError::Exists { path },
+        _ => OpenError::Io { path, source },
+    }
+}
+
+fn is_errno(error: &io::Error, errno: i32) -> bool {
+    error.raw_os_error() == Some(errno)
+}
+
+/// EOPNOTSUPP (on Linux also ENOTSUP) or ENOSYS.
+fn is_unsupported(error: &io::Error) -> bool {
+    is_errno(error, libc::EOPNOTSUPP) || is_errno(error, libc::ENOSYS)
+}

@@ -1,0 +1,124 @@
+//! Why an image could not be opened, and who holds it.
+//!
+//! The lock is flock(2)'s. It belongs to the open file description: it is inherited by a forked child, and it
+//! is gone when the last descriptor is closed, also by kill -9. `/proc/locks` names the process that *took*
+//! the lock; if that one has since handed it to a child and ended, `/proc/PID/fdinfo` tells who has it now.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+/// Why an image could not be opened or created.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no such file, or no such folder to create it in.
+    #[error("{}: no such file or directory", path.display())]
+    NotFound {
+        /// What was to be opened.
+        path: PathBuf,
+    },
+    /// The file may not be read, or not be written in [`super::OpenMode::ReadWrite`].
+    #[error("{}: permission denied", path.display())]
+    PermissionDenied {
+        /// What was to be opened.
+        path: PathBuf,
+    },
+    /// It is a directory.
+    #[error("{}: is a directory", path.display())]
+    IsDirectory {
+        /// What was to be opened.
+        path: PathBuf,
+    },
+    /// It is a pipe, a terminal, or the like.
+    #[error("{}: is neither a regular file nor a block device", path.display())]
+    NotAFile {
+        /// What was to be opened.
+        path: PathBuf,
+    },
+    /// It was to be created, and is already there.
+    #[error("{}: already exists", path.display())]
+    Exists {
+        /// What was to be created.
+        path: PathBuf,
+    },
+    /// Somebody has it open.
+    #[error("{}: image is in use by {}", path.display(), Named(holder))]
+    InUse {
+        /// What was to be opened.
+        path: PathBuf,
+        /// Who has it open, as far as that could be found out.
+        holder: Option<Holder>,
+    },
+    /// Any other error of the operating system.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was to be opened.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+}
+
+/// The process that has an image open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process number.
+    pub pid: u32,
+    /// Its name, at most 15 bytes of it.
+    pub name: String,
+}
+
+struct Named<'a>(&'a Option<Holder>);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(holder) => write!(f, "process {} ({})", holder.pid, holder.name),
+            None => f.write_str("another process"),
+        }
+    }
+}
+
+/// Finds the process that holds a flock on this file. `None` if it ended meanwhile, is not visible from here,
+/// or `/proc` is missing.
+pub(super) fn find_holder(file: &fs::Metadata) -> Option<Holder> {
+    let device = file.dev();
+    let id = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), file.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let taker = locks.lines().find_map(|line| flock_taker(line, &id));
+    taker.and_then(process).or_else(|| find_heir(&id))
+}
+
+/// The process that took the lock which a line of `/proc/locks` describes, if it is a flock on the file `id`
+/// (`major:minor:inode`) and not just somebody waiting for one (`->`).
+///
+/// ```text
+/// 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
+/// ```
+pub(super) fn flock_taker(line: &str, id: &str) -> Option<u32> {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    let is_flock = words.next() == Some("FLOCK");
+    let pid = words.nth(2)?;
+    (is_flock && words.next() == Some(id)).then(|| pid.parse().ok()).flatten()
+}
+
+/// Looks for a process that has the locked descriptor itself.
+fn find_heir(id: &str) -> Option<Holder> {
+    let pids = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let holds = |pid: &u32| {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+        descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok()).any(|info| {
+            let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
+            locks.any(|line| flock_taker(line, id).is_some())
+        })
+    };
+    pids.find(holds).and_then(process)
+}
+
+fn process(pid: u32) -> Option<Holder> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(Holder { pid, name: String::from_utf8_lossy(&name).trim_end().to_owned() })
+}

@@ -1,0 +1,179 @@
+//! The crash simulator, recorded and cut afterwards.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::read;
+use crate::storage::sim::{Policy, set_site};
+use crate::storage::{Image, OpKind, Rng, SimStorage, Storage};
+
+/// Random operations until one fails.
+fn work(sim: &SimStorage, seed: u64, operations: u64) -> std::io::Result<()> {
+    let mut rng = Rng::new(seed);
+    for number in 0..operations {
+        let offset = rng.below(200_000);
+        let bytes = vec![number as u8; 1 + rng.index(20_000)];
+        sim.note(number);
+        set_site(["one", "other"][number as usize % 2]);
+        match rng.below(12) {
+            0..=5 => sim.write_at(offset, &bytes)?,
+            6 | 7 => sim.write_durable_at(offset, &bytes)?,
+            8 => drop(sim.punch(offset, bytes.len() as u64)?),
+            9 => sim.sync()?,
+            10 => sim.allocate(offset, bytes.len() as u64)?,
+            _ => sim.set_len(150_000 + offset / 2)?,
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_recorded_cut_leaves_what_a_live_cut_would() {
+    let base = Image::new(200_000, Some(4));
+    for seed in 0..5 {
+        let recorded = SimStorage::from_image(base.clone());
+        // The recording begins in the middle, when some writes are pending.
+        work(&recorded, 99, 20).unwrap();
+        recorded.start_recording();
+        work(&recorded, seed, 40).unwrap();
+        recorded.note(777);
+        let recording = recorded.finish_recording().unwrap();
+        assert!(recorded.finish_recording().is_none());
+        assert_eq!(recording.cuts(), 20..=60);
+        assert_eq!(recording.operations().count(), 40);
+        let mut cursor = recording.cursor();
+        for cut in recording.cuts() {
+            assert!(cursor.advance());
+            let mark = if cut == 60 { 777 } else { cut - 20 };
+            assert_eq!((cursor.index(), cursor.mark()), (cut, mark));
+            let site = cursor.operation().map(|operation| operation.site);
+            assert_eq!(site, (cut < 60).then_some(["one", "other"][(cut as usize) % 2]));
+            let live = SimStorage::from_image(base.clone());
+            live.set_limit(Some(cut));
+            let result = work(&live, 99, 20).and_then(|()| work(&live, seed, 40));
+            assert_eq!(result.is_err(), cut < 60);
+            assert_eq!(live.pending(), cursor.pending());
+            for policy in [Policy::Lost, Policy::Kept, Policy::Sectors, Policy::Any, Policy::Any] {
+                let image = cursor.crash(&mut Rng::new(cut), policy);
+                assert!(image == live.crash(&mut Rng::new(cut), policy));
+                assert!(image == recording.image_at(cut, &mut Rng::new(cut), policy).unwrap());
+            }
+        }
+        assert!(!cursor.advance() && !cursor.advance());
+        assert!(cursor.crash(&mut Rng::new(1), Policy::Kept) == recorded.image());
+        assert!(recording.image_at(61, &mut Rng::new(1), Policy::Kept).is_none());
+        assert!(recording.image_at(19, &mut Rng::new(1), Policy::Kept).is_none());
+    }
+}
+
+#[test]
+fn a_recording_that_was_cut_ends_with_the_operation_that_failed() {
+    let sim = SimStorage::new(65536, None);
+    sim.start_recording();
+    sim.set_limit(Some(2));
+    sim.write_at(0, &[1; 4096]).unwrap();
+    sim.sync().unwrap();
+    sim.write_at(0, &[2; 4096]).unwrap_err();
+    sim.write_at(0, &[3; 4096]).unwrap_err();
+    let recording = sim.finish_recording().unwrap();
+    assert_eq!(recording.operations().map(|operation| operation.kind).last(), Some(OpKind::Write));
+    assert_eq!(recording.cuts(), 0..=3);
+    let kept = recording.image_at(3, &mut Rng::new(1), Policy::Kept).unwrap();
+    assert_eq!(read(&SimStorage::from_image(kept), 0, 1), [2]);
+}
+
+/// Threads write records and acknowledge them; whatever was acknowledged must be there after every cut.
+#[test]
+fn what_concurrent_threads_acknowledged_is_there_after_every_cut() {
+    const THREADS: u64 = 4;
+    const RECORDS: u64 = 60;
+    let sim = SimStorage::new(1 << 20, Some(1));
+    sim.set_hook(Some(Arc::new(|_| std::thread::yield_now())));
+    sim.start_recording();
+    // The acknowledged records of each thread, 16 bits each, noted as one mark.
+    let acknowledged = Mutex::new(0u64);
+    let in_flight = AtomicU64::new(0);
+    let overlaps = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (sim, acknowledged, in_flight, overlaps) = (&sim, &acknowledged, &in_flight, &overlaps);
+            scope.spawn(move || {
+                for record in 0..RECORDS {
+                    overlaps.fetch_add(in_flight.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+                    let offset = (thread * RECORDS + record) * 700;
+                    match record % 3 {
+                        0 => sim.write_durable_at(offset, &[1; 700]).unwrap(),
+                        _ => {
+                            sim.write_at(offset, &[1; 700]).unwrap();
+                            sim.sync().unwrap();
+                        }
+                    }
+                    in_flight.fetch_sub(1, Ordering::Relaxed);
+                    let mut acknowledged = acknowledged.lock();
+                    *acknowledged += 1 << (16 * thread);
+                    sim.note(*acknowledged);
+                }
+            });
+        }
+    });
+    assert!(overlaps.load(Ordering::Relaxed) > 0, "nothing was concurrent");
+    let recording = sim.finish_recording().unwrap();
+    let mut cursor = recording.cursor();
+    let mut rng = Rng::new(1);
+    while cursor.advance() {
+        let image = cursor.crash(&mut rng, Policy::Any);
+        for thread in 0..THREADS {
+            let count = cursor.mark() >> (16 * thread) & 0xffff;
+            let mut bytes = vec![0; count as usize * 700];
+            image.read(thread * RECORDS * 700, &mut bytes).unwrap();
+            assert!(
+                bytes.iter().all(|&byte| byte == 1),
+                "cut {} lost an acknowledged record",
+                cursor.index()
+            );
+        }
+    }
+    assert_eq!(cursor.mark(), (0..THREADS).map(|thread| RECORDS << (16 * thread)).sum());
+}
+
+/// `cargo test --release -- --ignored --nocapture how_fast`
+#[test]
+#[ignore = "a measurement"]
+fn how_fast_crash_images_are_made() {
+    let sim = SimStorage::new(4 << 20, Some(1));
+    let mut rng = Rng::new(1);
+    for page in 0..256 {
+        sim.write_at(page * 16384, &[1; 16384]).unwrap();
+    }
+    sim.sync().unwrap();
+    sim.start_recording();
+    let start = Instant::now();
+    for number in 0..5000 {
+        match number % 10 {
+            0..=6 => sim.write_at(rng.below(256) * 16384, &[number as u8; 16384]).unwrap(),
+            7 | 8 => sim.write_durable_at(rng.below(8192) * 512, &[number as u8; 700]).unwrap(),
+            _ if number % 50 == 49 => sim.sync().unwrap(),
+            _ => sim.allocate(0, 4096).unwrap(),
+        }
+    }
+    let per_operation = start.elapsed() / 5000;
+    let recording = sim.finish_recording().unwrap();
+    let (mut images, mut pending) = (0, 0);
+    let start = Instant::now();
+    let mut cursor = recording.cursor();
+    while cursor.advance() {
+        for _ in 0..4 {
+            let _image = cursor.crash(&mut rng, Policy::Any);
+            pending += cursor.pending();
+            images += 1;
+        }
+    }
+    let rate = f64::from(images) / start.elapsed().as_secs_f64();
+    println!(
+        "{per_operation:?} an operation; {rate:.0} images/s, {} writes pending on average",
+        pending / images as usize
+    );
+}

@@ -1,0 +1,266 @@
+//! `apply`: the only way to change the tree.
+//!
+//! 1. Reserve frames, pages and log space, with nothing held.
+//! 2. Find and pin the leaves; all reading from disk happens here.
+//! 3. Latch them exclusively from left to right; split those in which the changes do not fit.
+//! 4. Latch the bitmap pages, append one record, change the pages.
+//! 5. With nothing held: post separators and merge, each a transaction of its own (`smo.rs`).
+//!
+//! If a leaf has moved on between 2 and 3, or more splits are needed than were reserved, everything is given up and done again:
+//! splits made so far are legal states, and nothing else has been changed.
+
+use super::Tree;
+use super::batch::{Batch, Change};
+use super::descend::Target;
+use super::smo::{Pending, Repair};
+use crate::error::{Error, Result};
+use crate::page::bitmap::Bitmap;
+use crate::page::node::{Covers, Node};
+use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
+use crate::page::{Lsn, PAGE_SIZE, Run};
+use crate::pool::{Need, PageWrite, Pin, Reservation};
+use crate::wal::Log;
+
+/// Log space that one split takes at the most: the right page's image, the new high key, a bitmap change.
+pub(super) fn split_log() -> u64 {
+    Log::record_size(PAGE_SIZE + crate::page::format::KEY_MAX + 3 * (SECTION_HEAD + OP_HEAD))
+}
+
+/// A pinned leaf and the changes that fall into it.
+struct PinnedLeaf<'p> {
+    pin: Pin<'p>,
+    from: usize,
+    to: usize,
+}
+
+/// A latched leaf and the changes that go into it; they fit.
+struct Latched<'p> {
+    page: PageWrite<'p>,
+    from: usize,
+    to: usize,
+}
+
+/// Whether a leaf's changes fit.
+enum Room {
+    Made,
+    /// The leaf no longer covers them, or the tree has grown: find them again.
+    Moved,
+    /// More splits are needed than were reserved.
+    TooFewPages,
+}
+
+enum Attempt {
+    Done(Lsn),
+    /// Again, with so many pages reserved for splits.
+    Again(usize),
+}
+
+impl Tree {
+    /// Applies a batch: all of it or, on error, nothing. It is visible to others when this returns, and durable after
+    /// [`Tree::commit`] of the LSN.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for a batch, a record or a key over the limits; [`Error::NoSpace`]; the latched error after a failed
+    /// write; damage found on the way.
+    pub fn apply(&self, batch: &Batch) -> Result<Lsn> {
+        let changes = batch.changes()?;
+        self.check_runs(batch)?;
+        let _index = self.index.writer();
+        let mut repairs = Vec::new();
+        let mut splits = changes.len() / 16 + 1;
+        let result = loop {
+            match self.try_apply(&changes, batch, splits, &mut repairs) {
+                Ok(Attempt::Done(lsn)) => break Ok(lsn),
+                Ok(Attempt::Again(more)) => {
+                    splits = more;
+                    self.repair(&mut repairs);
+                }
+                Err(e) => break Err(e),
+            }
+        };
+        self.repair(&mut repairs);
+        self.pool.nudge();
+        result
+    }
+
+    fn check_runs(&self, batch: &Batch) -> Result<()> {
+        for run in batch.allocated().iter().chain(batch.freed()) {
+            if !self.pool.is_valid_run(*run) {
+                return Err(Error::corrupt(run, "a batch names blocks that the image does not have"));
+            }
+        }
+        Ok(())
+    }
+
+    fn try_apply(
+        &self,
+        changes: &[Change<'_>],
+        batch: &Batch,
+        splits: usize,
+        repairs: &mut Vec<Repair>,
+    ) -> Result<Attempt> {
+        let runs = batch.allocated().len() + batch.freed().len();
+        // The body at its longest: every change in a leaf of its own.
+        let body = batch.size() + changes.len() * (SECTION_HEAD + OP_HEAD) + runs * (SECTION_HEAD + OP_HEAD);
+        let need = Need {
+            frames: changes.len() + runs,
+            pages: splits,
+            log: Log::record_size(body) + splits as u64 * split_log(),
+        };
+        let mut reservation = self.pool.reserve(need)?;
+        let bitmaps = if runs > 0 {
+            self.pool.pin_bitmaps(batch.allocated().iter().chain(batch.freed()).copied())?
+        } else {
+            Vec::new()
+        };
+        let alive = self.pool.enter();
+        let mut targets = Vec::with_capacity(changes.len().min(64));
+        let mut at = 0;
+        while at < changes.len() {
+            let found = self
+                .find(&alive, Target::Covering(changes[at].key), 0, true)?
+                .ok_or_else(|| Error::corrupt("tree", "it has no leaves"))?;
+            let high = Node(&found.page).high();
+            let to = match high {
+                Some(high) => at + changes[at..].partition_point(|c| c.key < high),
+                None => changes.len(),
+            };
+            targets.push(PinnedLeaf { pin: found.page.pin(), from: at, to });
+            if let Some((level, low)) = found.incomplete {
+                repairs.push(Repair::Post { level, low });
+            }
+            at = to;
+        }
+        let mut latched = Vec::with_capacity(targets.len() + splits.min(8));
+        for target in &targets {
+            let page = self.pool.latch(&target.pin);
+            let leaf = Latched { page, from: target.from, to: target.to };
+            match self.make_room(&mut reservation, changes, leaf, &mut latched, repairs)? {
+                Room::Made => {}
+                Room::Moved => return Ok(Attempt::Again(splits)),
+                Room::TooFewPages => return Ok(Attempt::Again(splits * 2)),
+            }
+        }
+        let lsn = self.log_and_change(&mut reservation, changes, batch, &mut latched, &bitmaps)?;
+        for leaf in &latched {
+            let node = Node(&leaf.page);
+            let deleted = changes[leaf.from..leaf.to].iter().any(|c| c.value.is_none());
+            if deleted && super::smo::is_underfull(node) {
+                repairs.push(Repair::Merge { level: 0, key: node.low().to_vec() });
+            }
+        }
+        drop(latched);
+        drop(targets);
+        drop(alive);
+        for run in batch.freed() {
+            self.pool.run_freed(lsn, *run);
+        }
+        Ok(Attempt::Done(lsn))
+    }
+
+    /// Makes sure that the leaf's changes fit, by splits if need be, and adds the leaves that result to `latched`.
+    /// On entry the leaf is latched exclusively, and those in `latched`, all left of it.
+    fn make_room<'p>(
+        &'p self,
+        reservation: &mut Reservation<'p>,
+        changes: &[Change<'_>],
+        leaf: Latched<'p>,
+        latched: &mut Vec<Latched<'p>>,
+        repairs: &mut Vec<Repair>,
+    ) -> Result<Room> {
+        let mut leaf = leaf;
+        loop {
+            let mine = &changes[leaf.from..leaf.to];
+            let node = Node(&leaf.page);
+            let (first, last) = (mine[0].key, mine[mine.len() - 1].key);
+            if node.is_dead()
+                || node.level() != 0
+                || node.covers(first) != Covers::Inside
+                || node.covers(last) != Covers::Inside
+            {
+                return Ok(Room::Moved);
+            }
+            let growth: usize =
+                mine.iter().filter_map(|c| c.value.map(|v| node.growth(c.key, v.len()))).sum();
+            if growth <= node.free() {
+                latched.push(leaf);
+                return Ok(Room::Made);
+            }
+            let pending: Vec<Pending<'_>> =
+                mine.iter().filter_map(|c| c.value.map(|v| Pending { key: c.key, value: v.len() })).collect();
+            if node.id() == self.root() {
+                if reservation.pages_left() < 2 {
+                    return Ok(Room::TooFewPages);
+                }
+                self.grow_root(reservation, &mut leaf.page, &pending)?;
+                return Ok(Room::Moved);
+            }
+            let low = node.low().to_vec();
+            let Some(right) = self.split(reservation, &mut leaf.page, &pending)? else {
+                return Ok(Room::TooFewPages);
+            };
+            repairs.push(Repair::Post { level: 0, low });
+            let high = Node(&right).low();
+            let middle = leaf.from + mine.partition_point(|c| c.key < high);
+            let right = Latched { page: right, from: middle, to: leaf.to };
+            leaf.to = middle;
+            // The left part of the changes goes first, so that `latched` stays in order.
+            if leaf.from < leaf.to {
+                match self.make_room(reservation, changes, leaf, latched, repairs)? {
+                    Room::Made => {}
+                    other => return Ok(other),
+                }
+            }
+            if right.from == right.to {
+                return Ok(Room::Made);
+            }
+            leaf = right;
+        }
+    }
+
+    /// Step 4. On entry and exit the leaves are latched exclusively.
+    fn log_and_change<'p>(
+        &'p self,
+        reservation: &mut Reservation<'p>,
+        changes: &[Change<'_>],
+        batch: &Batch,
+        latched: &mut [Latched<'p>],
+        bitmaps: &[Pin<'p>],
+    ) -> Result<Lsn> {
+        let mut body = Vec::with_capacity(batch.size() + 32 * batch.len() + 64);
+        for leaf in latched.iter() {
+            let section = op::begin_section(&mut body, leaf.page.header().page());
+            for change in &changes[leaf.from..leaf.to] {
+                match change.value {
+                    Some(value) => Op::Put { key: change.key, value }.encode(&mut body),
+                    None => Op::Delete { key: change.key }.encode(&mut body),
+                }
+            }
+            op::end_section(&mut body, section);
+        }
+        let mut maps = reservation.latch_bitmaps(bitmaps);
+        for map in &maps {
+            let id = map.header().page();
+            let section = op::begin_section(&mut body, id);
+            let here = |run: &&Run| self.pool.bitmap_of(**run) == id;
+            for run in batch.freed().iter().filter(here) {
+                let start = self.pool.within_group(*run);
+                if Bitmap(map).state(start, run.len) != Some(true) {
+                    return Err(Error::corrupt(run, "blocks that are to be freed are not in use"));
+                }
+                Op::Free { start, len: run.len }.encode(&mut body);
+            }
+            for run in batch.allocated().iter().filter(here) {
+                let start = self.pool.within_group(*run);
+                if Bitmap(map).state(start, run.len) != Some(false) {
+                    return Err(Error::corrupt(run, "blocks that are to be allocated are in use"));
+                }
+                Op::Allocate { start, len: run.len, pages: false }.encode(&mut body);
+            }
+            op::end_section(&mut body, section);
+        }
+        let mut guards: Vec<&mut PageWrite<'p>> = latched.iter_mut().map(|l| &mut l.page).collect();
+        guards.extend(maps.iter_mut());
+        Ok(reservation.commit(&mut guards, &body))
+    }
+}

@@ -1,0 +1,253 @@
+//! Bulk load: packed leaves are written bottom-up beside the log, synced, and installed as the tree by one record.
+
+use super::Tree;
+use crate::error::{Error, Result};
+use crate::page::format::*;
+use crate::page::node::{Node, NodeBuilder, NodeSpec, separator};
+use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
+use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId, Run};
+use crate::pool::frames::PageMemory;
+use crate::pool::{Need, PageWrite};
+use crate::wal::Log;
+
+/// Pages that are written in one call.
+const WINDOW: usize = 64;
+/// Free bytes left in a packed page, so that the first insert does not split it.
+const SLACK: usize = PAGE_SIZE / 16;
+
+/// One level of the tree that is being built, from left to right.
+struct Level {
+    records: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: usize,
+    low: Vec<u8>,
+    id: PageId,
+}
+
+/// Takes pages from the pool, and knows all that it took.
+struct Loader<'t> {
+    tree: &'t Tree,
+    memory: PageMemory,
+    filled: Vec<PageId>,
+    free: Vec<PageId>,
+    used: Vec<PageId>,
+    lsn: Lsn,
+}
+
+impl Tree {
+    /// Loads records that come in ascending key order, each key once, into an empty tree. Durable when it returns; after a
+    /// crash before that the tree is empty.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if the tree is not empty or the order is violated; nothing is loaded then.
+    pub fn bulk_load<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &self,
+        records: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<()> {
+        let memory = PageMemory::new(WINDOW).map_err(|e| Error::io("allocating memory", e))?;
+        let lsn = self.pool.log.end();
+        let mut loader =
+            Loader { tree: self, memory, filled: Vec::new(), free: Vec::new(), used: Vec::new(), lsn };
+        let result = loader.load(records);
+        let mut unused = std::mem::take(&mut loader.free);
+        if result.is_err() {
+            unused.append(&mut loader.used);
+        }
+        self.pool.give_pages(&unused);
+        result
+    }
+}
+
+impl Loader<'_> {
+    fn load<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &mut self,
+        records: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<()> {
+        let mut levels = vec![self.level(&[])?];
+        let mut last: Option<Vec<u8>> = None;
+        for (key, value) in records {
+            let (key, value) = (key.as_ref(), value.as_ref());
+            if key.len() > KEY_MAX || key.len() + value.len() > RECORD_MAX {
+                let size = key.len() + value.len();
+                return Err(Error::TooLarge { what: "record", size, limit: RECORD_MAX });
+            }
+            if last.as_ref().is_some_and(|l| l.as_slice() >= key) {
+                return Err(Error::Unusable("bulk load: keys do not ascend".into()));
+            }
+            self.add(&mut levels, 0, key, value)?;
+            let last = last.get_or_insert_default();
+            last.clear();
+            last.extend_from_slice(key);
+        }
+        let root = self.finish(&mut levels)?;
+        self.write()?;
+        let tree = self.tree;
+        tree.pool.storage().sync().map_err(|e| tree.pool.log.fail(Error::io("syncing loaded pages", e)))?;
+        self.install(root)
+    }
+
+    fn level(&mut self, low: &[u8]) -> Result<Level> {
+        Ok(Level { records: Vec::new(), bytes: 0, low: low.to_vec(), id: self.page()? })
+    }
+
+    fn page(&mut self) -> Result<PageId> {
+        if self.free.is_empty() {
+            self.free = self.tree.pool.take_pages(WINDOW)?;
+            self.free.reverse();
+        }
+        let id = self.free.pop().ok_or(Error::NoSpace)?;
+        self.used.push(id);
+        Ok(id)
+    }
+
+    fn add(&mut self, levels: &mut Vec<Level>, at: usize, key: &[u8], value: &[u8]) -> Result<()> {
+        if at == levels.len() {
+            let level = self.level(&[])?;
+            levels.push(level);
+        }
+        let size = SLOT_SIZE + RECORD_HEADER + key.len() + value.len();
+        let level = &levels[at];
+        if level.bytes + size + HEADER_SIZE + 2 * KEY_MAX.min(key.len() + level.low.len() + 8)
+            > PAGE_SIZE - SLACK
+        {
+            let boundary = match level.records.last() {
+                Some((last, _)) if at == 0 => separator(last, key).to_vec(),
+                _ => key.to_vec(),
+            };
+            let next = self.level(&boundary)?;
+            let full = std::mem::replace(&mut levels[at], next);
+            let right = levels[at].id;
+            self.emit(&full, at as u8, Some(&boundary), right)?;
+            self.add(levels, at + 1, &full.low, &full.id.0.to_be_bytes())?;
+        }
+        levels[at].bytes += size;
+        levels[at].records.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    fn emit(&mut self, level: &Level, number: u8, high: Option<&[u8]>, right: PageId) -> Result<()> {
+        if self.filled.len() == WINDOW {
+            self.write()?;
+        }
+        let image = self.tree.pool.geometry().image();
+        let low = &level.low;
+        let spec = NodeSpec { id: level.id, image, level: number, flags: 0, low, high, right };
+        let page = &mut self.memory.pages_mut()[self.filled.len()];
+        fill(page, spec, &level.records)?;
+        set_page_lsn(page, self.lsn);
+        seal(page);
+        self.filled.push(level.id);
+        Ok(())
+    }
+
+    /// Ends all levels, and returns the image of the root, which takes the place of the highest level's only page.
+    fn finish(&mut self, levels: &mut Vec<Level>) -> Result<Box<PageBytes>> {
+        let mut at = 0;
+        while at + 1 < levels.len() {
+            let next = Level { records: Vec::new(), bytes: 0, low: Vec::new(), id: PageId::NONE };
+            let level = std::mem::replace(&mut levels[at], next);
+            self.emit(&level, at as u8, None, PageId::NONE)?;
+            self.add(levels, at + 1, &level.low, &level.id.0.to_be_bytes())?;
+            at += 1;
+        }
+        let top = &levels[at];
+        self.used.retain(|id| *id != top.id);
+        self.free.push(top.id);
+        let pool = &self.tree.pool;
+        let mut root: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        let spec = NodeSpec {
+            id: pool.geometry().root,
+            image: pool.geometry().image(),
+            level: at as u8,
+            flags: 0,
+            low: &[],
+            high: None,
+            right: PageId::NONE,
+        };
+        fill(&mut root, spec, &top.records)?;
+        Ok(root)
+    }
+
+    /// Writes the pages that are filled, neighbours in one call.
+    fn write(&mut self) -> Result<()> {
+        let storage = self.tree.pool.storage();
+        let pages = self.memory.pages_mut();
+        let mut i = 0;
+        while i < self.filled.len() {
+            let mut n = 1;
+            while i + n < self.filled.len() && self.filled[i + n].0 == self.filled[i].0 + n as u64 {
+                n += 1;
+            }
+            let bufs: Vec<&[u8]> = pages[i..i + n].iter().map(|p| p.as_slice()).collect();
+            storage
+                .write_vectored_at(self.filled[i].offset(), &bufs)
+                .map_err(|e| self.tree.pool.log.fail(Error::io("writing loaded pages", e)))?;
+            i += n;
+        }
+        self.filled.clear();
+        Ok(())
+    }
+
+    /// One record: the root's contents, and the allocation of all pages below it.
+    fn install(&mut self, root: Box<PageBytes>) -> Result<()> {
+        let pool = &self.tree.pool;
+        self.used.sort_unstable();
+        let mut runs: Vec<Run> = Vec::new();
+        for id in &self.used {
+            let run = id.run();
+            match runs.last_mut() {
+                Some(last) if last.end() == run.start && pool.bitmap_of(*last) == pool.bitmap_of(run) => {
+                    last.len += run.len;
+                }
+                _ => runs.push(run),
+            }
+        }
+        let bitmaps = pool.pin_bitmaps(runs.iter().copied())?;
+        let need = Need {
+            frames: 1 + bitmaps.len(),
+            pages: 0,
+            log: Log::record_size(PAGE_SIZE + (runs.len() + bitmaps.len() + 1) * (SECTION_HEAD + OP_HEAD)),
+        };
+        let mut reservation = pool.reserve(need)?;
+        let pin = pool.read(self.tree.root())?.pin();
+        let mut page = pool.latch(&pin);
+        let node = Node(&page);
+        if node.level() != 0 || node.count() != 0 {
+            return Err(Error::Unusable("bulk load: the tree is not empty".into()));
+        }
+        let mut packed = Vec::with_capacity(PAGE_SIZE);
+        Node(&root).pack(&mut packed);
+        let mut body = Vec::new();
+        let begun = op::begin_section(&mut body, self.tree.root());
+        Op::Image(&packed).encode(&mut body);
+        op::end_section(&mut body, begun);
+        let mut maps = reservation.latch_bitmaps(&bitmaps);
+        for map in &maps {
+            let id = map.header().page();
+            let begun = op::begin_section(&mut body, id);
+            for run in runs.iter().filter(|r| pool.bitmap_of(**r) == id) {
+                let start = pool.within_group(*run);
+                Op::Allocate { start, len: run.len, pages: true }.encode(&mut body);
+            }
+            op::end_section(&mut body, begun);
+        }
+        let mut guards: Vec<&mut PageWrite<'_>> = vec![&mut page];
+        guards.extend(maps.iter_mut());
+        let lsn = reservation.commit(&mut guards, &body);
+        drop(guards);
+        drop((maps, page));
+        drop(reservation);
+        pool.log.commit(lsn)
+    }
+}
+
+fn fill(page: &mut PageBytes, spec: NodeSpec<'_>, records: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+    page[HEADER_SIZE..].fill(0);
+    let mut builder = NodeBuilder::new(page, spec);
+    for (key, value) in records {
+        if !builder.push(key, value) {
+            return Err(Error::corrupt(spec.id, "bulk load: records do not fit into their page"));
+        }
+    }
+    builder.finish();
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Cursors: in key order, in both directions, under concurrent splits and merges.
+//!
+//! A cursor copies what it needs of one leaf under its latch and goes on from the *high key* of the copy, so it holds nothing
+//! between calls. It returns every key that was there throughout, once, in order; it is not a snapshot of a moment.
+
+use super::Tree;
+use super::descend::{Target, as_node};
+use crate::error::Result;
+use crate::page::format::{TYPE_TREE, page_type};
+use crate::page::node::Node;
+use crate::page::{PAGE_SIZE, PageBytes, PageId};
+use crate::pool::{Counter, PageRead};
+
+/// A position between two records of the tree.
+pub struct Cursor<'t> {
+    tree: &'t Tree,
+    leaf: Box<PageBytes>,
+    /// Whether `leaf` holds a leaf.
+    loaded: bool,
+    /// The position: in front of record `gap` of the leaf.
+    gap: usize,
+    /// The record that was returned last.
+    record: usize,
+    key: Vec<u8>,
+    /// Leaves read since the last seek: a long scan does not displace what others use.
+    leaves: usize,
+}
+
+/// A scan of more leaves than this leaves no trace in the cache.
+const LONG_SCAN: usize = 8;
+
+impl Tree {
+    /// A cursor in front of the first record.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor {
+            tree: self,
+            leaf: Box::new([0; PAGE_SIZE]),
+            loaded: false,
+            gap: 0,
+            record: 0,
+            key: Vec::new(),
+            leaves: 0,
+        }
+    }
+}
+
+impl Cursor<'_> {
+    /// Moves in front of the first record whose key is not less than `key`.
+    pub fn seek(&mut self, key: &[u8]) -> Result<()> {
+        self.leaves = 0;
+        self.load(Target::Covering(key))?;
+        self.gap = self.node().search(key).unwrap_or_else(|i| i);
+        Ok(())
+    }
+
+    /// Moves behind the next record; `false` at the end.
+    #[inline]
+    pub fn next(&mut self) -> Result<bool> {
+        if !self.loaded {
+            self.seek(&[])?;
+        }
+        while self.gap >= self.node().count() {
+            if !self.next_leaf()? {
+                return Ok(false);
+            }
+        }
+        self.record = self.gap;
+        self.gap += 1;
+        self.take_key();
+        Ok(true)
+    }
+
+    /// Moves in front of the record before; `false` at the beginning.
+    pub fn prev(&mut self) -> Result<bool> {
+        if !self.loaded {
+            return Ok(false);
+        }
+        while self.gap == 0 {
+            let low = self.node().low().to_vec();
+            if low.is_empty() {
+                return Ok(false);
+            }
+            self.load(Target::Below(&low))?;
+            // The leaf may have grown beyond the old low fence by a merge.
+            let node = self.node();
+            self.gap = match node.high() {
+                Some(high) if high <= low.as_slice() => node.count(),
+                _ => node.search(&low).unwrap_or_else(|i| i),
+            };
+        }
+        self.gap -= 1;
+        self.record = self.gap;
+        self.take_key();
+        Ok(true)
+    }
+
+    /// Moves behind the last record.
+    pub fn seek_end(&mut self) -> Result<()> {
+        self.seek(&[0xff; crate::page::format::KEY_MAX])?;
+        while self.node().high().is_some() {
+            self.next_leaf()?;
+        }
+        self.gap = self.node().count();
+        Ok(())
+    }
+
+    /// The key of the record that `next` or `prev` returned.
+    #[inline]
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// The value of the record that `next` or `prev` returned.
+    #[inline]
+    pub fn value(&self) -> &[u8] {
+        self.node().value(self.record)
+    }
+
+    #[inline]
+    fn node(&self) -> Node<'_> {
+        Node(&self.leaf)
+    }
+
+    #[inline]
+    fn take_key(&mut self) {
+        Node(&self.leaf).key_into(self.record, &mut self.key);
+    }
+
+    fn load(&mut self, target: Target<'_>) -> Result<()> {
+        let tree = self.tree;
+        let _index = tree.index.reader();
+        let alive = tree.pool.enter();
+        self.loaded = false;
+        let keep = self.leaves <= LONG_SCAN;
+        let Some(found) = tree.find(&alive, target, 0, keep)? else {
+            return Err(crate::Error::corrupt("tree", "it has no leaves"));
+        };
+        *self.leaf = *found.page;
+        alive.add(Counter::Seeks, 1);
+        alive.add(Counter::ScanPages, found.visits as u64);
+        self.loaded = true;
+        Ok(())
+    }
+
+    /// Goes on behind the high key of the copy; `false` if there is none.
+    fn next_leaf(&mut self) -> Result<bool> {
+        let Some(high) = self.node().high().map(<[u8]>::to_vec) else { return Ok(false) };
+        self.leaves += 1;
+        let right = self.node().right();
+        if !self.follow(right, &high) {
+            self.load(Target::Covering(&high))?;
+        }
+        self.gap = self.node().search(&high).unwrap_or_else(|i| i);
+        Ok(true)
+    }
+
+    /// Takes the right sibling if it still is what the copy's link says. Between two calls it may have been merged away and
+    /// its place reused, even for data; then a descent finds the way, and real damage.
+    fn follow(&mut self, right: PageId, high: &[u8]) -> bool {
+        let tree = self.tree;
+        let _index = tree.index.reader();
+        let alive = tree.pool.enter();
+        let page: PageRead<'_> = match tree.pool.read_hinted(right, self.leaves <= LONG_SCAN) {
+            Ok(page) if page_type(&page) == TYPE_TREE => page,
+            _ => return false,
+        };
+        match as_node(right, &page, 0) {
+            Ok(node) if !node.is_dead() && node.low() == high => {}
+            _ => return false,
+        }
+        *self.leaf = *page;
+        alive.add(Counter::ScanPages, 1);
+        true
+    }
+}

@@ -1,0 +1,217 @@
+//! The tree: an ordered map of byte strings in one image, concurrent and crash-safe. The top of the storage engine.
+//!
+//! A B-link tree: Lehman & Yao, *Efficient Locking for Concurrent Operations on B-Trees* (1981), with what PostgreSQL's nbtree
+//! README adds. It promises: a batch is applied as a whole or not at all, also across crashes; a get or a cursor sees
+//! every batch that was applied before it began; nothing damaged is returned as data.
+//!
+//! - **T1** Readers latch one page at a time and hold nothing between levels.
+//! - **T2** Writers latch leaves from left to right, then pages above, then bitmap pages.
+//! - **T3** A half-split (the separator is not posted yet) is a legal state that survives crashes.
+//! - **T4** The root page's number never changes.
+
+mod apply;
+mod batch;
+mod bulk;
+mod check;
+mod cursor;
+mod descend;
+mod index;
+mod smo;
+mod stats;
+
+pub use crate::pool::{FormatOptions, RecoveryReport};
+pub use batch::{Batch, Change};
+pub use check::CheckReport;
+pub use cursor::Cursor;
+pub use index::LatchMode;
+pub use stats::Stats;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::defects::Defects;
+use crate::error::{Error, Result};
+use crate::page::node::Node;
+use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PageId, Run};
+use crate::pool::{Counter, Pool, PoolOptions};
+use crate::storage::Storage;
+use crate::sync::thread;
+use descend::Target;
+use index::Index;
+use stats::TreeStats;
+
+/// How a tree is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for the buffer pool in bytes; it holds under any load.
+    pub cache_size: usize,
+    /// What was applied is durable at the latest after this time.
+    pub commit_interval: Duration,
+    /// Whether to run background threads: flusher and log writer. Without them checkpoints and log writes run inside the calls
+    /// that need them, and everything is deterministic.
+    pub background: bool,
+    /// The latch protocol; others than the default are for comparison.
+    pub latch_mode: LatchMode,
+    /// Planted defects.
+    pub defects: Defects,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let pool = PoolOptions::default();
+        Options {
+            cache_size: pool.cache_size,
+            commit_interval: pool.commit_interval,
+            background: pool.background,
+            latch_mode: LatchMode::default(),
+            defects: pool.defects,
+        }
+    }
+}
+
+/// An open tree.
+pub struct Tree {
+    pool: Arc<Pool>,
+    index: Index,
+    recovery: RecoveryReport,
+    stats: TreeStats,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Tree {
+    /// Makes an empty image; what the storage held is gone.
+    pub fn format(storage: &dyn Storage, options: &FormatOptions) -> Result<()> {
+        Pool::format(storage, options)
+    }
+
+    /// Opens an image, with recovery if it was not closed in order.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if this is not an image; [`Error::Corrupt`] if it is damaged where recovery needs it.
+    pub fn open(storage: Arc<dyn Storage>, options: &Options) -> Result<Tree> {
+        let pool_options = PoolOptions {
+            cache_size: options.cache_size,
+            commit_interval: options.commit_interval,
+            background: options.background,
+            defects: options.defects,
+        };
+        let (pool, recovery) = Pool::open(storage, &pool_options)?;
+        let pool = Arc::new(pool);
+        let mut threads = Vec::new();
+        if options.background {
+            let (flusher, writer, interval) = (pool.clone(), pool.clone(), options.commit_interval);
+            threads.push(thread::spawn(move || flusher.run_flusher()));
+            threads.push(thread::spawn(move || writer.log.run_writer(interval)));
+        }
+        let index = Index::new(options.latch_mode);
+        Ok(Tree { pool, index, recovery, stats: TreeStats::default(), threads })
+    }
+
+    /// What opening had to do.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// The root page, whose number never changes (T4).
+    fn root(&self) -> PageId {
+        self.pool.geometry().root
+    }
+
+    /// The value under a key.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.get_with(key, <[u8]>::to_vec)
+    }
+
+    /// Calls `f` with the value under a key, without copying it. `f` runs under the leaf's latch: it must be short and must not use
+    /// the tree.
+    #[inline]
+    pub fn get_with<R>(&self, key: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
+        let _index = self.index.reader();
+        let alive = self.pool.enter();
+        let Some(found) = self.find(&alive, Target::Covering(key), 0, true)? else {
+            return Err(Error::corrupt("tree", "it has no leaves"));
+        };
+        alive.add(Counter::Gets, 1);
+        alive.add(Counter::GetPages, found.visits as u64);
+        Ok(Node(&found.page).get(key).map(f))
+    }
+
+    /// Waits until everything up to `lsn` is durable. Callers at the same time share one write of the log.
+    pub fn commit(&self, lsn: Lsn) -> Result<()> {
+        self.pool.log.commit(lsn)
+    }
+
+    /// Waits until everything applied so far is durable.
+    pub fn commit_all(&self) -> Result<()> {
+        self.commit(self.pool.log.end())
+    }
+
+    /// Takes up to `count` adjacent blocks (at least one) for data. Write them, then [`Batch::allocate`] the run, or give it back
+    /// with [`Tree::unreserve_blocks`]. A crash before the batch is durable gives them back, too.
+    pub fn reserve_blocks(&self, count: u32) -> Result<Run> {
+        self.pool.reserve_blocks(count)
+    }
+
+    /// Gives back blocks that were reserved and not allocated.
+    pub fn unreserve_blocks(&self, run: Run) {
+        self.pool.unreserve_blocks(run);
+    }
+
+    /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards.
+    pub fn write_blocks(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        debug_assert!(data.len().is_multiple_of(BLOCK_SIZE));
+        self.pool.writable()?;
+        let written = self.pool.storage().write_at(start.offset(), data);
+        self.pool.log.data_written();
+        written.map_err(|e| match e.raw_os_error() {
+            // The host's disk is full: nothing but this write is lost.
+            Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
+            _ => self.pool.log.fail(Error::io("writing data", e)),
+        })
+    }
+
+    /// Reads whole blocks. What they contain is for the caller to verify.
+    pub fn read_blocks(&self, start: BlockNo, data: &mut [u8]) -> Result<()> {
+        self.pool.storage().read_at(start.offset(), data).map_err(|e| Error::io("reading data", e))
+    }
+
+    /// Blocks that are free, or will be when deletions are durable.
+    pub fn free_blocks(&self) -> u64 {
+        self.pool.free_blocks()
+    }
+
+    /// Writes all pages home that are dirty, and frees the log behind them. Others go on meanwhile.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.pool.checkpoint()
+    }
+
+    /// Gives free space back to the host, at most `chunks` chunks of 1 MiB; the background does the same when idle.
+    pub fn trim(&self, chunks: usize) -> Result<usize> {
+        self.pool.reclaim();
+        self.pool.punch(chunks)
+    }
+
+    fn stop(&mut self) {
+        self.pool.stop();
+        for thread in self.threads.drain(..) {
+            // A panic there has been reported by the panic hook, and aborts in release builds.
+            let _ = thread.join();
+        }
+    }
+
+    /// Makes everything durable, writes all pages home and marks the image as closed in order.
+    pub fn close(mut self) -> Result<()> {
+        self.stop();
+        self.pool.close()
+    }
+}
+
+/// Dropping without [`Tree::close`] is like a crash of the process: what was committed is there at the next open.
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,439 @@
+//! Structure modifications: split, root growth, posting of separators, merge, root shrink. Each is one log record that leaves
+//! a legal tree, so a crash between any two of them is harmless; what is unfinished, later writers finish.
+
+use super::Tree;
+use super::apply::split_log;
+use super::descend::Target;
+use crate::defects::Defect;
+use crate::error::{Error, Result};
+use crate::page::format::*;
+use crate::page::node::{Covers, Node, NodeBuilder, NodeSpec, separator};
+use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
+use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
+use crate::pool::{Need, PageWrite, Pin, Reservation};
+use crate::sync::atomic::Ordering;
+use crate::wal::Log;
+
+/// A record that is about to be put into a page that is being split.
+#[derive(Clone, Copy)]
+pub(super) struct Pending<'b> {
+    pub key: &'b [u8],
+    /// The value's length.
+    pub value: usize,
+}
+
+/// Work on the tree's shape that is done with nothing held.
+#[derive(Debug)]
+pub(super) enum Repair {
+    /// The page of `level` that covers `low` has an incomplete split.
+    Post { level: u8, low: Vec<u8> },
+    /// The page of `level` that covers `key` is nearly empty.
+    Merge { level: u8, key: Vec<u8> },
+}
+
+/// Merging is worth it below 35 % fill.
+pub(super) fn is_underfull(node: Node<'_>) -> bool {
+    node.used() * 100 < node.capacity() * 35
+}
+/// A merged page must leave room, or the next inserts would split it again.
+const MERGED_MAX: usize = PAGE_SIZE / 100 * 85;
+/// After so many inserts in a row behind the last record, a page is split at its end.
+const APPENDS_MIN: u16 = 4;
+/// Attempts at one repair before it is left to later writers.
+const ATTEMPTS: usize = 16;
+
+/// Where to split a page into which `pending` is to go: the new right page's low fence.
+///
+/// Pages that are filled in key order are split at their end, others by bytes. In an inner page the separator is an existing
+/// key, because its right half must begin with its low fence (N4).
+fn choose_separator(node: Node<'_>, pending: &[Pending<'_>]) -> Option<Vec<u8>> {
+    let prefix = node.prefix().len();
+    let inner = node.level() > 0;
+    let mut items: Vec<(&[u8], usize, bool)> = Vec::with_capacity(node.count() + pending.len());
+    let mut new = pending.iter().peekable();
+    for i in 0..node.count() {
+        let suffix = node.suffix(i);
+        while let Some(p) = new.next_if(|p| &p.key[prefix..] < suffix) {
+            items.push((&p.key[prefix..], node.size_of(p.key.len(), p.value), false));
+        }
+        let mut size = node.record_size(i);
+        if let Some(p) = new.next_if(|p| &p.key[prefix..] == suffix) {
+            size = size.max(node.size_of(p.key.len(), p.value));
+        }
+        items.push((suffix, size, true));
+    }
+    items.extend(new.map(|p| (&p.key[prefix..], node.size_of(p.key.len(), p.value), false)));
+    if items.len() < 2 {
+        return None;
+    }
+    let total: usize = items.iter().map(|i| i.1).sum();
+    let appending = node.appends() >= APPENDS_MIN && items[..node.count()].iter().all(|i| i.2);
+    let limit = node.capacity() / 100 * 95;
+    let target = if appending { limit } else { (total / 2).min(node.capacity() / 3 * 2) };
+    let mut left = 0usize;
+    let mut best: Option<(usize, usize)> = None;
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 && (item.2 || !inner) {
+            let distance = left.abs_diff(target);
+            if best.is_none_or(|(d, _)| distance < d) {
+                best = Some((distance, i));
+            }
+        }
+        left += item.1;
+    }
+    let (_, at) = best?;
+    let mut key = node.prefix().to_vec();
+    let right = items[at].0;
+    key.extend_from_slice(if inner { right } else { separator(items[at - 1].0, right) });
+    Some(key)
+}
+
+/// Builds a page from the records of `from` that lie in `range`.
+fn build(
+    page: &mut PageBytes,
+    spec: NodeSpec<'_>,
+    from: Node<'_>,
+    range: std::ops::Range<usize>,
+) -> Result<()> {
+    let mut builder = NodeBuilder::new(page, spec);
+    for i in range {
+        if !builder.push_from(from, i) {
+            return Err(Error::corrupt(from.id(), "records of one page do not fit into another"));
+        }
+    }
+    builder.finish();
+    Ok(())
+}
+
+fn section(body: &mut Vec<u8>, page: PageId, op: Op<'_>) {
+    let begun = op::begin_section(body, page);
+    op.encode(body);
+    op::end_section(body, begun);
+}
+
+impl Tree {
+    fn allocation(&self, page: PageId) -> Op<'static> {
+        let start = self.pool.within_group(page.run());
+        Op::Allocate { start, len: BLOCKS_PER_PAGE, pages: true }
+    }
+
+    /// Splits a page that is not the root, and returns the new right page, latched; `None` if no page is reserved.
+    /// On entry and exit `left` is latched exclusively. The separator is still to be posted.
+    pub(super) fn split<'p>(
+        &'p self,
+        reservation: &mut Reservation<'p>,
+        left: &mut PageWrite<'p>,
+        pending: &[Pending<'_>],
+    ) -> Result<Option<PageWrite<'p>>> {
+        let node = Node(left);
+        let Some(key) = choose_separator(node, pending) else {
+            return Err(Error::corrupt(node.id(), "a page is full and has nothing to split"));
+        };
+        let Some((id, mut right)) = reservation.new_page() else { return Ok(None) };
+        let at = node.search(&key).unwrap_or_else(|i| i);
+        let spec = NodeSpec { id, flags: node.flags() & FLAG_INCOMPLETE, low: &key, ..node.spec() };
+        let mut image: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        build(&mut image, spec, node, at..node.count())?;
+        // Whoever appends goes on in the right page.
+        put_u16(&mut image[..], OFF_APPENDS, node.appends());
+        let mut packed = Vec::with_capacity(PAGE_SIZE);
+        Node(&image).pack(&mut packed);
+        let mut body = Vec::with_capacity(packed.len() + 128);
+        section(&mut body, node.id(), Op::Truncate { high: &key, right: id });
+        if self.pool.defects().has(Defect::PostWithoutSplit) {
+            *right = *image;
+        } else {
+            section(&mut body, id, Op::Image(&packed));
+        }
+        let mut bitmap = reservation.latch_bitmap_of(id)?;
+        section(&mut body, bitmap.header().page(), self.allocation(id));
+        reservation.commit(&mut [left, &mut right, &mut bitmap], &body);
+        self.stats.splits.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(right))
+    }
+
+    /// Moves the root's records into two new children: the tree grows by a level. On entry and exit the root is latched exclusively;
+    /// two pages are reserved.
+    pub(super) fn grow_root<'p>(
+        &'p self,
+        reservation: &mut Reservation<'p>,
+        root: &mut PageWrite<'p>,
+        pending: &[Pending<'_>],
+    ) -> Result<()> {
+        let node = Node(root);
+        let Some(key) = choose_separator(node, pending) else {
+            return Err(Error::corrupt(node.id(), "the root is full and has nothing to split"));
+        };
+        let (Some((a, mut left)), Some((b, mut right))) = (reservation.new_page(), reservation.new_page())
+        else {
+            return Ok(());
+        };
+        let at = node.search(&key).unwrap_or_else(|i| i);
+        let mut image: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        let mut body = Vec::with_capacity(2 * PAGE_SIZE);
+        let mut packed = Vec::with_capacity(PAGE_SIZE);
+        let spec = NodeSpec { id: a, high: Some(&key), right: b, ..node.spec() };
+        build(&mut image, spec, node, 0..at)?;
+        Node(&image).pack(&mut packed);
+        section(&mut body, a, Op::Image(&packed));
+        let spec = NodeSpec { id: b, low: &key, ..node.spec() };
+        build(&mut image, spec, node, at..node.count())?;
+        packed.clear();
+        Node(&image).pack(&mut packed);
+        section(&mut body, b, Op::Image(&packed));
+        let level = node.level().checked_add(1).ok_or_else(|| Error::corrupt(node.id(), "tree too high"))?;
+        let mut builder = NodeBuilder::new(&mut image, NodeSpec { level, ..node.spec() });
+        let fits = builder.push(node.low(), &a.0.to_be_bytes()) && builder.push(&key, &b.0.to_be_bytes());
+        builder.finish();
+        debug_assert!(fits, "two children fit into a root");
+        packed.clear();
+        Node(&image).pack(&mut packed);
+        section(&mut body, node.id(), Op::Image(&packed));
+        let (low, high) = (a.min(b), a.max(b));
+        let mut bitmap = reservation.latch_bitmap_of(low)?;
+        let begun = op::begin_section(&mut body, bitmap.header().page());
+        self.allocation(low).encode(&mut body);
+        if self.pool.bitmap_of(low.run()) == self.pool.bitmap_of(high.run()) {
+            self.allocation(high).encode(&mut body);
+            op::end_section(&mut body, begun);
+            reservation.commit(&mut [&mut left, &mut right, root, &mut bitmap], &body);
+        } else {
+            op::end_section(&mut body, begun);
+            let mut second = reservation.latch_bitmap_of(high)?;
+            section(&mut body, second.header().page(), self.allocation(high));
+            reservation.commit(&mut [&mut left, &mut right, root, &mut bitmap, &mut second], &body);
+        }
+        self.stats.root_growths.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Does what is due, as far as it can be done now. Held on entry: nothing. What fails is left to later writers:
+    /// every state is legal.
+    pub(super) fn repair(&self, repairs: &mut Vec<Repair>) {
+        while let Some(repair) = repairs.pop() {
+            let done = match &repair {
+                Repair::Post { level, low } => self.post(*level, low, repairs),
+                Repair::Merge { level, key } => self.merge(*level, key, repairs),
+            };
+            if let Err(error) = done {
+                log::debug!("{repair:?} is left to later writers: {error}");
+                if error.is_corrupt() {
+                    log::error!("{error}");
+                }
+            }
+        }
+    }
+
+    /// Posts the separator of an incomplete split to the parent, and clears the flag, in one record.
+    fn post(&self, level: u8, low: &[u8], repairs: &mut Vec<Repair>) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let need = Need {
+                frames: 2,
+                pages: 2,
+                log: Log::record_size(KEY_MAX + 2 * (SECTION_HEAD + OP_HEAD) + 8) + 2 * split_log(),
+            };
+            let mut reservation = self.pool.reserve(need)?;
+            let alive = self.pool.enter();
+            let Some(found) = self.find(&alive, Target::Covering(low), level, true)? else { return Ok(()) };
+            let node = Node(&found.page);
+            let (true, Some(key)) = (node.is_incomplete(), node.high().map(<[u8]>::to_vec)) else {
+                return Ok(());
+            };
+            let left = found.page.pin();
+            drop(found);
+            let Some(found) = self.find(&alive, Target::Covering(&key), level + 1, true)? else {
+                return Ok(());
+            };
+            let parent = found.page.pin();
+            drop(found);
+            if self.try_post(&mut reservation, &left, &parent, &key, level, repairs)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt at [`Tree::post`]; `false`: the pages have moved on. Latches left page, then parent, then bitmap.
+    fn try_post<'p>(
+        &'p self,
+        reservation: &mut Reservation<'p>,
+        left: &Pin<'p>,
+        parent: &Pin<'p>,
+        key: &[u8],
+        level: u8,
+        repairs: &mut Vec<Repair>,
+    ) -> Result<bool> {
+        let mut left = self.pool.latch(left);
+        let node = Node(&left);
+        if node.is_dead() || !node.is_incomplete() || node.high() != Some(key) {
+            return Ok(false);
+        }
+        let right = node.right();
+        let mut parent = self.pool.latch(parent);
+        let above = Node(&parent);
+        if above.is_dead() || above.level() != level + 1 || above.covers(key) != Covers::Inside {
+            return Ok(false);
+        }
+        let mut sibling = None;
+        if above.growth(key, 8) > above.free() {
+            let pending = [Pending { key, value: 8 }];
+            if above.id() == self.root() {
+                self.grow_root(reservation, &mut parent, &pending)?;
+                return Ok(false);
+            }
+            let low = above.low().to_vec();
+            let Some(new) = self.split(reservation, &mut parent, &pending)? else { return Ok(false) };
+            repairs.push(Repair::Post { level: level + 1, low });
+            sibling = Some(new);
+        }
+        let above = match &mut sibling {
+            Some(new) if Node(new).covers(key) == Covers::Inside => new,
+            _ => &mut parent,
+        };
+        let mut body = Vec::new();
+        section(&mut body, node.id(), Op::SplitDone);
+        section(&mut body, Node(above).id(), Op::Put { key, value: &right.0.to_be_bytes() });
+        reservation.commit(&mut [&mut left, above], &body);
+        self.stats.posts.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Merges the page of `level` that covers `key` with a sibling under the same parent, if both fit into one page.
+    fn merge(&self, level: u8, key: &[u8], repairs: &mut Vec<Repair>) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let need = Need {
+                frames: 4,
+                pages: 0,
+                log: Log::record_size(PAGE_SIZE + KEY_MAX + 4 * (SECTION_HEAD + OP_HEAD)),
+            };
+            let mut reservation = self.pool.reserve(need)?;
+            let alive = self.pool.enter();
+            let Some(found) = self.find(&alive, Target::Covering(key), level + 1, true)? else {
+                return Ok(());
+            };
+            let parent = Node(&found.page);
+            let at = parent.child_index(key);
+            let is_root = parent.id() == self.root();
+            if parent.count() == 1 {
+                drop(found);
+                if is_root {
+                    return self.shrink_root(&mut reservation);
+                }
+                return Ok(());
+            }
+            let at = if at + 1 < parent.count() { at } else { at - 1 };
+            let (left, right) = (parent.child(at), parent.child(at + 1));
+            let boundary = parent.key(at + 1);
+            let parent = found.page.pin();
+            drop(found);
+            let pages = Siblings {
+                bitmap: self.pool.pin_bitmaps(std::iter::once(right.run()))?,
+                left: self.pool.read(left)?.pin(),
+                right: self.pool.read(right)?.pin(),
+                parent,
+            };
+            if let Some(freed) = self.try_merge(&mut reservation, &pages, &boundary, level, repairs)? {
+                drop((pages, alive));
+                if let Some(lsn) = freed {
+                    self.pool.page_freed(lsn, right);
+                }
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt at [`Tree::merge`]. `None`: the pages have moved on; `Some(None)`: there is nothing to merge.
+    /// Latches left, right, parent, bitmap, in this order.
+    fn try_merge<'p>(
+        &'p self,
+        reservation: &mut Reservation<'p>,
+        pages: &Siblings<'p>,
+        boundary: &[u8],
+        level: u8,
+        repairs: &mut Vec<Repair>,
+    ) -> Result<Option<Option<Lsn>>> {
+        let mut left = self.pool.latch(&pages.left);
+        let (l, right_id) = (Node(&left), pages.right.page());
+        if l.is_dead() || l.level() != level || l.high() != Some(boundary) || l.right() != right_id {
+            return Ok(if l.is_incomplete() { Some(None) } else { None });
+        }
+        let mut right = self.pool.latch(&pages.right);
+        let mut parent = self.pool.latch(&pages.parent);
+        let (r, p) = (Node(&right), Node(&parent));
+        if r.is_dead() || p.is_dead() || p.level() != level + 1 || p.covers(boundary) != Covers::Inside {
+            return Ok(None);
+        }
+        match p.search(boundary) {
+            Ok(i) if i > 0 && p.child(i) == right_id => {}
+            _ => return Ok(None),
+        }
+        let fits = l.merged_size(r).is_some_and(|size| size <= MERGED_MAX);
+        if l.is_incomplete() || r.is_incomplete() || !fits || !(is_underfull(l) || is_underfull(r)) {
+            return Ok(Some(None));
+        }
+        let mut packed = Vec::with_capacity(PAGE_SIZE);
+        r.pack(&mut packed);
+        let mut body = Vec::with_capacity(packed.len() + 128);
+        section(&mut body, l.id(), Op::Absorb(&packed));
+        section(&mut body, right_id, Op::Kill);
+        section(&mut body, p.id(), Op::Delete { key: boundary });
+        let mut bitmap = self.pool.latch(&pages.bitmap[0]);
+        let start = self.pool.within_group(right_id.run());
+        section(&mut body, bitmap.header().page(), Op::Free { start, len: BLOCKS_PER_PAGE });
+        let lsn = reservation.commit(&mut [&mut left, &mut right, &mut parent, &mut bitmap], &body);
+        self.stats.merges.fetch_add(1, Ordering::Relaxed);
+        let p = Node(&parent);
+        if is_underfull(p) || p.count() == 1 {
+            repairs.push(Repair::Merge { level: level + 1, key: p.low().to_vec() });
+        }
+        if p.id() == self.root() && p.count() == 1 {
+            repairs.push(Repair::Merge { level, key: Vec::new() });
+        }
+        Ok(Some(Some(lsn)))
+    }
+
+    /// The root takes over its only child's records, if that child has no right sibling: the tree shrinks by a level.
+    fn shrink_root<'p>(&'p self, reservation: &mut Reservation<'p>) -> Result<()> {
+        let root = self.pool.read(self.root())?;
+        let node = Node(&root);
+        if node.level() == 0 || node.count() != 1 {
+            return Ok(());
+        }
+        let id = node.child(0);
+        let root_pin = root.pin();
+        drop(root);
+        let child_pin = self.pool.read(id)?.pin();
+        let bitmap = self.pool.pin_bitmaps(std::iter::once(id.run()))?;
+        let mut child = self.pool.latch(&child_pin);
+        let mut root = self.pool.latch(&root_pin);
+        let (c, node) = (Node(&child), Node(&root));
+        if c.is_dead() || c.right().is_some() || node.count() != 1 || node.child(0) != id {
+            return Ok(());
+        }
+        let mut image: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        build(&mut image, NodeSpec { id: node.id(), ..c.spec() }, c, 0..c.count())?;
+        let mut packed = Vec::with_capacity(PAGE_SIZE);
+        Node(&image).pack(&mut packed);
+        let mut body = Vec::with_capacity(packed.len() + 128);
+        section(&mut body, id, Op::Kill);
+        section(&mut body, node.id(), Op::Image(&packed));
+        let mut bitmap = self.pool.latch(&bitmap[0]);
+        let start = self.pool.within_group(id.run());
+        section(&mut body, bitmap.header().page(), Op::Free { start, len: BLOCKS_PER_PAGE });
+        let lsn = reservation.commit(&mut [&mut child, &mut root, &mut bitmap], &body);
+        drop((child, root, bitmap));
+        drop((child_pin, root_pin));
+        self.pool.page_freed(lsn, id);
+        self.stats.root_shrinks.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The pages of a merge, pinned.
+struct Siblings<'p> {
+    left: Pin<'p>,
+    right: Pin<'p>,
+    parent: Pin<'p>,
+    bitmap: Vec<Pin<'p>>,
+}

@@ -1,0 +1,392 @@
+//! The log: redo records in a circular area of the image, appended in memory and made durable in groups.
+//!
+//! The log promises: when [`Log::commit`] returns, every record up to that LSN is durable and will be found by
+//! [`scan`]; records become durable in the order of their LSNs, none is skipped. It assumes that a durable write is
+//! durable when it returns. It fails for good: after the first failed write or sync every commit returns the same
+//! error, and nothing is retried that the kernel may have dropped.
+//!
+//! Invariants:
+//!
+//! - **L1** `tail ≤ durable ≤ buffer start ≤ end`, and `end + reserved ≤ tail + size`: a record never overwrites
+//!   one that recovery may need. The tail moves only after a superblock with that checkpoint is durable.
+//! - **L2** Appends are covered by reservations that were made with nothing held; an append never waits for I/O.
+//! - **L3** The mutex is never held across I/O. One leader at a time writes; it takes the buffer and leaves an empty one.
+//! - **L4** File data that was written before a record was appended is synced before that record is written.
+//! - **L5** The first record after each group is preceded by a mark that tells how far the log is durable.
+
+pub mod format;
+mod scan;
+
+pub use scan::{Scan, scan};
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::defects::{Defect, Defects};
+use crate::error::{Error, Result};
+use crate::page::Lsn;
+use crate::storage::Storage;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, unlocked};
+use format::{Kind, MARK_SIZE, RECORD_HEADER_SIZE};
+
+/// The most bytes that are appended or reserved but not yet written.
+pub const BUFFER_MAX: u64 = 16 << 20;
+/// From so many buffered bytes on, the background writer is woken.
+const BUFFER_WRITE: usize = 1 << 20;
+/// How long a leader waits for others that committed a moment ago, at the most.
+const GATHER: Duration = Duration::from_micros(100);
+
+/// Where the log lies in the image, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Offset of the circular area.
+    pub offset: u64,
+    /// Its size.
+    pub size: u64,
+}
+
+impl Place {
+    /// Splits a row of bytes at `at` into the one or two pieces in which it lies in the file.
+    fn split(self, at: Lsn, len: usize) -> (u64, usize) {
+        let within = at.0 % self.size;
+        (self.offset + within, len.min((self.size - within) as usize))
+    }
+
+    /// Reads log bytes.
+    pub fn read(self, storage: &dyn Storage, at: Lsn, bytes: &mut [u8]) -> Result<()> {
+        let (offset, first) = self.split(at, bytes.len());
+        let (a, b) = bytes.split_at_mut(first);
+        let read = storage
+            .read_at(offset, a)
+            .and_then(|()| if b.is_empty() { Ok(()) } else { storage.read_at(self.offset, b) });
+        read.map_err(|e| Error::io("reading the log", e))
+    }
+
+    fn write_durable(self, storage: &dyn Storage, at: Lsn, bytes: &[u8]) -> std::io::Result<()> {
+        let (offset, first) = self.split(at, bytes.len());
+        let (a, b) = bytes.split_at(first);
+        storage.write_durable_at(offset, a)?;
+        if b.is_empty() { Ok(()) } else { storage.write_durable_at(self.offset, b) }
+    }
+}
+
+/// Why a reservation was not granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shortage {
+    /// The circular area is full: a checkpoint is needed.
+    Space,
+    /// Too much is buffered: a write of the log is needed.
+    Buffer,
+}
+
+struct State {
+    /// The bytes `[end - buffer.len(), end)`, not yet handed to a leader.
+    buffer: Vec<u8>,
+    /// An empty buffer with capacity, for the next leader to leave behind.
+    spare: Vec<u8>,
+    end: u64,
+    reserved: u64,
+    tail: u64,
+    /// What the newest mark says.
+    marked: u64,
+    /// A leader is at work.
+    leading: bool,
+    /// Threads inside [`Log::commit`] that are not durable yet.
+    committers: usize,
+    /// How many committers the leader waits for before it writes.
+    expected: usize,
+}
+
+/// Counters of the log.
+#[derive(Default, Debug)]
+pub struct LogStats {
+    /// Durable writes of groups.
+    pub groups: AtomicU64,
+    /// Calls of commit that had to wait for a group.
+    pub commits: AtomicU64,
+    /// Transactions appended.
+    pub records: AtomicU64,
+}
+
+/// The log of an open image.
+pub struct Log {
+    storage: Arc<dyn Storage>,
+    place: Place,
+    incarnation: u32,
+    state: Mutex<State>,
+    end: AtomicU64,
+    durable: AtomicU64,
+    tail: AtomicU64,
+    /// Durable moved, the leader left, or the log failed.
+    moved: Condvar,
+    /// Enough committers have come for the leader.
+    gathered: Condvar,
+    /// The background writer has work.
+    kick: Condvar,
+    stopping: AtomicBool,
+    /// File data was written that no sync has covered yet.
+    data_pending: AtomicBool,
+    failed: OnceLock<Error>,
+    defects: Defects,
+    /// Counters.
+    pub stats: LogStats,
+}
+
+impl Log {
+    /// A log that continues at `end`, everything before it being durable and checkpointed.
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        place: Place,
+        incarnation: u32,
+        end: Lsn,
+        defects: Defects,
+    ) -> Self {
+        let state = State {
+            buffer: Vec::new(),
+            spare: Vec::new(),
+            end: end.0,
+            reserved: 0,
+            tail: end.0,
+            marked: end.0,
+            leading: false,
+            committers: 0,
+            expected: 1,
+        };
+        Log {
+            storage,
+            place,
+            incarnation,
+            state: Mutex::new(state),
+            end: AtomicU64::new(end.0),
+            durable: AtomicU64::new(end.0),
+            tail: AtomicU64::new(end.0),
+            moved: Condvar::new(),
+            gathered: Condvar::new(),
+            kick: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            data_pending: AtomicBool::new(false),
+            failed: OnceLock::new(),
+            defects,
+            stats: LogStats::default(),
+        }
+    }
+
+    /// The end of the last record appended.
+    pub fn end(&self) -> Lsn {
+        Lsn(self.end.load(Ordering::SeqCst))
+    }
+    /// Everything before this is durable.
+    pub fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::SeqCst))
+    }
+    /// The size of the circular area, in bytes.
+    pub fn size(&self) -> u64 {
+        self.place.size
+    }
+    /// Bytes between the tail and the end: what recovery would have to read.
+    pub fn used(&self) -> u64 {
+        let tail = self.tail.load(Ordering::Relaxed);
+        self.end.load(Ordering::Relaxed).saturating_sub(tail)
+    }
+    /// The largest reservation that can ever be granted, in bytes.
+    pub fn reservation_max(&self) -> u64 {
+        (self.place.size / 4).min(BUFFER_MAX / 2)
+    }
+
+    /// The error that ended writing, if one did.
+    pub fn failure(&self) -> Option<&Error> {
+        self.failed.get()
+    }
+    /// `Err` once writing has ended.
+    pub fn check(&self) -> Result<()> {
+        self.failed.get().map_or(Ok(()), |e| Err(e.clone()))
+    }
+    /// Ends all writing: every later commit returns this error, or the one that came first.
+    pub fn fail(&self, error: Error) -> Error {
+        let first = self.failed.get_or_init(|| {
+            log::error!("writing to the image failed, it is read-only from now on: {error}");
+            error
+        });
+        let _state = self.state.lock();
+        self.moved.notify_all();
+        self.gathered.notify_all();
+        first.clone()
+    }
+
+    /// Sets bytes of the circular area and of the buffer aside. The caller holds no latch and no epoch.
+    /// Every record needs its body, a header, and room for a mark: [`Log::record_size`].
+    pub fn try_reserve(&self, bytes: u64) -> std::result::Result<(), Shortage> {
+        let mut state = self.state.lock();
+        if state.end + state.reserved + bytes > state.tail + self.place.size {
+            return Err(Shortage::Space);
+        }
+        if state.end - self.durable.load(Ordering::SeqCst) + state.reserved + bytes > BUFFER_MAX {
+            return Err(Shortage::Buffer);
+        }
+        state.reserved += bytes;
+        Ok(())
+    }
+
+    /// Gives back what was reserved and not used.
+    pub fn unreserve(&self, bytes: u64) {
+        self.state.lock().reserved -= bytes;
+    }
+
+    /// What a record with such a body may take of a reservation.
+    pub fn record_size(body: usize) -> u64 {
+        (RECORD_HEADER_SIZE + body + MARK_SIZE) as u64
+    }
+
+    /// Appends a transaction and returns its end LSN. `reserved` is the caller's reservation, which pays for it.
+    /// Latches may be held: this never waits for I/O.
+    pub fn append(&self, body: &[u8], reserved: &mut u64) -> Lsn {
+        let hasher = format::hash_body(body);
+        let mut state = self.state.lock();
+        let before = state.end;
+        let durable = self.durable.load(Ordering::SeqCst);
+        if durable > state.marked {
+            state.marked = durable;
+            let mark = durable.to_be_bytes();
+            self.push(&mut state, format::hash_body(&mark), &mark, Kind::Mark);
+        }
+        self.push(&mut state, hasher, body, Kind::Transaction);
+        let used = state.end - before;
+        assert!(used <= *reserved, "log record of {used} bytes exceeds its reservation of {reserved}");
+        *reserved -= used;
+        state.reserved -= used;
+        let end = state.end;
+        self.end.store(end, Ordering::SeqCst);
+        self.stats.records.fetch_add(1, Ordering::Relaxed);
+        if state.buffer.len() >= BUFFER_WRITE && !state.leading {
+            self.kick.notify_one();
+        }
+        Lsn(end)
+    }
+
+    fn push(&self, state: &mut State, hasher: crc32fast::Hasher, body: &[u8], kind: Kind) {
+        let header = format::encode_header(hasher, body.len(), Lsn(state.end), self.incarnation, kind);
+        state.buffer.extend_from_slice(&header);
+        state.buffer.extend_from_slice(body);
+        state.end += (RECORD_HEADER_SIZE + body.len()) as u64;
+    }
+
+    /// File data was written; the next group syncs it before its records (L4).
+    pub fn data_written(&self) {
+        self.data_pending.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until everything before `lsn` is durable. The caller holds no latch and no epoch.
+    pub fn commit(&self, lsn: Lsn) -> Result<()> {
+        if self.durable() >= lsn {
+            return self.check();
+        }
+        if self.defects.has(Defect::AcknowledgeBeforeSync) {
+            return Ok(());
+        }
+        self.stats.commits.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        state.committers += 1;
+        if state.committers >= state.expected {
+            self.gathered.notify_one();
+        }
+        let result = loop {
+            if let Some(error) = self.failed.get() {
+                break Err(error.clone());
+            }
+            if self.durable() >= lsn {
+                break Ok(());
+            }
+            if state.leading {
+                self.moved.wait(&mut state);
+            } else {
+                self.lead(&mut state);
+            }
+        };
+        state.committers -= 1;
+        result
+    }
+
+    /// Writes everything appended so far as one group. On entry and exit the state is locked; not in between.
+    fn lead<'a>(&'a self, state: &mut MutexGuard<'a, State>) {
+        state.leading = true;
+        if state.committers < state.expected {
+            let deadline = std::time::Instant::now() + GATHER;
+            while state.committers < state.expected && self.failed.get().is_none() {
+                if self.gathered.wait_until(state, deadline).timed_out() {
+                    break;
+                }
+            }
+        }
+        let spare = std::mem::take(&mut state.spare);
+        let mut bytes = std::mem::replace(&mut state.buffer, spare);
+        let end = state.end;
+        let start = end - bytes.len() as u64;
+        let written = unlocked(state, &self.state, || self.write_group(Lsn(start), &bytes));
+        match written {
+            Ok(()) => {
+                self.durable.store(end, Ordering::SeqCst);
+                // Those served now will be back in a moment if they commit in a loop; the others wait already.
+                state.expected = state.committers;
+                bytes.clear();
+                state.spare = bytes;
+            }
+            Err(error) => {
+                self.failed.get_or_init(|| {
+                    log::error!("writing the log failed, the image is read-only from now on: {error}");
+                    Error::io("writing the log", error)
+                });
+            }
+        }
+        state.leading = false;
+        self.moved.notify_all();
+    }
+
+    fn write_group(&self, start: Lsn, bytes: &[u8]) -> std::io::Result<()> {
+        if self.data_pending.swap(false, Ordering::SeqCst) {
+            self.storage.sync()?;
+        }
+        self.stats.groups.fetch_add(1, Ordering::Relaxed);
+        self.place.write_durable(&*self.storage, start, bytes)
+    }
+
+    /// The oldest record that recovery needs is now the one at `tail`; the superblock that says so is durable.
+    pub fn set_tail(&self, tail: Lsn) {
+        let mut state = self.state.lock();
+        debug_assert!(tail.0 >= state.tail && tail.0 <= state.end);
+        state.tail = tail.0;
+        self.tail.store(tail.0, Ordering::Relaxed);
+    }
+
+    /// The background writer: writes the log when much is buffered, and every `interval`. Returns after [`Log::stop`].
+    pub fn run_writer(&self, interval: Duration) {
+        let mut state = self.state.lock();
+        while !self.stopping.load(Ordering::SeqCst) && self.failed.get().is_none() {
+            if state.buffer.len() < BUFFER_WRITE {
+                let timed_out = self.kick.wait_for(&mut state, interval).timed_out();
+                if !timed_out && state.buffer.len() < BUFFER_WRITE {
+                    continue;
+                }
+            }
+            if state.leading {
+                self.moved.wait(&mut state);
+            } else if !state.buffer.is_empty() {
+                // Not a committer: it neither waits for others nor is waited for.
+                let expected = std::mem::replace(&mut state.expected, 0);
+                self.lead(&mut state);
+                state.expected = state.expected.max(expected);
+            }
+        }
+    }
+
+    /// Ends the background writer.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let _state = self.state.lock();
+        self.kick.notify_all();
+        self.moved.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests;

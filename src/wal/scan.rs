@@ -1,0 +1,150 @@
+//! Reading the log: from the checkpoint to the first record that is not whole.
+
+use super::format::{Header, Kind, RECORD_HEADER_SIZE, RECORD_SIZE_MAX};
+use super::{BUFFER_MAX, Place};
+use crate::error::{Error, Result};
+use crate::page::Lsn;
+use crate::page::format::get_u64;
+use crate::storage::Storage;
+
+/// What a scan found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// The end of the last whole record.
+    pub end: Lsn,
+    /// The log is known to have been durable up to here: the greatest mark.
+    pub floor: Lsn,
+    /// How many transactions were found.
+    pub records: u64,
+    /// Bytes behind the end that belong to records that are not whole, or come after one that is not.
+    pub discarded: u64,
+}
+
+/// Bytes that one read of the log fetches.
+const WINDOW: usize = 256 << 10;
+
+/// A window onto the circular log.
+struct Window<'a> {
+    storage: &'a dyn Storage,
+    place: Place,
+    /// No byte at or behind this position may be read: the log has been around once.
+    limit: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    /// `len` bytes at `at`, or `None` where the log has no more.
+    fn get(&mut self, at: u64, len: usize) -> Result<Option<&[u8]>> {
+        if at + len as u64 > self.limit {
+            return Ok(None);
+        }
+        if at < self.start || at + len as u64 > self.start + self.bytes.len() as u64 {
+            let want = (len.max(WINDOW) as u64).min(self.limit - at) as usize;
+            self.bytes.resize(want, 0);
+            self.start = at;
+            self.place.read(self.storage, Lsn(at), &mut self.bytes)?;
+        }
+        let from = (at - self.start) as usize;
+        Ok(Some(&self.bytes[from..from + len]))
+    }
+
+    /// The whole record at `at`: its kind and length; its bytes are then in the window.
+    fn record(&mut self, at: u64, incarnation: u32) -> Result<Option<(Kind, usize)>> {
+        let Some(header) = self.header(at)? else { return Ok(None) };
+        if !header.is_plausible(Lsn(at), incarnation) {
+            return Ok(None);
+        }
+        let Some(bytes) = self.get(at, header.len)? else { return Ok(None) };
+        Ok(header.verify(bytes, &bytes[RECORD_HEADER_SIZE..]).map(|kind| (kind, header.len)))
+    }
+
+    fn header(&mut self, at: u64) -> Result<Option<Header>> {
+        let bytes = self.get(at, RECORD_HEADER_SIZE)?;
+        Ok(bytes.and_then(|b| b.first_chunk()).map(Header::decode))
+    }
+}
+
+/// Scans the records of one incarnation from `from` on and calls `each` with every transaction's LSN, end LSN and body.
+///
+/// `floor` is what superblocks and doublewrite headers say of how far the log was durable; marks in the log may
+/// raise it. A record below the floor that is not whole is damage, and an error; above the floor it is the log's end.
+pub fn scan(
+    storage: &dyn Storage,
+    place: Place,
+    from: Lsn,
+    incarnation: u32,
+    floor: Lsn,
+    mut each: impl FnMut(Lsn, Lsn, &[u8]) -> Result<()>,
+) -> Result<Scan> {
+    let mut window = Window { storage, place, limit: from.0 + place.size, start: 0, bytes: Vec::new() };
+    let mut found = Scan { end: from, floor, records: 0, discarded: 0 };
+    while let Some((kind, len)) = window.record(found.end.0, incarnation)? {
+        let at = found.end;
+        found.end = Lsn(at.0 + len as u64);
+        let Some(bytes) = window.get(at.0, len)? else { break };
+        let body = &bytes[RECORD_HEADER_SIZE..];
+        match kind {
+            Kind::Mark => found.floor = found.floor.max(Lsn(get_u64(body, 0))),
+            Kind::Transaction => {
+                found.records += 1;
+                each(at, found.end, body)?;
+            }
+        }
+    }
+    look_beyond(&mut window, incarnation, &mut found)?;
+    if found.end < found.floor {
+        return Err(Error::corrupt(
+            format_args!("log at {}", found.end),
+            format_args!("a record that was durable (up to {}) is damaged", found.floor),
+        ));
+    }
+    Ok(found)
+}
+
+/// Looks for whole records behind the first that is not: their marks tell damage from the log's end.
+/// What was in flight at a crash is bounded by the log buffer, so the search is, too.
+fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> Result<()> {
+    let mut at = found.end.0;
+    let limit = (at + 2 * BUFFER_MAX + RECORD_SIZE_MAX as u64).min(window.limit);
+    if let Some(header) = window.header(at)? {
+        if header.is_plausible(found.end, incarnation) {
+            found.discarded = header.len as u64;
+        }
+    }
+    at += 1;
+    while at < limit {
+        let len = ((WINDOW as u64).min(limit - at)) as usize;
+        let Some(bytes) = window.get(at, len)? else { break };
+        match find_lsn(bytes, at) {
+            None => {
+                // A header at the very end of the window is found in the next one.
+                if len < RECORD_HEADER_SIZE {
+                    break;
+                }
+                at += (len - RECORD_HEADER_SIZE + 1) as u64;
+            }
+            Some(candidate) => {
+                at = candidate;
+                if let Some((kind, len)) = window.record(at, incarnation)? {
+                    if kind == Kind::Mark {
+                        if let Some(body) = window.get(at + RECORD_HEADER_SIZE as u64, 8)? {
+                            found.floor = found.floor.max(Lsn(get_u64(body, 0)));
+                        }
+                    }
+                    at += len as u64;
+                    found.discarded = at - found.end.0;
+                } else {
+                    at += 1;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first position whose header would name that same position as its LSN.
+fn find_lsn(bytes: &[u8], start: u64) -> Option<u64> {
+    let headers = bytes.windows(RECORD_HEADER_SIZE).enumerate();
+    headers.map(|(i, h)| (start + i as u64, get_u64(h, 8))).find(|(at, lsn)| at == lsn).map(|(at, _)| at)
+}

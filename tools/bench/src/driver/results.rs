@@ -1,0 +1,186 @@
+//! All that was measured, and medians of it.
+
+use std::collections::BTreeMap;
+
+use crate::engines::EngineId;
+use crate::options::Plan;
+use crate::protocol::Measurement;
+use crate::rows::Row;
+
+/// The results of a run.
+pub struct Results {
+    pub plan: Plan,
+    pub machine: Vec<String>,
+    /// Of each engine, and of the floor.
+    pub settings: BTreeMap<String, String>,
+    pub samples: Vec<Sample>,
+    pub floors: Vec<FloorSample>,
+    pub failures: Vec<String>,
+    /// Rows that do not apply to an engine, and why.
+    pub skipped: Vec<(Row, EngineId, String)>,
+    /// How long the run took.
+    pub seconds: f64,
+}
+
+pub struct Sample {
+    pub round: u32,
+    pub row: Row,
+    pub engine: EngineId,
+    pub measurement: Measurement,
+}
+
+/// A bare write that durable writes are compared with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FloorKind {
+    FourKib,
+    /// As many bytes as btfs writes to its log for one durable write.
+    SameBytes,
+}
+
+impl FloorKind {
+    pub const ALL: [FloorKind; 2] = [FloorKind::FourKib, FloorKind::SameBytes];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            FloorKind::FourKib => "floor.4k",
+            FloorKind::SameBytes => "floor.same-bytes",
+        }
+    }
+}
+
+/// All slices of one round.
+pub struct FloorSample {
+    pub round: u32,
+    pub kind: FloorKind,
+    pub measurement: Measurement,
+}
+
+impl Results {
+    pub fn new(plan: Plan, machine: Vec<String>) -> Self {
+        Results {
+            plan,
+            machine,
+            settings: BTreeMap::new(),
+            samples: Vec::new(),
+            floors: Vec::new(),
+            failures: Vec::new(),
+            skipped: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
+    pub fn add(&mut self, round: u32, row: Row, engine: EngineId, measurement: Measurement) {
+        self.samples.push(Sample { round, row, engine, measurement });
+    }
+
+    /// Adds a slice. Percentiles are over all slices of a round.
+    pub fn add_floor(&mut self, round: u32, kind: FloorKind, measurement: Measurement) {
+        let same = |sample: &&mut FloorSample| sample.round == round && sample.kind == kind;
+        match self.floors.iter_mut().find(same) {
+            Some(sample) => sample.measurement.append(measurement),
+            None => self.floors.push(FloorSample { round, kind, measurement }),
+        }
+    }
+
+    pub fn skip(&mut self, row: Row, engine: EngineId, reason: String) {
+        if !self.skipped.iter().any(|skipped| (skipped.0, skipped.1) == (row, engine)) {
+            self.skipped.push((row, engine, reason));
+        }
+    }
+
+    /// The rows that were measured, in order.
+    pub fn rows(&self) -> Vec<Row> {
+        Row::ALL.into_iter().filter(|&row| self.samples.iter().any(|sample| sample.row == row)).collect()
+    }
+
+    /// The engines that a row was measured for, in the order of the plan.
+    pub fn engines_of(&self, row: Row) -> Vec<EngineId> {
+        let has = |engine| self.samples.iter().any(|sample| sample.row == row && sample.engine == engine);
+        self.plan.engines.iter().copied().filter(|&engine| has(engine)).collect()
+    }
+
+    /// The median over the rounds of something that a measurement says.
+    pub fn median(
+        &self,
+        row: Row,
+        engine: EngineId,
+        what: impl Fn(&Measurement) -> Option<f64>,
+    ) -> Option<f64> {
+        median(self.values(row, engine, what))
+    }
+
+    /// How far the rounds lie apart: (highest − lowest) / median.
+    pub fn spread(
+        &self,
+        row: Row,
+        engine: EngineId,
+        what: impl Fn(&Measurement) -> Option<f64>,
+    ) -> Option<f64> {
+        let values = self.values(row, engine, what);
+        let lowest = values.iter().copied().reduce(f64::min)?;
+        let highest = values.iter().copied().reduce(f64::max)?;
+        Some((highest - lowest) / median(values)?)
+    }
+
+    fn values(&self, row: Row, engine: EngineId, what: impl Fn(&Measurement) -> Option<f64>) -> Vec<f64> {
+        let samples = self.samples.iter().filter(|sample| sample.row == row && sample.engine == engine);
+        samples.filter_map(|sample| what(&sample.measurement)).collect()
+    }
+
+    pub fn median_ns(&self, row: Row, engine: EngineId) -> Option<f64> {
+        self.median(row, engine, |measurement| Some(measurement.ns_per_unit(row)))
+    }
+
+    pub fn floor_median(&self, kind: FloorKind, what: impl Fn(&Measurement) -> Option<f64>) -> Option<f64> {
+        let samples = self.floors.iter().filter(|sample| sample.kind == kind);
+        median(samples.filter_map(|sample| what(&sample.measurement)).collect())
+    }
+}
+
+impl Measurement {
+    /// Time per call or record, whichever the row counts, over all threads together; in ns.
+    pub fn ns_per_unit(&self, row: Row) -> f64 {
+        let count = if row.counts_records() { self.records } else { self.operations };
+        self.seconds * 1e9 / count as f64
+    }
+
+    /// Bytes written to the device for each byte of keys and values.
+    pub fn write_amplification(&self) -> Option<f64> {
+        (self.payload > 0).then_some(self.device_bytes? as f64 / self.payload as f64)
+    }
+
+    /// A counter's growth per call.
+    pub fn per_operation(&self, counter: &str) -> Option<f64> {
+        Some(*self.counters.get(counter)? as f64 / self.operations as f64)
+    }
+
+    /// A counter's growth per record.
+    pub fn per_record(&self, counter: &str) -> Option<f64> {
+        Some(*self.counters.get(counter)? as f64 / self.records as f64)
+    }
+
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.get(name).copied()
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 0 && middle > 0 {
+        return Some((values[middle - 1] + values[middle]) / 2.0);
+    }
+    values.get(middle).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_of_an_even_count_is_between_the_middle_two() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(Vec::new()), None);
+    }
+}
