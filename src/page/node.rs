@@ -273,6 +273,25 @@ impl<'a> Node<'a> {
         out.extend_from_slice(&self.0[self.heap()..]);
     }
 
+    /// Copies the page without its free space.
+    pub fn copy_to(self, to: &mut PageBytes) {
+        let front = self.slots() + self.count() * SLOT_SIZE;
+        let heap = self.heap();
+        to[..front].copy_from_slice(&self.0[..front]);
+        to[heap..].copy_from_slice(&self.0[heap..]);
+    }
+
+    /// Copies the page without its free space, and of the records only those in `range`.
+    pub fn copy_records_to(self, to: &mut PageBytes, range: std::ops::Range<usize>) {
+        let front = self.slots() + self.count() * SLOT_SIZE;
+        to[..front].copy_from_slice(&self.0[..front]);
+        for i in range {
+            let (_, at, _) = self.slot(i);
+            let end = at + self.record_size(i) - SLOT_SIZE;
+            to[at..end].copy_from_slice(&self.0[at..end]);
+        }
+    }
+
     /// Checks N1–N5. Everything that comes from the image passes here before it is used.
     pub fn validate(self) -> Result<(), &'static str> {
         if page_type(self.0) != TYPE_TREE {

@@ -33,6 +33,9 @@ pub struct Flusher {
     synced: [bool; 2],
 }
 
+/// Pages that are written in one call, at the most.
+const PIECE: usize = 16;
+
 /// A copy of a page that is on its way home.
 struct Copy {
     page: PageId,
@@ -210,7 +213,7 @@ impl Pool {
         .encode(header, PageId(at / PAGE_SIZE as u64), superblock.image());
         let mut bufs: Vec<&[u8]> = vec![header];
         bufs.extend(rewritten.map(|(_, p)| p.as_slice()));
-        let written = self.storage.write_vectored_at(at, &bufs);
+        let written = self.write_row(at, &bufs);
         let bytes = bufs.len() * PAGE_SIZE;
         self.stats.doublewrite_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         written.map_err(|e| self.log.fail(Error::io("writing the doublewrite area", e)))?;
@@ -218,6 +221,16 @@ impl Pool {
         let result = self.sync_data(flusher);
         set_site("");
         result
+    }
+
+    /// Writes pages that lie one behind the other, a piece at a time: a commit that comes meanwhile waits for one piece at
+    /// the most, and the next piece waits for the commit.
+    fn write_row(&self, at: u64, pages: &[&[u8]]) -> std::io::Result<()> {
+        for (i, piece) in pages.chunks(PIECE).enumerate() {
+            self.log.let_commit_pass();
+            self.storage.write_vectored_at(at + (i * PIECE * PAGE_SIZE) as u64, piece)?;
+        }
+        Ok(())
     }
 
     /// Writes the pages to their places, neighbours in one call.
@@ -229,7 +242,7 @@ impl Pool {
                 n += 1;
             }
             let bufs: Vec<&[u8]> = pages[i..i + n].iter().map(|p| p.as_slice()).collect();
-            self.storage.write_vectored_at(copies[i].page.offset(), &bufs)?;
+            self.write_row(copies[i].page.offset(), &bufs)?;
             i += n;
         }
         Ok(())

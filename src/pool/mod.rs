@@ -23,6 +23,7 @@ pub use frames::{PageRead, PageWrite, Pin};
 pub use recovery::{FormatOptions, RecoveryReport};
 pub use transaction::{Need, Reservation};
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +73,9 @@ impl Default for PoolOptions {
     }
 }
 
+/// Frames that long scans use in turn.
+const RING: usize = 16;
+
 const FRAME_OVERHEAD: usize = size_of::<frames::Frame>() + PageTable::BYTES_PER_FRAME;
 
 /// Counters of events that are rare enough for one cache line.
@@ -99,6 +103,8 @@ pub struct Pool {
     frames: Frames,
     table: PageTable,
     free_frames: Mutex<Vec<FrameNo>>,
+    /// Frames that long scans have used, oldest first: they use them again instead of displacing others' pages.
+    ring: Mutex<VecDeque<FrameNo>>,
     hand: AtomicUsize,
     /// Frames that are dirty or set aside for transactions (P2).
     budget: AtomicUsize,
@@ -173,6 +179,7 @@ impl Pool {
     pub fn read_hinted(&self, id: PageId, keep: bool) -> Result<PageRead<'_>> {
         loop {
             if let Some(frame) = self.table.find(&self.frames, id) {
+                self.frames.prefetch(frame);
                 let (page, waited) = self.frames.latch_shared(frame);
                 if waited {
                     self.epochs.add(Counter::LatchWaits, 1);
@@ -202,7 +209,7 @@ impl Pool {
     /// Reads a page from the image into a frame; `None` if somebody else has done so meanwhile.
     #[cold]
     fn load(&self, id: PageId, keep: bool) -> Result<Option<PageRead<'_>>> {
-        let mut page = self.empty_frame();
+        let mut page = if keep { self.empty_frame() } else { self.scan_frame() };
         {
             let stripe = self.table.lock(id);
             if stripe.find(&self.frames, id).is_some() {
@@ -258,6 +265,17 @@ impl Pool {
         }
     }
 
+    /// An empty frame for a page that is not worth keeping (PostgreSQL calls this a buffer ring).
+    fn scan_frame(&self) -> PageWrite<'_> {
+        let oldest = {
+            let mut ring = self.ring.lock();
+            if ring.len() < RING { None } else { ring.pop_front() }
+        };
+        let page = oldest.and_then(|frame| self.evict(frame)).unwrap_or_else(|| self.empty_frame());
+        self.ring.lock().push_back(page.frame());
+        page
+    }
+
     /// Latches a frame without a page. A thread that followed a stale link may hold the latch for a moment; it waits for
     /// nothing meanwhile.
     fn latch_unused(&self, frame: FrameNo) -> PageWrite<'_> {
@@ -280,9 +298,15 @@ impl Pool {
             header.usage.store(usage - 1, Ordering::Relaxed);
             return None;
         }
+        self.evict(frame)
+    }
+
+    /// Empties a frame whose page nobody has used lately; `None` if it is in use, dirty or already empty.
+    fn evict(&self, frame: FrameNo) -> Option<PageWrite<'_>> {
         let page = self.frames.try_latch_exclusive(frame)?;
+        let header = page.header();
         let id = header.page();
-        if !id.is_some() || !header.is_evictable() {
+        if !id.is_some() || !header.is_evictable() || header.usage.load(Ordering::Relaxed) > 0 {
             return None;
         }
         self.table.lock(id).remove(&self.frames, frame);

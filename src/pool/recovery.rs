@@ -283,6 +283,7 @@ impl Pool {
             frames,
             table: PageTable::new(count),
             free_frames: Mutex::new((0..count as FrameNo).rev().collect()),
+            ring: Mutex::new(VecDeque::new()),
             hand: AtomicUsize::new(0),
             budget: AtomicUsize::new(0),
             dirty_max: count / 4 * 3,

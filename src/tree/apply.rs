@@ -65,12 +65,17 @@ impl Tree {
     pub fn apply(&self, batch: &Batch) -> Result<Lsn> {
         let changes = batch.changes()?;
         self.check_runs(batch)?;
-        let _index = self.index.writer();
+        let mut index = self.index.optimistic_writer();
         let mut repairs = Vec::new();
-        let mut splits = changes.len() / 16 + 1;
+        let mut splits = if index.may_restructure() { changes.len() / 16 + 1 } else { 0 };
         let result = loop {
             match self.try_apply(&changes, batch, splits, &mut repairs) {
                 Ok(Attempt::Done(lsn)) => break Ok(lsn),
+                Ok(Attempt::Again(_)) if !index.may_restructure() => {
+                    drop(index);
+                    index = self.index.writer();
+                    splits = changes.len() / 16 + 1;
+                }
                 Ok(Attempt::Again(more)) => {
                     splits = more;
                     self.repair(&mut repairs);
@@ -78,7 +83,14 @@ impl Tree {
                 Err(e) => break Err(e),
             }
         };
-        self.repair(&mut repairs);
+        if !repairs.is_empty() {
+            if !index.may_restructure() {
+                drop(index);
+                index = self.index.writer();
+            }
+            self.repair(&mut repairs);
+        }
+        drop(index);
         self.pool.nudge();
         result
     }

@@ -3,6 +3,8 @@
 //! A cursor copies what it needs of one leaf under its latch and goes on from the *high key* of the copy, so it holds nothing
 //! between calls. It returns every key that was there throughout, once, in order; it is not a snapshot of a moment.
 
+use std::ops::Range;
+
 use super::Tree;
 use super::descend::{Target, as_node};
 use crate::error::Result;
@@ -17,6 +19,10 @@ pub struct Cursor<'t> {
     leaf: Box<PageBytes>,
     /// Whether `leaf` holds a leaf.
     loaded: bool,
+    /// The records of the leaf that were copied; `None`: all.
+    copied: Option<Range<usize>>,
+    /// If not all were copied: the key that was sought.
+    sought: Vec<u8>,
     /// The position: in front of record `gap` of the leaf.
     gap: usize,
     /// The record that was returned last.
@@ -25,6 +31,9 @@ pub struct Cursor<'t> {
     /// Leaves read since the last seek: a long scan does not displace what others use.
     leaves: usize,
 }
+
+/// Records that a seek copies: a short scan needs no more.
+const FIRST_COPY: usize = 16;
 
 /// A scan of more leaves than this leaves no trace in the cache.
 const LONG_SCAN: usize = 8;
@@ -36,6 +45,8 @@ impl Tree {
             tree: self,
             leaf: Box::new([0; PAGE_SIZE]),
             loaded: false,
+            copied: None,
+            sought: Vec::new(),
             gap: 0,
             record: 0,
             key: Vec::new(),
@@ -48,8 +59,9 @@ impl Cursor<'_> {
     /// Moves in front of the first record whose key is not less than `key`.
     pub fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.leaves = 0;
-        self.load(Target::Covering(key))?;
-        self.gap = self.node().search(key).unwrap_or_else(|i| i);
+        self.load(Target::Covering(key), Some(key))?;
+        self.sought.clear();
+        self.sought.extend_from_slice(key);
         Ok(())
     }
 
@@ -59,8 +71,14 @@ impl Cursor<'_> {
         if !self.loaded {
             self.seek(&[])?;
         }
-        while self.gap >= self.node().count() {
-            if !self.next_leaf()? {
+        loop {
+            let copied = self.copied.as_ref().map_or(self.node().count(), |c| c.end);
+            if self.gap < copied {
+                break;
+            }
+            if copied < self.node().count() {
+                self.load_rest()?;
+            } else if !self.next_leaf()? {
                 return Ok(false);
             }
         }
@@ -75,12 +93,17 @@ impl Cursor<'_> {
         if !self.loaded {
             return Ok(false);
         }
+        if self.copied.as_ref().is_some_and(|c| self.gap == c.start) {
+            let sought = std::mem::take(&mut self.sought);
+            self.load(Target::Covering(&sought), None)?;
+            self.gap = self.node().search(&sought).unwrap_or_else(|i| i);
+        }
         while self.gap == 0 {
             let low = self.node().low().to_vec();
             if low.is_empty() {
                 return Ok(false);
             }
-            self.load(Target::Below(&low))?;
+            self.load(Target::Below(&low), None)?;
             // The leaf may have grown beyond the old low fence by a merge.
             let node = self.node();
             self.gap = match node.high() {
@@ -96,7 +119,8 @@ impl Cursor<'_> {
 
     /// Moves behind the last record.
     pub fn seek_end(&mut self) -> Result<()> {
-        self.seek(&[0xff; crate::page::format::KEY_MAX])?;
+        self.leaves = 0;
+        self.load(Target::Covering(&[0xff; crate::page::format::KEY_MAX]), None)?;
         while self.node().high().is_some() {
             self.next_leaf()?;
         }
@@ -126,7 +150,8 @@ impl Cursor<'_> {
         Node(&self.leaf).key_into(self.record, &mut self.key);
     }
 
-    fn load(&mut self, target: Target<'_>) -> Result<()> {
+    /// Copies the leaf that the target names: all of it, or, to begin a scan at `from`, a few records.
+    fn load(&mut self, target: Target<'_>, from: Option<&[u8]>) -> Result<()> {
         let tree = self.tree;
         let _index = tree.index.reader();
         let alive = tree.pool.enter();
@@ -135,10 +160,28 @@ impl Cursor<'_> {
         let Some(found) = tree.find(&alive, target, 0, keep)? else {
             return Err(crate::Error::corrupt("tree", "it has no leaves"));
         };
-        *self.leaf = *found.page;
+        let node = Node(&found.page);
+        self.copied = None;
+        if let Some(key) = from {
+            self.gap = node.search(key).unwrap_or_else(|i| i);
+            let range = self.gap..node.count().min(self.gap + FIRST_COPY);
+            node.copy_records_to(&mut self.leaf, range.clone());
+            self.copied = Some(range);
+        } else {
+            node.copy_to(&mut self.leaf);
+        }
         alive.add(Counter::Seeks, 1);
         alive.add(Counter::ScanPages, found.visits as u64);
         self.loaded = true;
+        Ok(())
+    }
+
+    /// A scan that began with a few records of a leaf goes on behind the last of them.
+    fn load_rest(&mut self) -> Result<()> {
+        let key = std::mem::take(&mut self.key);
+        self.load(Target::Covering(&key), None)?;
+        self.gap = self.node().search(&key).map_or_else(|i| i, |i| i + 1);
+        self.key = key;
         Ok(())
     }
 
@@ -148,7 +191,7 @@ impl Cursor<'_> {
         self.leaves += 1;
         let right = self.node().right();
         if !self.follow(right, &high) {
-            self.load(Target::Covering(&high))?;
+            self.load(Target::Covering(&high), None)?;
         }
         self.gap = self.node().search(&high).unwrap_or_else(|i| i);
         Ok(true)
@@ -168,7 +211,8 @@ impl Cursor<'_> {
             Ok(node) if !node.is_dead() && node.low() == high => {}
             _ => return false,
         }
-        *self.leaf = *page;
+        Node(&page).copy_to(&mut self.leaf);
+        self.copied = None;
         alive.add(Counter::ScanPages, 1);
         true
     }

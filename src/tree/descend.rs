@@ -113,9 +113,13 @@ impl Tree {
         Err(Error::corrupt("tree", "a search does not end: links and fences contradict each other"))
     }
 
-    /// Gives one page up and latches the next, in this order.
+    /// Gives one page up and latches the next, in this order unless the mode couples latches.
     #[inline]
     fn next_page<'p>(&'p self, page: PageRead<'p>, id: PageId, keep: bool) -> Result<PageRead<'p>> {
+        if self.index.couples() {
+            page.leave_order();
+            return self.pool.read_hinted(id, keep);
+        }
         drop(page);
         self.pool.read_hinted(id, keep)
     }

@@ -8,12 +8,18 @@ pub enum LatchMode {
     /// B-link: page latches only.
     #[default]
     BLink,
-    /// One reader-writer latch over the whole tree, on top of the page latches.
+    /// One reader-writer latch over the whole tree: any number of readers, or one writer.
     OneLock,
+    /// Latch coupling: a descent gives a page up only when it has the next one; whoever changes the tree's shape excludes
+    /// everybody else (Bayer & Schkolnick 1977, as InnoDB did it up to version 5.6).
+    Crabbing,
 }
 
 /// The latch over the whole tree, if the mode has one.
-pub(super) struct Index(Option<RawLatch>);
+pub(super) struct Index {
+    latch: Option<RawLatch>,
+    mode: LatchMode,
+}
 
 /// Holds the tree's latch.
 pub(super) struct IndexGuard<'i> {
@@ -23,23 +29,41 @@ pub(super) struct IndexGuard<'i> {
 
 impl Index {
     pub fn new(mode: LatchMode) -> Self {
-        Index((mode == LatchMode::OneLock).then(RawLatch::new))
+        Index { latch: (mode != LatchMode::BLink).then(RawLatch::new), mode }
+    }
+
+    /// Whether descents hold a page until they have the next.
+    #[inline]
+    pub fn couples(&self) -> bool {
+        self.mode == LatchMode::Crabbing
+    }
+
+    /// For a writer that may not change the tree's shape, where that makes a difference.
+    pub fn optimistic_writer(&self) -> IndexGuard<'_> {
+        if self.couples() { self.reader() } else { self.writer() }
     }
 
     #[inline]
     pub fn reader(&self) -> IndexGuard<'_> {
-        if let Some(latch) = &self.0 {
+        if let Some(latch) = &self.latch {
             latch.lock_shared();
         }
-        IndexGuard { latch: self.0.as_ref(), exclusive: false }
+        IndexGuard { latch: self.latch.as_ref(), exclusive: false }
     }
 
     #[inline]
     pub fn writer(&self) -> IndexGuard<'_> {
-        if let Some(latch) = &self.0 {
+        if let Some(latch) = &self.latch {
             latch.lock_exclusive();
         }
-        IndexGuard { latch: self.0.as_ref(), exclusive: true }
+        IndexGuard { latch: self.latch.as_ref(), exclusive: true }
+    }
+}
+
+impl IndexGuard<'_> {
+    /// Whether the holder may change the tree's shape.
+    pub fn may_restructure(&self) -> bool {
+        self.latch.is_none() || self.exclusive
     }
 }
 

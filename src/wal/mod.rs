@@ -37,6 +37,9 @@ const BUFFER_WRITE: usize = 1 << 20;
 /// How long a leader waits for others that committed a moment ago, at the most.
 const GATHER: Duration = Duration::from_micros(100);
 
+/// How long the flusher gives way to a commit, at the most.
+const PASS: Duration = Duration::from_micros(500);
+
 /// Where the log lies in the image, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
@@ -92,7 +95,7 @@ struct State {
     marked: u64,
     /// A leader is at work.
     leading: bool,
-    /// Threads inside [`Log::commit`] that are not durable yet.
+    /// Threads that wait in [`Log::commit`] for a group that has not begun.
     committers: usize,
     /// How many committers the leader waits for before it writes.
     expected: usize,
@@ -290,21 +293,19 @@ impl Log {
         if state.committers >= state.expected {
             self.gathered.notify_one();
         }
-        let result = loop {
+        loop {
             if let Some(error) = self.failed.get() {
-                break Err(error.clone());
+                return Err(error.clone());
             }
             if self.durable() >= lsn {
-                break Ok(());
+                return Ok(());
             }
             if state.leading {
                 self.moved.wait(&mut state);
             } else {
                 self.lead(&mut state);
             }
-        };
-        state.committers -= 1;
-        result
+        }
     }
 
     /// Writes everything appended so far as one group. On entry and exit the state is locked; not in between.
@@ -322,12 +323,13 @@ impl Log {
         let mut bytes = std::mem::replace(&mut state.buffer, spare);
         let end = state.end;
         let start = end - bytes.len() as u64;
+        let served = std::mem::take(&mut state.committers);
         let written = unlocked(state, &self.state, || self.write_group(Lsn(start), &bytes));
         match written {
             Ok(()) => {
                 self.durable.store(end, Ordering::SeqCst);
                 // Those served now will be back in a moment if they commit in a loop; the others wait already.
-                state.expected = state.committers;
+                state.expected = served + state.committers;
                 bytes.clear();
                 state.spare = bytes;
             }
@@ -348,6 +350,15 @@ impl Log {
         }
         self.stats.groups.fetch_add(1, Ordering::Relaxed);
         self.place.write_durable(&*self.storage, start, bytes)
+    }
+
+    /// Waits until the group that is being written, if there is one, is durable, but not for long: for the flusher, whose
+    /// writes would compete with it for the disk.
+    pub fn let_commit_pass(&self) {
+        let mut state = self.state.lock();
+        if state.leading {
+            self.moved.wait_for(&mut state, PASS);
+        }
     }
 
     /// The oldest record that recovery needs is now the one at `tail`; the superblock that says so is durable.
