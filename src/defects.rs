@@ -12,31 +12,34 @@ pub enum Defect {
     SkipDoublewrite,
     /// A doublewrite half is reused before a sync has covered its pages' writes.
     ReuseDoublewriteEarly,
-    /// A freed page or block can be allocated at once.
-    ReuseFreedAtOnce,
+    /// A freed page can be allocated at once.
+    ReusePageAtOnce,
+    /// Freed blocks can be allocated at once.
+    ReuseBlockAtOnce,
     /// Freed space is punched before the free is durable.
     PunchEarly,
     /// Recovery does not begin a new incarnation of the log.
     SameIncarnation,
     /// A page enters the dirty table after its record was appended.
     DirtyAfterAppend,
-    /// Log space is freed before the superblock is durable.
+    /// Log space is freed before the superblock is durable: it is written, and left to the next sync.
     FreeLogEarly,
-    /// Recovery restores doublewrite copies whatever their LSN.
+    /// Recovery restores torn pages from doublewrite copies whatever the copies' LSN.
     RestoreAnyCopy,
     /// Pages are stamped with the start of a record instead of its end.
     StampStartLsn,
-    /// A separator is posted without the split's record.
+    /// A separator is posted although the split's record lacks the new page, which is only marked dirty.
     PostWithoutSplit,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Defect; 11] = [
+    pub const ALL: [Defect; 12] = [
         Defect::AcknowledgeBeforeSync,
         Defect::SkipDoublewrite,
         Defect::ReuseDoublewriteEarly,
-        Defect::ReuseFreedAtOnce,
+        Defect::ReusePageAtOnce,
+        Defect::ReuseBlockAtOnce,
         Defect::PunchEarly,
         Defect::SameIncarnation,
         Defect::DirtyAfterAppend,

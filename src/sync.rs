@@ -76,7 +76,11 @@ mod model {
     /// `shuttle`'s mutex with `parking_lot`'s interface.
     pub struct Mutex<T>(shuttle::sync::Mutex<T>);
     /// The guard of [`Mutex`].
-    pub struct MutexGuard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>);
+    pub struct MutexGuard<'a, T> {
+        mutex: &'a Mutex<T>,
+        /// `None` only while the guard gives the mutex up for a moment.
+        inner: Option<shuttle::sync::MutexGuard<'a, T>>,
+    }
     /// `shuttle`'s condition variable with `parking_lot`'s interface.
     pub struct Condvar(shuttle::sync::Condvar);
     /// Whether a timed wait ran out of time.
@@ -93,10 +97,10 @@ mod model {
             Mutex(shuttle::sync::Mutex::new(value))
         }
         pub fn lock(&self) -> MutexGuard<'_, T> {
-            MutexGuard(Some(self.0.lock().unwrap_or_else(|e| e.into_inner())))
+            MutexGuard { mutex: self, inner: Some(self.acquire()) }
         }
-        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-            self.0.try_lock().ok().map(|g| MutexGuard(Some(g)))
+        fn acquire(&self) -> shuttle::sync::MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(|e| e.into_inner())
         }
     }
 
@@ -109,7 +113,7 @@ mod model {
     impl<T> Deref for MutexGuard<'_, T> {
         type Target = T;
         fn deref(&self) -> &T {
-            match &self.0 {
+            match &self.inner {
                 Some(g) => g,
                 None => unreachable!("a guard is empty only inside Condvar::wait"),
             }
@@ -118,7 +122,7 @@ mod model {
 
     impl<T> DerefMut for MutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
-            match &mut self.0 {
+            match &mut self.inner {
                 Some(g) => g,
                 None => unreachable!("a guard is empty only inside Condvar::wait"),
             }
@@ -130,21 +134,22 @@ mod model {
             Condvar(shuttle::sync::Condvar::new())
         }
         pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
-            if let Some(g) = guard.0.take() {
-                guard.0 = Some(self.0.wait(g).unwrap_or_else(|e| e.into_inner()));
+            if let Some(g) = guard.inner.take() {
+                guard.inner = Some(self.0.wait(g).unwrap_or_else(|e| e.into_inner()));
             }
         }
-        /// Time does not pass under the model checker: a timed wait is a yield that may time out.
+        /// A wait that a notification must end: its time limit does the rounds of a background thread, or would hide
+        /// a lost notification. Under the model checker the time never comes, so a lost notification is a deadlock.
         pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _: Duration) -> WaitTimeoutResult {
-            if let Some(g) = guard.0.take() {
-                let (g, _) = self.0.wait_timeout(g, Duration::ZERO).unwrap_or_else(|e| e.into_inner());
-                guard.0 = Some(g);
-            }
-            shuttle::thread::yield_now();
-            WaitTimeoutResult(true)
+            self.wait(guard);
+            WaitTimeoutResult(false)
         }
+        /// A wait that may be in vain: under the model checker its time is always up, after others have had their turn.
         pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _: Instant) -> WaitTimeoutResult {
-            self.wait_for(guard, Duration::ZERO)
+            guard.inner = None;
+            shuttle::thread::yield_now();
+            guard.inner = Some(guard.mutex.acquire());
+            WaitTimeoutResult(true)
         }
         pub fn notify_all(&self) {
             self.0.notify_all();
@@ -241,9 +246,9 @@ mod model {
         mutex: &'a Mutex<T>,
         f: impl FnOnce() -> R,
     ) -> R {
-        guard.0 = None;
+        guard.inner = None;
         let result = f();
-        guard.0 = Some(mutex.0.lock().unwrap_or_else(|e| e.into_inner()));
+        guard.inner = Some(mutex.acquire());
         result
     }
 }

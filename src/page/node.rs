@@ -258,6 +258,12 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// Bytes of a page with fences inside this page's, and `count` of its records, which take `bytes` here.
+    pub fn size_between(self, low: &[u8], high: Option<&[u8]>, bytes: usize, count: usize) -> usize {
+        let prefix = high.map_or(0, |high| common_prefix(low, high)).saturating_sub(self.prefix_len());
+        slots_base(low.len() + high.map_or(0, <[u8]>::len)) + bytes - count * prefix
+    }
+
     /// The bytes of `self` with the records and the high key of `right` added to it, or `None` if they don't fit.
     pub fn merged_size(self, right: Node<'_>) -> Option<usize> {
         let prefix = right.high().map_or(0, |high| common_prefix(self.low(), high));

@@ -243,10 +243,22 @@ impl Superblock {
         if self.sequence > COUNTER_MAX || self.floor.0 > COUNTER_MAX || self.incarnation == u32::MAX {
             return Err("impossible sequence number, LSN or incarnation");
         }
+        if self.checkpoint.0 < self.log_size {
+            return Err("checkpoint before the log's beginning");
+        }
         if self.floor < self.checkpoint || self.floor.0 - self.checkpoint.0 > self.log_size {
             return Err("checkpoint and durable floor do not fit");
         }
         Ok(())
+    }
+
+    /// Whether a page number is that of a group's bitmap page.
+    pub fn is_bitmap_page(&self, id: PageId) -> bool {
+        let first = self.data_offset() / PAGE_SIZE as u64;
+        let per_group = (BLOCKS_PER_GROUP / BLOCKS_PER_PAGE) as u64;
+        id.0 >= first
+            && (id.0 - first).is_multiple_of(per_group)
+            && (id.0 - first) / per_group < self.group_count() as u64
     }
 
     /// Whether a page number can be a tree page of this image: inside a group, and not its bitmap.

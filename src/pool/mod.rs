@@ -58,8 +58,8 @@ pub struct PoolOptions {
 }
 
 impl PoolOptions {
-    /// The smallest cache: 32 pages.
-    pub const CACHE_MIN: usize = 32 * (PAGE_SIZE + FRAME_OVERHEAD);
+    /// The smallest cache: 32 pages, and fewer under the model checker, so that a few operations fill it.
+    pub const CACHE_MIN: usize = if cfg!(shuttle) { 14 } else { 32 } * (PAGE_SIZE + FRAME_OVERHEAD);
 }
 
 impl Default for PoolOptions {
@@ -71,6 +71,15 @@ impl Default for PoolOptions {
             defects: Defects::default(),
         }
     }
+}
+
+/// What those who need room and the flusher tell each other.
+#[derive(Default)]
+struct Progress {
+    /// Checkpoints and flushed batches so far.
+    done: u64,
+    /// Somebody waits for the next one.
+    asked: bool,
 }
 
 /// Frames that long scans use in turn.
@@ -100,6 +109,10 @@ pub struct Pool {
     storage: Arc<dyn Storage>,
     /// The parts of the superblock that never change while the image is open.
     geometry: Superblock,
+    /// Tells this pool from others of the process.
+    id: u64,
+    /// Counts the changes of the tree's root page; it moves under the page's exclusive latch.
+    root_version: AtomicU64,
     frames: Frames,
     table: PageTable,
     free_frames: Mutex<Vec<FrameNo>>,
@@ -117,7 +130,7 @@ pub struct Pool {
     flusher: Mutex<Flusher>,
     checkpointed: AtomicU64,
     /// Checkpoints and flushed batches so far, for those who wait for one.
-    progress: Mutex<u64>,
+    progress: Mutex<Progress>,
     progressed: Condvar,
     wanted: Condvar,
     stopping: AtomicBool,
@@ -131,6 +144,16 @@ impl Pool {
     /// What the image is: sizes, places, identity.
     pub fn geometry(&self) -> &Superblock {
         &self.geometry
+    }
+    /// Tells this pool from others of the process.
+    #[inline]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+    /// Counts the changes of the tree's root page.
+    #[inline]
+    pub fn root_version(&self) -> u64 {
+        self.root_version.load(Ordering::SeqCst)
     }
     /// The underlying storage, for file data.
     pub fn storage(&self) -> &dyn Storage {
@@ -179,7 +202,6 @@ impl Pool {
     pub fn read_hinted(&self, id: PageId, keep: bool) -> Result<PageRead<'_>> {
         loop {
             if let Some(frame) = self.table.find(&self.frames, id) {
-                self.frames.prefetch(frame);
                 let (page, waited) = self.frames.latch_shared(frame);
                 if waited {
                     self.epochs.add(Counter::LatchWaits, 1);
@@ -231,6 +253,9 @@ impl Pool {
     }
 
     fn fetch(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
+        if id.0 >= self.geometry.size / PAGE_SIZE as u64 {
+            return Err(Error::corrupt(id, "it lies outside the image"));
+        }
         self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
         self.storage.read_at(id.offset(), page).map_err(|e| Error::io("reading a page", e))?;
         self.verify(id, page).map_err(|reason| Error::corrupt(id, reason))
@@ -243,9 +268,9 @@ impl Pool {
             return Err("page was changed by a record beyond the log's end");
         }
         match page_type(page) {
-            TYPE_TREE => Node(page).validate(),
-            TYPE_BITMAP => Bitmap(page).validate(),
-            _ => Err("unknown page type"),
+            TYPE_TREE if self.geometry.is_data_page(id) => Node(page).validate(),
+            TYPE_BITMAP if self.geometry.is_bitmap_page(id) => Bitmap(page).validate(),
+            _ => Err("unknown page type, or one that does not belong here"),
         }
     }
 
@@ -373,7 +398,7 @@ impl Pool {
 
     /// A record that ends at `lsn` freed a tree page.
     pub fn page_freed(&self, lsn: Lsn, page: PageId) {
-        if self.defects.has(Defect::ReuseFreedAtOnce) {
+        if self.defects.has(Defect::ReusePageAtOnce) {
             self.discard(page);
         }
         self.space.lock().page_freed(lsn, self.epochs.current(), page);
@@ -408,7 +433,7 @@ impl Pool {
         if header.page() != id {
             return true;
         }
-        let early = self.defects.has(Defect::ReuseFreedAtOnce);
+        let early = self.defects.has(Defect::ReusePageAtOnce);
         if !header.is_evictable() && !early {
             return false;
         }
@@ -440,12 +465,15 @@ impl Pool {
     /// Waits until the flusher has done something, or does it.
     fn wait_for_checkpoint(&self) -> Result<()> {
         if !self.background {
-            return self.checkpoint();
+            self.checkpoint()?;
+            // What is lacking may be set aside for another transaction, which needs the processor to go on.
+            spin_wait();
+            return Ok(());
         }
         let mut progress = self.progress.lock();
-        self.wanted.notify_one();
-        let seen = *progress;
-        while *progress == seen && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
+        let seen = progress.done;
+        while progress.done == seen && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
+            progress.asked = true;
             self.wanted.notify_one();
             self.progressed.wait_for(&mut progress, Duration::from_millis(20));
         }
@@ -454,7 +482,9 @@ impl Pool {
     }
 
     fn announce_progress(&self) {
-        *self.progress.lock() += 1;
+        let mut progress = self.progress.lock();
+        progress.done += 1;
+        progress.asked = false;
         self.progressed.notify_all();
     }
 
@@ -470,12 +500,17 @@ impl Pool {
             if self.wants_checkpoint() {
                 // An error is latched in the log, and ends the loop.
                 let _ = self.checkpoint();
+                // In a tiny pool it may be reservations that fill the budget; their owners need the processor.
+                spin_wait();
                 continue;
             }
             self.reclaim();
             let _ = self.punch(16);
             let mut progress = self.progress.lock();
-            let asked = !self.wanted.wait_for(&mut progress, Duration::from_millis(100)).timed_out();
+            if !progress.asked && !self.stopping.load(Ordering::SeqCst) {
+                self.wanted.wait_for(&mut progress, Duration::from_millis(100));
+            }
+            let asked = progress.asked;
             drop(progress);
             if asked {
                 let _ = self.checkpoint();

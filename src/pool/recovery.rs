@@ -16,12 +16,15 @@ use super::table::PageTable;
 use super::*;
 use crate::page::bitmap::BitmapMut;
 use crate::page::node::{NodeBuilder, NodeSpec};
-use crate::page::op;
+use crate::page::op::{self, Op};
 use crate::page::superblock::*;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
 use crate::storage::Storage;
 use crate::storage::sim::set_site;
 use crate::wal::{self, Log, Place, Scan};
+
+/// The number of the next pool of this process.
+static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 /// What an image is made with.
 #[derive(Clone, Debug)]
@@ -242,6 +245,8 @@ impl Pool {
         let mut sequence = 0;
         set_site("recovery");
         if !superblock.clean {
+            // If only the process died, the host still shows writes that are not durable. Recovery builds on what it reads.
+            storage.sync().map_err(|e| Error::io("syncing the image", e))?;
             let halves = read_doublewrite(&*storage, &superblock)?;
             let floor = halves.iter().map(|h| h.floor).max().unwrap_or_default().max(superblock.floor);
             sequence = halves.iter().map(|h| h.sequence).max().unwrap_or(0);
@@ -280,6 +285,8 @@ impl Pool {
         let frames = Frames::new(count).map_err(no_memory)?;
         let incarnation = superblock.incarnation + !options.defects.has(Defect::SameIncarnation) as u32;
         Ok(Pool {
+            id: NEXT_ID.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            root_version: AtomicU64::new(0),
             frames,
             table: PageTable::new(count),
             free_frames: Mutex::new((0..count as FrameNo).rev().collect()),
@@ -295,7 +302,7 @@ impl Pool {
             flusher: Mutex::new(Flusher::new(superblock.clone(), sequence).map_err(no_memory)?),
             geometry: superblock,
             storage,
-            progress: Mutex::new(0),
+            progress: Mutex::new(Progress::default()),
             progressed: Condvar::new(),
             wanted: Condvar::new(),
             stopping: AtomicBool::new(false),
@@ -351,10 +358,7 @@ impl Pool {
         start: Lsn,
         end: Lsn,
     ) -> std::result::Result<bool, Redo> {
-        let group = (id.offset().saturating_sub(self.geometry.data_offset()) / GROUP_SIZE) as u32;
-        if !self.geometry.is_data_page(id)
-            && (group >= self.geometry.group_count() || id != self.geometry.bitmap_page(group))
-        {
+        if !self.geometry.is_data_page(id) && !self.geometry.is_bitmap_page(id) {
             return Err(Redo::Record("it changes a page that the image does not have"));
         }
         if self.budget.load(Ordering::SeqCst) >= self.dirty_max {
@@ -364,6 +368,10 @@ impl Pool {
         }
         let mut ops = ops.peekable();
         let birth = matches!(ops.peek(), Some(Ok(op)) if op.is_birth());
+        let bitmap = matches!(ops.peek(), Some(Ok(Op::InitBitmap { .. })));
+        if birth && bitmap != self.geometry.is_bitmap_page(id) {
+            return Err(Redo::Record("it makes a page of a type that does not belong there"));
+        }
         let mut page = self.page_for_redo(id, birth).map_err(Redo::Page)?;
         if !birth && page_lsn(&page) >= end {
             return Ok(false);
@@ -382,7 +390,7 @@ impl Pool {
     fn page_for_redo(&self, id: PageId, birth: bool) -> Result<PageWrite<'_>> {
         if birth && self.table.find(&self.frames, id).is_none() {
             let mut page = self.empty_frame();
-            self.adopt(&mut page, id);
+            self.adopt(&mut page, id)?;
             // Of the root alone the log may hold records from before it got all new contents, and they need it whole.
             page.header().newborn.store(id != self.geometry.root, Ordering::SeqCst);
             return Ok(page);
@@ -468,12 +476,9 @@ fn repair(
     let mut home: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
     for half in halves {
         for (i, &(id, lsn)) in half.pages.iter().enumerate() {
-            let any = defects.has(Defect::RestoreAnyCopy);
-            let wanted = any || lsn > superblock.checkpoint && lsn <= end;
-            if !wanted
-                || id.offset() + PAGE_SIZE as u64 > superblock.size
-                || id.offset() < superblock.data_offset()
-            {
+            let bounded = lsn > superblock.checkpoint && lsn <= end;
+            let wanted = bounded || defects.has(Defect::RestoreAnyCopy);
+            if !wanted || !superblock.is_data_page(id) && !superblock.is_bitmap_page(id) {
                 continue;
             }
             let at = half.at + (i as u64 + 1) * PAGE_SIZE as u64;
@@ -486,7 +491,7 @@ fn repair(
             if verify_seal(&copy, id, image).is_err() || page_lsn(&copy) != lsn {
                 continue;
             }
-            if !any && verify_seal(&home, id, image).is_ok() {
+            if verify_seal(&home, id, image).is_ok() {
                 continue;
             }
             storage

@@ -10,7 +10,7 @@
 //! - **S3** A page's place was allocated on the host, with the chunk around it, before the page is handed out.
 //! - **S4** What is punched is available while it is punched, held by nobody.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::defects::{Defect, Defects};
 use crate::page::bitmap::Bitmap;
@@ -46,7 +46,7 @@ pub struct Space {
     freed_runs: VecDeque<(Lsn, u64, Run)>,
     quarantined: u64,
     /// Chunks that became available as a whole and have not been punched.
-    punchable: HashSet<Chunk>,
+    punchable: BTreeSet<Chunk>,
     /// Where the next search for data blocks begins.
     cursor: u64,
     defects: Defects,
@@ -63,7 +63,7 @@ impl Space {
             freed_pages: VecDeque::new(),
             freed_runs: VecDeque::new(),
             quarantined: 0,
-            punchable: HashSet::new(),
+            punchable: BTreeSet::new(),
             cursor: 0,
             defects,
         }
@@ -91,6 +91,11 @@ impl Space {
             *word = !u64::from_le_bytes(*bytes);
         }
         let number = self.groups.len() as u64;
+        // Whatever the bitmap says: blocks behind the group's end do not exist.
+        let end = self.geometry.group_blocks(number as u32);
+        for block in end..BLOCKS_PER_GROUP {
+            available[block as usize / 64] &= !(1 << (block % 64));
+        }
         let count = available.iter().map(|w: &u64| w.count_ones()).sum();
         self.groups.push(Group { available, count, born });
         for c in 0..CHUNKS_PER_GROUP {
@@ -136,7 +141,10 @@ impl Space {
 
     /// Whether a run lies inside one group that exists, behind the bitmap page.
     pub fn is_valid(&self, run: Run) -> bool {
-        if run.len == 0 || run.start.0 < self.first_block() {
+        if run.len == 0
+            || run.start.0 < self.first_block()
+            || run.start.0 >= self.geometry.size / BLOCK_SIZE as u64
+        {
             return false;
         }
         let (group, start) = self.locate(run.start);
@@ -299,7 +307,12 @@ impl Space {
     pub fn take_blocks(&mut self, want: u32) -> Option<Run> {
         let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
         let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
-        if self.next_group().is_none() && available + carved < self.reserve() + want as u64 {
+        let room = match self.next_group() {
+            Some(_) => u64::MAX,
+            None => (available + carved).saturating_sub(self.reserve()),
+        };
+        let want = want.min(room.min(u32::MAX as u64) as u32);
+        if want == 0 {
             return None;
         }
         let mut best: Option<Run> = None;
@@ -367,7 +380,7 @@ impl Space {
 
     /// A record that ends at `lsn` freed the page.
     pub fn page_freed(&mut self, lsn: Lsn, epoch: u64, page: PageId) {
-        if self.defects.has(Defect::ReuseFreedAtOnce) {
+        if self.defects.has(Defect::ReusePageAtOnce) {
             return self.push_page(page.run());
         }
         self.quarantined += BLOCKS_PER_PAGE as u64;
@@ -376,7 +389,7 @@ impl Space {
 
     /// A record that ends at `lsn` freed the run.
     pub fn run_freed(&mut self, lsn: Lsn, epoch: u64, run: Run) {
-        if self.defects.has(Defect::ReuseFreedAtOnce) {
+        if self.defects.has(Defect::ReuseBlockAtOnce) {
             return self.give(run);
         }
         self.quarantined += run.len as u64;
@@ -437,8 +450,7 @@ impl Space {
     /// Takes a chunk that is available as a whole and that the host may take back; give it back when it is punched (S4).
     pub fn take_punchable(&mut self) -> Option<Run> {
         loop {
-            let chunk = *self.punchable.iter().next()?;
-            self.punchable.remove(&chunk);
+            let chunk = self.punchable.pop_first()?;
             if self.is_available(chunk) {
                 let run = self.chunk_run(chunk);
                 self.take(run);

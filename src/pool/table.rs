@@ -5,17 +5,23 @@
 
 use super::frames::{FrameNo, Frames};
 use crate::page::PageId;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
 const STRIPES: usize = 64;
 /// No chain is longer in practice; a lookup that was led astray gives up here.
 const CHAIN_MAX: usize = 64;
 
+/// A chain's head: frame number plus 1 (or 0) in the lower half, the lower half of the frame's page number in the upper. So a
+/// lookup knows before it touches the frame's header that this is probably the frame, and can fetch all of it at once.
+fn head(link: u32, page: PageId) -> u64 {
+    page.0 << 32 | link as u64
+}
+
 /// The page table of a pool.
 pub struct PageTable {
-    /// Heads of the chains: frame number plus 1, or 0.
-    buckets: Box<[AtomicU32]>,
+    /// Heads of the chains: see [`head`].
+    buckets: Box<[AtomicU64]>,
     stripes: [Mutex<()>; STRIPES],
 }
 
@@ -31,13 +37,13 @@ impl PageTable {
     pub fn new(frames: usize) -> Self {
         let buckets = (frames * 2).next_power_of_two();
         PageTable {
-            buckets: (0..buckets).map(|_| AtomicU32::new(0)).collect(),
+            buckets: (0..buckets).map(|_| AtomicU64::new(0)).collect(),
             stripes: std::array::from_fn(|_| Mutex::new(())),
         }
     }
 
     /// Bytes of memory a frame costs here.
-    pub const BYTES_PER_FRAME: usize = 16;
+    pub const BYTES_PER_FRAME: usize = 32;
 
     fn bucket(&self, id: PageId) -> usize {
         // Fibonacci hashing: neighbouring pages fall into different buckets.
@@ -48,11 +54,16 @@ impl PageTable {
     /// The frame that held the page a moment ago.
     #[inline]
     pub fn find(&self, frames: &Frames, id: PageId) -> Option<FrameNo> {
-        self.find_in(frames, self.bucket(id), id, CHAIN_MAX)
+        let bucket = self.bucket(id);
+        let first = self.buckets[bucket].load(Ordering::Acquire);
+        if first >> 32 == id.0 & 0xffff_ffff && first as u32 != 0 {
+            frames.prefetch(first as u32 - 1);
+        }
+        self.find_in(frames, first as u32, id, CHAIN_MAX)
     }
 
-    fn find_in(&self, frames: &Frames, bucket: usize, id: PageId, steps: usize) -> Option<FrameNo> {
-        let mut link = self.buckets[bucket].load(Ordering::Acquire);
+    #[inline]
+    fn find_in(&self, frames: &Frames, mut link: u32, id: PageId, steps: usize) -> Option<FrameNo> {
         for _ in 0..steps {
             let frame = link.checked_sub(1)?;
             let header = frames.header(frame);
@@ -74,30 +85,38 @@ impl PageTable {
 impl Stripe<'_> {
     /// The frame that holds the page.
     pub fn find(&self, frames: &Frames, id: PageId) -> Option<FrameNo> {
-        self.table.find_in(frames, self.bucket, id, usize::MAX)
+        let first = self.table.buckets[self.bucket].load(Ordering::Acquire);
+        self.table.find_in(frames, first as u32, id, usize::MAX)
     }
 
     /// Enters a page. The caller holds the frame's exclusive latch.
     pub fn insert(&self, frames: &Frames, frame: FrameNo, id: PageId) {
         let header = frames.header(frame);
-        let head = &self.table.buckets[self.bucket];
-        header.next.store(head.load(Ordering::Acquire), Ordering::Release);
+        let first = &self.table.buckets[self.bucket];
+        header.next.store(first.load(Ordering::Acquire) as u32, Ordering::Release);
         header.page.store(id.0, Ordering::Release);
-        head.store(frame + 1, Ordering::Release);
+        first.store(head(frame + 1, id), Ordering::Release);
     }
 
     /// Removes a page. The caller holds the frame's exclusive latch.
     pub fn remove(&self, frames: &Frames, frame: FrameNo) {
         let header = frames.header(frame);
-        let mut link = &self.table.buckets[self.bucket];
-        loop {
-            let at = link.load(Ordering::Acquire);
-            if at == frame + 1 {
-                link.store(header.next.load(Ordering::Acquire), Ordering::Release);
-                break;
+        let next = header.next.load(Ordering::Acquire);
+        let first = &self.table.buckets[self.bucket];
+        let mut at = first.load(Ordering::Acquire) as u32;
+        if at == frame + 1 {
+            let page = next.checked_sub(1).map_or(PageId::NONE, |frame| frames.header(frame).page());
+            first.store(head(next, page), Ordering::Release);
+        } else {
+            loop {
+                assert!(at != 0, "a frame is missing in its chain of the page table");
+                let link = &frames.header(at - 1).next;
+                at = link.load(Ordering::Acquire);
+                if at == frame + 1 {
+                    link.store(next, Ordering::Release);
+                    break;
+                }
             }
-            assert!(at != 0, "a frame is missing in its chain of the page table");
-            link = &frames.header(at - 1).next;
         }
         header.page.store(0, Ordering::Release);
     }

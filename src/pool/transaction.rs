@@ -11,9 +11,11 @@ use super::Pool;
 use super::frames::{FrameNo, PageWrite, Pin};
 use crate::defects::Defect;
 use crate::error::{Error, Result};
+use crate::page::bitmap::Bitmap;
 use crate::page::format::{BLOCK_SIZE, init_header, set_page_lsn};
 use crate::page::op::{self, Op};
 use crate::page::{Lsn, PageId, Run};
+use crate::sync::spin_wait;
 use crate::wal::{Log, Shortage};
 
 /// What a transaction needs at the most.
@@ -192,9 +194,12 @@ impl Pool {
         Op::InitBitmap { used: crate::page::BLOCKS_PER_PAGE.min(end), end }.encode(&mut body);
         op::end_section(&mut body, section);
         let mut frame = self.empty_frame();
-        self.adopt(&mut frame, page);
+        if let Err(error) = self.adopt(&mut frame, page) {
+            self.free_frames.lock().push(frame.frame());
+            return Err(error);
+        }
         let lsn = reservation.commit(&mut [&mut frame], &body);
-        self.space.lock().add_group(crate::page::bitmap::Bitmap(&frame), lsn);
+        self.space.lock().add_group(Bitmap(&frame), lsn);
         Ok(true)
     }
 }
@@ -205,13 +210,17 @@ impl<'p> Reservation<'p> {
         self.pages.len()
     }
 
-    /// Takes a new page, latched exclusively: nobody else knows of it yet.
-    pub fn new_page(&mut self) -> Option<(PageId, PageWrite<'p>)> {
-        let id = self.pages.pop()?;
-        let frame = self.spare.pop()?;
+    /// Takes a new page, latched exclusively: nobody else knows of it yet. `None` if no page is left.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the page is in use, though its bitmap page says that it is free.
+    pub fn new_page(&mut self) -> Result<Option<(PageId, PageWrite<'p>)>> {
+        let (Some(&id), Some(&frame)) = (self.pages.last(), self.spare.last()) else { return Ok(None) };
         let mut latched = self.pool.latch_unused(frame);
-        self.pool.adopt(&mut latched, id);
-        Some((id, latched))
+        self.pool.adopt(&mut latched, id)?;
+        self.pages.pop();
+        self.spare.pop();
+        Ok(Some((id, latched)))
     }
 
     /// The bitmap pages of some runs, latched exclusively in their order. They must be last among all latches.
@@ -223,7 +232,8 @@ impl<'p> Reservation<'p> {
     pub fn latch_bitmap_of(&self, page: PageId) -> Result<PageWrite<'p>> {
         let id = self.pool.bitmap_of(page.run());
         let pin = self.bitmaps.iter().find(|p| p.page() == id);
-        pin.map(|p| self.pool.latch(p)).ok_or_else(|| Error::corrupt(page, "bitmap page is not pinned"))
+        let pin = pin.ok_or_else(|| Error::corrupt(page, "bitmap page is not pinned"))?;
+        Ok(self.pool.latch(pin))
     }
 
     /// Makes the sections of `body` one log record and applies them to `guards`, which are latched exclusively and stand in
@@ -256,6 +266,9 @@ impl<'p> Reservation<'p> {
                 }
                 set_page_lsn(guard, stamp);
                 guard.note_change();
+                if page == pool.geometry.root {
+                    pool.root_version.fetch_add(1, Ordering::SeqCst);
+                }
                 Ok(())
             });
             if let Err(reason) = applied {
@@ -277,6 +290,10 @@ impl<'p> Reservation<'p> {
                 assert!(self.frames > 0, "a transaction changes more pages than it reserved");
                 self.frames -= 1;
             }
+        }
+        if self.pool.defects.has(Defect::PostWithoutSplit) {
+            // Also the page that the record lacks.
+            self.frames -= guards.iter_mut().filter_map(|g| g.mark_dirty(log_end).then_some(())).count();
         }
     }
 }
@@ -302,14 +319,53 @@ impl Drop for Reservation<'_> {
 
 impl Pool {
     /// Puts a page without contents into an empty frame: it will be born by the next record.
-    pub(super) fn adopt(&self, frame: &mut PageWrite<'_>, id: PageId) {
+    ///
+    /// A cursor that went on by the link of an old copy may have read what lay in the place before, even after its
+    /// quarantine. It holds that frame's latch for a moment and nothing else.
+    pub(super) fn adopt(&self, frame: &mut PageWrite<'_>, id: PageId) -> Result<()> {
         init_header(frame, 0, id, self.geometry.image());
         frame.note_change();
         let header = frame.header();
         header.newborn.store(true, Ordering::SeqCst);
         header.usage.store(1, Ordering::Relaxed);
-        let stripe = self.table.lock(id);
-        assert!(stripe.find(&self.frames, id).is_none(), "a new page is still in the pool");
-        stripe.insert(&self.frames, frame.frame(), id);
+        loop {
+            let stripe = self.table.lock(id);
+            let Some(stale) = stripe.find(&self.frames, id) else {
+                stripe.insert(&self.frames, frame.frame(), id);
+                return Ok(());
+            };
+            drop(stripe);
+            if !self.drop_stale(id, stale)? {
+                spin_wait();
+            }
+        }
+    }
+
+    /// Empties a frame that holds what was at a free page's place; `false` if somebody looks at it just now.
+    fn drop_stale(&self, id: PageId, stale: FrameNo) -> Result<bool> {
+        let in_use = || Error::corrupt(id, "it is in use, but its bitmap page says that it is free");
+        let Some(page) = self.frames.try_latch_exclusive(stale) else {
+            let header = self.frames.header(stale);
+            let pinned = header.pins.load(Ordering::SeqCst) > 0 && header.page() == id;
+            return if pinned { Err(in_use()) } else { Ok(false) };
+        };
+        if page.header().page() != id {
+            return Ok(true);
+        }
+        if !page.header().is_evictable() {
+            return Err(in_use());
+        }
+        self.table.lock(id).remove(&self.frames, stale);
+        self.free_frames.lock().push(stale);
+        Ok(true)
+    }
+
+    /// Whether the blocks of `run` are all in use (or all free), as a transaction that frees (or allocates) them expects.
+    pub fn expect_state(&self, bitmap: &PageWrite<'_>, run: Run, in_use: bool) -> Result<()> {
+        if Bitmap(bitmap).state(self.within_group(run), run.len) == Some(in_use) {
+            return Ok(());
+        }
+        let reason = if in_use { "blocks that are to be freed are not in use" } else { "blocks that are to be allocated are in use" };
+        Err(Error::corrupt(run, reason))
     }
 }

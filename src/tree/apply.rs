@@ -14,7 +14,6 @@ use super::batch::{Batch, Change};
 use super::descend::Target;
 use super::smo::{Pending, Repair};
 use crate::error::{Error, Result};
-use crate::page::bitmap::Bitmap;
 use crate::page::node::{Covers, Node};
 use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
 use crate::page::{Lsn, PAGE_SIZE, Run};
@@ -25,6 +24,9 @@ use crate::wal::Log;
 pub(super) fn split_log() -> u64 {
     Log::record_size(PAGE_SIZE + crate::page::format::KEY_MAX + 3 * (SECTION_HEAD + OP_HEAD))
 }
+
+/// A batch that has to begin again so often does so because of damage.
+const ATTEMPTS_MAX: usize = 10_000;
 
 /// A pinned leaf and the changes that fall into it.
 struct PinnedLeaf<'p> {
@@ -67,14 +69,22 @@ impl Tree {
         self.check_runs(batch)?;
         let mut index = self.index.optimistic_writer();
         let mut repairs = Vec::new();
-        let mut splits = if index.may_restructure() { changes.len() / 16 + 1 } else { 0 };
+        // Deletions alone need no page, so that they work in a full image.
+        let puts = changes.iter().filter(|c| c.value.is_some()).count();
+        let first = if puts > 0 { changes.len() / 16 + 1 } else { 0 };
+        let mut splits = if index.may_restructure() { first } else { 0 };
+        let mut attempts = 0;
         let result = loop {
+            attempts += 1;
+            if attempts > ATTEMPTS_MAX {
+                break Err(Error::corrupt("tree", "a change finds no leaf: fences contradict each other"));
+            }
             match self.try_apply(&changes, batch, splits, &mut repairs) {
                 Ok(Attempt::Done(lsn)) => break Ok(lsn),
                 Ok(Attempt::Again(_)) if !index.may_restructure() => {
                     drop(index);
                     index = self.index.writer();
-                    splits = changes.len() / 16 + 1;
+                    splits = first;
                 }
                 Ok(Attempt::Again(more)) => {
                     splits = more;
@@ -99,6 +109,13 @@ impl Tree {
         for run in batch.allocated().iter().chain(batch.freed()) {
             if !self.pool.is_valid_run(*run) {
                 return Err(Error::corrupt(run, "a batch names blocks that the image does not have"));
+            }
+        }
+        for runs in [batch.allocated(), batch.freed()] {
+            let mut runs = runs.to_vec();
+            runs.sort_unstable();
+            if let Some(twice) = runs.windows(2).find(|w| w[0].end() > w[1].start) {
+                return Err(Error::corrupt(twice[1], "a batch names blocks twice"));
             }
         }
         Ok(())
@@ -126,18 +143,28 @@ impl Tree {
             Vec::new()
         };
         let alive = self.pool.enter();
-        let mut targets = Vec::with_capacity(changes.len().min(64));
-        let mut at = 0;
+        let mut targets: Vec<PinnedLeaf<'_>> = Vec::with_capacity(changes.len().min(64));
+        let (mut at, mut low) = (0, Vec::new());
         while at < changes.len() {
             let found = self
                 .find(&alive, Target::Covering(changes[at].key), 0, true)?
                 .ok_or_else(|| Error::corrupt("tree", "it has no leaves"))?;
-            let high = Node(&found.page).high();
-            let to = match high {
+            let node = Node(&found.page);
+            let to = match node.high() {
                 Some(high) => at + changes[at..].partition_point(|c| c.key < high),
                 None => changes.len(),
             };
-            targets.push(PinnedLeaf { pin: found.page.pin(), from: at, to });
+            match targets.last_mut() {
+                // It has taken over its right sibling since it was found before. To latch it twice would be to wait for ever.
+                Some(last) if last.pin.page() == node.id() => last.to = to,
+                // It took over the leaf that was found before; what is latched must ascend.
+                Some(_) if low.as_slice() >= node.low() => return Ok(Attempt::Again(splits)),
+                _ => targets.push(PinnedLeaf { pin: found.page.pin(), from: at, to }),
+            }
+            if to < changes.len() {
+                low.clear();
+                low.extend_from_slice(node.low());
+            }
             if let Some((level, low)) = found.incomplete {
                 repairs.push(Repair::Post { level, low });
             }
@@ -150,7 +177,7 @@ impl Tree {
             match self.make_room(&mut reservation, changes, leaf, &mut latched, repairs)? {
                 Room::Made => {}
                 Room::Moved => return Ok(Attempt::Again(splits)),
-                Room::TooFewPages => return Ok(Attempt::Again(splits * 2)),
+                Room::TooFewPages => return Ok(Attempt::Again((splits * 2).max(1))),
             }
         }
         let lsn = self.log_and_change(&mut reservation, changes, batch, &mut latched, &bitmaps)?;
@@ -257,16 +284,12 @@ impl Tree {
             let here = |run: &&Run| self.pool.bitmap_of(**run) == id;
             for run in batch.freed().iter().filter(here) {
                 let start = self.pool.within_group(*run);
-                if Bitmap(map).state(start, run.len) != Some(true) {
-                    return Err(Error::corrupt(run, "blocks that are to be freed are not in use"));
-                }
+                self.pool.expect_state(map, *run, true)?;
                 Op::Free { start, len: run.len }.encode(&mut body);
             }
             for run in batch.allocated().iter().filter(here) {
                 let start = self.pool.within_group(*run);
-                if Bitmap(map).state(start, run.len) != Some(false) {
-                    return Err(Error::corrupt(run, "blocks that are to be allocated are in use"));
-                }
+                self.pool.expect_state(map, *run, false)?;
                 Op::Allocate { start, len: run.len, pages: false }.encode(&mut body);
             }
             op::end_section(&mut body, section);

@@ -8,6 +8,7 @@ use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::frames::PageMemory;
 use crate::pool::{Need, PageWrite};
+use crate::storage::sim::site_scope;
 use crate::wal::Log;
 
 /// Pages that are written in one call.
@@ -169,6 +170,7 @@ impl Loader<'_> {
 
     /// Writes the pages that are filled, neighbours in one call.
     fn write(&mut self) -> Result<()> {
+        let _site = site_scope("bulk load");
         let storage = self.tree.pool.storage();
         let pages = self.memory.pages_mut();
         let mut i = 0;

@@ -41,7 +41,7 @@ impl Target<'_> {
         }
     }
 
-    fn child(self, node: Node<'_>) -> PageId {
+    pub(super) fn child(self, node: Node<'_>) -> PageId {
         match self {
             Target::Covering(key) => node.child(node.child_index(key)),
             Target::Below(key) => {
@@ -71,8 +71,18 @@ impl Tree {
         let mut incomplete = None;
         'root: while visits < VISITS_MAX {
             let mut id = self.root();
-            let mut page = self.pool.read(id)?;
-            let mut expected = page[crate::page::format::OFF_LEVEL];
+            let (mut page, mut expected);
+            match self.step_from_root(target, level)? {
+                Some((child, below)) if visits == 0 && self.pool.geometry().is_data_page(child) => {
+                    visits = 1;
+                    (id, expected) = (child, below);
+                    page = self.pool.read_hinted(id, keep || expected > 0)?;
+                }
+                _ => {
+                    page = self.pool.read(id)?;
+                    expected = Node(&page).level();
+                }
+            }
             loop {
                 visits += 1;
                 let node = as_node(id, &page, expected)?;

@@ -16,6 +16,7 @@ mod check;
 mod cursor;
 mod descend;
 mod index;
+mod root;
 mod smo;
 mod stats;
 
@@ -160,6 +161,7 @@ impl Tree {
     /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards.
     pub fn write_blocks(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         debug_assert!(data.len().is_multiple_of(BLOCK_SIZE));
+        self.check_blocks(start, data.len())?;
         self.pool.writable()?;
         let written = self.pool.storage().write_at(start.offset(), data);
         self.pool.log.data_written();
@@ -172,7 +174,18 @@ impl Tree {
 
     /// Reads whole blocks. What they contain is for the caller to verify.
     pub fn read_blocks(&self, start: BlockNo, data: &mut [u8]) -> Result<()> {
+        self.check_blocks(start, data.len())?;
         self.pool.storage().read_at(start.offset(), data).map_err(|e| Error::io("reading data", e))
+    }
+
+    fn check_blocks(&self, start: BlockNo, len: usize) -> Result<()> {
+        let geometry = self.pool.geometry();
+        let end = geometry.size / BLOCK_SIZE as u64;
+        let first = geometry.data_offset() / BLOCK_SIZE as u64;
+        if start.0 < first || start.0 > end || (len / BLOCK_SIZE) as u64 > end - start.0 {
+            return Err(Error::corrupt(format_args!("block {}", start.0), "it lies outside the image"));
+        }
+        Ok(())
     }
 
     /// Blocks that are free, or will be when deletions are durable.

@@ -3,7 +3,7 @@
 
 use super::Tree;
 use super::apply::split_log;
-use super::descend::Target;
+use super::descend::{Target, as_node};
 use crate::defects::Defect;
 use crate::error::{Error, Result};
 use crate::page::format::*;
@@ -45,48 +45,59 @@ const ATTEMPTS: usize = 16;
 /// Where to split a page into which `pending` is to go: the new right page's low fence.
 ///
 /// Pages that are filled in key order are split at their end, others by bytes. In an inner page the separator is an existing
-/// key, because its right half must begin with its low fence (N4).
+/// key, because its right half must begin with its low fence (N4). A new fence may be long, and the longest keys of a full page
+/// often are: both halves must have room for it.
 fn choose_separator(node: Node<'_>, pending: &[Pending<'_>]) -> Option<Vec<u8>> {
     let prefix = node.prefix().len();
     let inner = node.level() > 0;
-    let mut items: Vec<(&[u8], usize, bool)> = Vec::with_capacity(node.count() + pending.len());
+    // Suffix, size, and what of it is in the page already: 0 for a record that is yet to come.
+    let mut items: Vec<(&[u8], usize, usize)> = Vec::with_capacity(node.count() + pending.len());
     let mut new = pending.iter().peekable();
     for i in 0..node.count() {
         let suffix = node.suffix(i);
         while let Some(p) = new.next_if(|p| &p.key[prefix..] < suffix) {
-            items.push((&p.key[prefix..], node.size_of(p.key.len(), p.value), false));
+            items.push((&p.key[prefix..], node.size_of(p.key.len(), p.value), 0));
         }
         let mut size = node.record_size(i);
         if let Some(p) = new.next_if(|p| &p.key[prefix..] == suffix) {
             size = size.max(node.size_of(p.key.len(), p.value));
         }
-        items.push((suffix, size, true));
+        items.push((suffix, size, node.record_size(i)));
     }
-    items.extend(new.map(|p| (&p.key[prefix..], node.size_of(p.key.len(), p.value), false)));
+    items.extend(new.map(|p| (&p.key[prefix..], node.size_of(p.key.len(), p.value), 0)));
     if items.len() < 2 {
         return None;
     }
     let total: usize = items.iter().map(|i| i.1).sum();
-    let appending = node.appends() >= APPENDS_MIN && items[..node.count()].iter().all(|i| i.2);
+    let appending = node.appends() >= APPENDS_MIN && items[..node.count()].iter().all(|i| i.2 > 0);
     let limit = node.capacity() / 100 * 95;
     let half = total * (100 + jitter(node.id())) / 256;
     let target = if appending { limit } else { half.min(node.capacity() / 3 * 2) };
-    let mut left = 0usize;
-    let mut best: Option<(usize, usize)> = None;
+    let key_at = |i: usize| {
+        let right = items[i].0;
+        [node.prefix(), if inner { right } else { separator(items[i - 1].0, right) }].concat()
+    };
+    let (mut left, mut there, mut count) = (0usize, 0, 0);
+    let mut best: Option<(usize, Vec<u8>)> = None;
     for (i, item) in items.iter().enumerate() {
-        if i > 0 && (item.2 || !inner) {
-            let distance = left.abs_diff(target);
-            if best.is_none_or(|(d, _)| distance < d) {
-                best = Some((distance, i));
+        let distance = left.abs_diff(target);
+        if i > 0 && (item.2 > 0 || !inner) && best.as_ref().is_none_or(|(d, _)| distance < *d) {
+            let key = key_at(i);
+            if halves_fit(node, &key, there, count) {
+                best = Some((distance, key));
             }
         }
         left += item.1;
+        there += item.2;
+        count += (item.2 > 0) as usize;
     }
-    let (_, at) = best?;
-    let mut key = node.prefix().to_vec();
-    let right = items[at].0;
-    key.extend_from_slice(if inner { right } else { separator(items[at - 1].0, right) });
-    Some(key)
+    Some(best?.1)
+}
+
+/// Whether both halves of a split at `key` fit into their pages, if the left one gets `count` records of `bytes`.
+fn halves_fit(node: Node<'_>, key: &[u8], bytes: usize, count: usize) -> bool {
+    node.size_between(node.low(), Some(key), bytes, count) <= PAGE_SIZE
+        && node.size_between(key, node.high(), node.used() - bytes, node.count() - count) <= PAGE_SIZE
 }
 
 /// 0 to 56, different from page to page. Pages that all split in the middle fill up and split in step with one another, and
@@ -136,7 +147,7 @@ impl Tree {
         let Some(key) = choose_separator(node, pending) else {
             return Err(Error::corrupt(node.id(), "a page is full and has nothing to split"));
         };
-        let Some((id, mut right)) = reservation.new_page() else { return Ok(None) };
+        let Some((id, mut right)) = reservation.new_page()? else { return Ok(None) };
         let at = node.search(&key).unwrap_or_else(|i| i);
         let spec = NodeSpec { id, flags: node.flags() & FLAG_INCOMPLETE, low: &key, ..node.spec() };
         let mut image: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
@@ -153,6 +164,7 @@ impl Tree {
             section(&mut body, id, Op::Image(&packed));
         }
         let mut bitmap = reservation.latch_bitmap_of(id)?;
+        self.pool.expect_state(&bitmap, id.run(), false)?;
         section(&mut body, bitmap.header().page(), self.allocation(id));
         reservation.commit(&mut [left, &mut right, &mut bitmap], &body);
         self.stats.splits.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +183,7 @@ impl Tree {
         let Some(key) = choose_separator(node, pending) else {
             return Err(Error::corrupt(node.id(), "the root is full and has nothing to split"));
         };
-        let (Some((a, mut left)), Some((b, mut right))) = (reservation.new_page(), reservation.new_page())
+        let (Some((a, mut left)), Some((b, mut right))) = (reservation.new_page()?, reservation.new_page()?)
         else {
             return Ok(());
         };
@@ -198,15 +210,18 @@ impl Tree {
         section(&mut body, node.id(), Op::Image(&packed));
         let (low, high) = (a.min(b), a.max(b));
         let mut bitmap = reservation.latch_bitmap_of(low)?;
+        self.pool.expect_state(&bitmap, low.run(), false)?;
         let begun = op::begin_section(&mut body, bitmap.header().page());
         self.allocation(low).encode(&mut body);
         if self.pool.bitmap_of(low.run()) == self.pool.bitmap_of(high.run()) {
+            self.pool.expect_state(&bitmap, high.run(), false)?;
             self.allocation(high).encode(&mut body);
             op::end_section(&mut body, begun);
             reservation.commit(&mut [&mut left, &mut right, root, &mut bitmap], &body);
         } else {
             op::end_section(&mut body, begun);
             let mut second = reservation.latch_bitmap_of(high)?;
+            self.pool.expect_state(&second, high.run(), false)?;
             section(&mut body, second.header().page(), self.allocation(high));
             reservation.commit(&mut [&mut left, &mut right, root, &mut bitmap, &mut second], &body);
         }
@@ -305,6 +320,19 @@ impl Tree {
         Ok(true)
     }
 
+    /// Pins the page of `level` that a parent names, together with its low fence. Neither changes while an operation is
+    /// alive, so the pages of a merge are different ones, and are latched in the order of the contract, whatever the image holds.
+    fn pin_child(&self, id: PageId, level: u8, low: &[u8]) -> Result<Pin<'_>> {
+        if !self.pool.geometry().is_data_page(id) || !self.pool.is_valid_run(id.run()) {
+            return Err(Error::corrupt(id, "a parent names it, but the image has no such page"));
+        }
+        let page = self.pool.read(id)?;
+        if as_node(id, &page, level)?.low() != low {
+            return Err(Error::corrupt(id, "its low fence is not the separator in its parent"));
+        }
+        Ok(page.pin())
+    }
+
     /// Merges the page of `level` that covers `key` with a sibling under the same parent, if both fit into one page.
     fn merge(&self, level: u8, key: &[u8], repairs: &mut Vec<Repair>) -> Result<()> {
         for _ in 0..ATTEMPTS {
@@ -330,13 +358,13 @@ impl Tree {
             }
             let at = if at + 1 < parent.count() { at } else { at - 1 };
             let (left, right) = (parent.child(at), parent.child(at + 1));
-            let boundary = parent.key(at + 1);
+            let (low, boundary) = (parent.key(at), parent.key(at + 1));
             let parent = found.page.pin();
             drop(found);
             let pages = Siblings {
+                left: self.pin_child(left, level, &low)?,
+                right: self.pin_child(right, level, &boundary)?,
                 bitmap: self.pool.pin_bitmaps(std::iter::once(right.run()))?,
-                left: self.pool.read(left)?.pin(),
-                right: self.pool.read(right)?.pin(),
                 parent,
             };
             if let Some(freed) = self.try_merge(&mut reservation, &pages, &boundary, level, repairs)? {
@@ -386,6 +414,7 @@ impl Tree {
         section(&mut body, right_id, Op::Kill);
         section(&mut body, p.id(), Op::Delete { key: boundary });
         let mut bitmap = self.pool.latch(&pages.bitmap[0]);
+        self.pool.expect_state(&bitmap, right_id.run(), true)?;
         let start = self.pool.within_group(right_id.run());
         section(&mut body, bitmap.header().page(), Op::Free { start, len: BLOCKS_PER_PAGE });
         let lsn = reservation.commit(&mut [&mut left, &mut right, &mut parent, &mut bitmap], &body);
@@ -407,10 +436,10 @@ impl Tree {
         if node.level() == 0 || node.count() != 1 {
             return Ok(());
         }
-        let id = node.child(0);
+        let (id, level, low) = (node.child(0), node.level() - 1, node.low().to_vec());
         let root_pin = root.pin();
         drop(root);
-        let child_pin = self.pool.read(id)?.pin();
+        let child_pin = self.pin_child(id, level, &low)?;
         let bitmap = self.pool.pin_bitmaps(std::iter::once(id.run()))?;
         let mut child = self.pool.latch(&child_pin);
         let mut root = self.pool.latch(&root_pin);
@@ -426,6 +455,7 @@ impl Tree {
         section(&mut body, id, Op::Kill);
         section(&mut body, node.id(), Op::Image(&packed));
         let mut bitmap = self.pool.latch(&bitmap[0]);
+        self.pool.expect_state(&bitmap, id.run(), true)?;
         let start = self.pool.within_group(id.run());
         section(&mut body, bitmap.header().page(), Op::Free { start, len: BLOCKS_PER_PAGE });
         let lsn = reservation.commit(&mut [&mut child, &mut root, &mut bitmap], &body);

@@ -26,6 +26,7 @@ use crate::defects::{Defect, Defects};
 use crate::error::{Error, Result};
 use crate::page::Lsn;
 use crate::storage::Storage;
+use crate::storage::sim::site_scope;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, unlocked};
 use format::{Kind, MARK_SIZE, RECORD_HEADER_SIZE};
@@ -349,6 +350,7 @@ impl Log {
             self.storage.sync()?;
         }
         self.stats.groups.fetch_add(1, Ordering::Relaxed);
+        let _site = site_scope("log");
         self.place.write_durable(&*self.storage, start, bytes)
     }
 

@@ -41,6 +41,16 @@ fn check_halves(whole: Node<'_>, left: Node<'_>, right: Node<'_>, at: &[u8]) {
     records.extend(contents(right));
     assert!(records == contents(whole), "a split lost or changed a record");
     assert_eq!(left.count() + right.count(), whole.count());
+    check_sizes(whole, left, right);
+}
+
+/// What the tree reckons with before it decides on a separator.
+fn check_sizes(whole: Node<'_>, left: Node<'_>, right: Node<'_>) {
+    let bytes: usize = (0..left.count()).map(|i| whole.record_size(i)).sum();
+    let size = whole.size_between(left.low(), left.high(), bytes, left.count());
+    assert_eq!(size, PAGE_SIZE - left.free(), "size of the left half");
+    let size = whole.size_between(right.low(), right.high(), whole.used() - bytes, right.count());
+    assert_eq!(size, PAGE_SIZE - right.free(), "size of the right half");
 }
 
 fn check_merge(whole: Node<'_>, mut left: Page, right: Node<'_>) {
@@ -97,7 +107,12 @@ fn split_between_any_two_records_keeps_every_record_and_can_be_undone() {
                     if right_half(whole, at).is_none() {
                         // A long separator in place of a short fence may not fit; the shortest one always does.
                         assert!(len > shortest.len() || level > 0, "{len} {i}");
-                        assert!(PAGE_SIZE - whole.free() + len + 7 > PAGE_SIZE);
+                        let bytes: usize = (i..whole.count()).map(|i| whole.record_size(i)).sum();
+                        let size = whole.size_between(at, whole.high(), bytes, whole.count() - i);
+                        assert!(
+                            size > PAGE_SIZE,
+                            "size_between does not see that the right half is too large"
+                        );
                         continue;
                     }
                     let (left, right) = split(&page, at);
@@ -250,6 +265,28 @@ fn packed_page_is_the_page() {
         }
         packed.push(0);
         assert!(unpack(&packed, &mut other).is_err(), "a byte too many");
+    });
+}
+
+#[test]
+fn copy_that_a_reader_takes_away_reads_like_the_page() {
+    seeds(100, |rng| {
+        let fences = &Fences::kinds()[rng.below(7)];
+        let page = worn_page(fences, 0, rng);
+        let node = Node(&page);
+        let mut copy = raw_page();
+        node.copy_to(&mut copy);
+        check(Node(&copy));
+        assert!(contents(Node(&copy)) == contents(node));
+        let from = rng.below(node.count() + 1);
+        let to = rng.range(from, node.count());
+        let mut part = raw_page();
+        node.copy_records_to(&mut part, from..to);
+        let part = Node(&part);
+        assert_eq!((part.low(), part.high(), part.right()), (node.low(), node.high(), node.right()));
+        for i in from..to {
+            assert_eq!((part.key(i), part.value(i)), (node.key(i), node.value(i)));
+        }
     });
 }
 

@@ -23,7 +23,7 @@ fn random_superblock(rng: &mut Rng) -> (Superblock, u64) {
         doublewrite_pages,
         groups: 1,
         root: PageId(0),
-        checkpoint: Lsn(rng.next() >> 8),
+        checkpoint: Lsn(log_size + (rng.next() >> rng.range(8, 60))),
         floor: Lsn(0),
         incarnation: rng.next() as u32 >> 1,
         clean: rng.once_in(2),
@@ -63,6 +63,7 @@ fn check_geometry(superblock: &Superblock, len: u64, rng: &mut Rng) {
         );
         assert_eq!(group > 0, bitmap.offset() >= s.data_offset() + GROUP_SIZE);
         assert!(!s.is_data_page(bitmap) && s.is_data_page(PageId(bitmap.0 + 1)));
+        assert!(s.is_bitmap_page(bitmap) && !s.is_bitmap_page(PageId(bitmap.0 + 1)));
         let end = PageId(bitmap.0 + (blocks / BLOCKS_PER_PAGE) as u64);
         assert!(s.is_data_page(PageId(end.0 - 1)) && !s.is_data_page(end), "a page beyond the group's end");
         assert!(group == last || blocks == BLOCKS_PER_GROUP);
@@ -70,6 +71,10 @@ fn check_geometry(superblock: &Superblock, len: u64, rng: &mut Rng) {
     assert_eq!(s.group_blocks(last + 1), 0, "a group that does not exist has blocks");
     for _ in 0..20 {
         let id = PageId(rng.next() >> rng.below(64));
+        if s.is_bitmap_page(id) {
+            let group = ((id.offset() - s.data_offset()) / GROUP_SIZE) as u32;
+            assert!(group <= last && s.bitmap_page(group) == id && !s.is_data_page(id));
+        }
         if s.is_data_page(id) {
             assert!(id.offset() >= s.data_offset() + page && id.offset() + page <= s.size);
             let group = ((id.offset() - s.data_offset()) / GROUP_SIZE) as u32;
@@ -79,6 +84,10 @@ fn check_geometry(superblock: &Superblock, len: u64, rng: &mut Rng) {
     for id in [0, 1, s.data_offset() / page, s.size / page, s.size / page + 1, u64::MAX, u64::MAX / page] {
         assert!(!s.is_data_page(PageId(id)) || id == s.size / page - 1);
     }
+    assert!(
+        !s.is_bitmap_page(PageId(s.bitmap_page(last).0 + GROUP_SIZE / page)),
+        "a bitmap past the last group"
+    );
     assert!(s.is_data_page(s.root));
     // Counters leave room for sums; 2^61 bytes of log are more than an image lives to see.
     assert!(s.checkpoint <= s.floor && s.floor.0 - s.checkpoint.0 <= s.log_size);
@@ -169,6 +178,40 @@ fn hostile_superblock_never_leads_out_of_the_image() {
         }
     });
     assert!(accepted > 500 || one_seed_only(), "only {accepted} were looked at");
+}
+
+#[test]
+fn superblock_that_contradicts_itself_or_the_limits_is_refused() {
+    seeds(30, |rng| {
+        let (good, _) = random_superblock(rng);
+        let refused = |change: fn(&mut Superblock), why: &str| {
+            let mut superblock = good.clone();
+            change(&mut superblock);
+            let result = Superblock::decode(&superblock.encode(), u64::MAX);
+            assert!(matches!(result, Err(SuperblockError::Damaged(_))), "{why}");
+        };
+        refused(|s| s.log_size = LOG_SIZE_MIN - PAGE_SIZE as u64, "log too small");
+        refused(|s| s.log_size = LOG_SIZE_MAX + PAGE_SIZE as u64, "log too large");
+        refused(|s| s.log_size += 4096, "log not of whole pages");
+        refused(|s| s.doublewrite_pages = DOUBLEWRITE_PAGES_MIN - 1, "doublewrite area too small");
+        refused(|s| s.doublewrite_pages = DOUBLEWRITE_PAGES_MAX + 1, "doublewrite area too large");
+        refused(|s| s.size = s.data_offset() + CHUNK_SIZE as u64 - 1, "no room for a chunk");
+        refused(|s| s.size = IMAGE_SIZE_MAX + 1, "image too large");
+        refused(|s| s.groups = 0, "no group");
+        refused(|s| s.groups = s.group_count() + 1, "too many groups");
+        refused(|s| s.root = PageId(0), "no root");
+        refused(|s| s.root = s.bitmap_page(0), "root is a bitmap");
+        refused(|s| s.floor.0 = s.checkpoint.0 + s.log_size + 1, "more redo than log");
+        refused(|s| s.checkpoint = Lsn(s.floor.0 + 1), "checkpoint past the durable log");
+        refused(|s| (s.checkpoint, s.floor) = (Lsn(1), Lsn(s.log_size)), "checkpoint before the log");
+        for field in [152, 168, 184] {
+            let mut bytes = good.encode();
+            let value = get_u64(&bytes, field);
+            put_u64(&mut bytes, field, value + PAGE_SIZE as u64);
+            refix(&mut bytes);
+            assert!(Superblock::decode(&bytes, u64::MAX).is_err(), "field {field}");
+        }
+    });
 }
 
 #[test]

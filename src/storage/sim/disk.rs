@@ -70,6 +70,16 @@ impl Disk {
         }
     }
 
+    /// The operation goes to the end, but nobody waits for it: it makes nothing durable.
+    pub(super) fn abandon(&mut self, index: u64) {
+        self.clock += 1;
+        self.pending.retain(|pending| pending.operation.index != index || pending.has_effect());
+        let found = self.pending.iter_mut().find(|pending| pending.operation.index == index);
+        if let Some(pending) = found {
+            pending.completed = Some(self.clock);
+        }
+    }
+
     /// How many operations a power cut could lose.
     pub(super) fn pending(&self) -> usize {
         self.pending.iter().filter(|pending| pending.has_effect()).count()

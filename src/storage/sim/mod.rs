@@ -114,10 +114,15 @@ impl SimStorage {
 
     /// A storage that holds this image, all of it durable.
     pub fn from_image(image: Image) -> Self {
+        Self::from_disk(Disk::new(image), 0)
+    }
+
+    /// A storage with this medium, whose next operation has the number `next_index`.
+    fn from_disk(disk: Disk, next_index: u64) -> Self {
         let state = State {
-            disk: Disk::new(image.clone()),
-            live: image,
-            next_index: 0,
+            live: disk.crash(&mut Rng::new(0), Policy::Kept),
+            disk,
+            next_index,
             mark: 0,
             limit: None,
             is_cut: false,

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::disk::Disk;
-use super::{Operation, Policy};
+use super::{Operation, Policy, SimStorage};
 use crate::storage::{Image, Rng};
 
 /// What happened, in order.
@@ -141,5 +141,15 @@ impl<'a> CutCursor<'a> {
     /// An image that a power cut here could have left.
     pub fn crash(&self, rng: &mut Rng, policy: Policy) -> Image {
         self.disk.crash(rng, policy)
+    }
+
+    /// The storage after the death of the process alone at this cut: reads see every operation, the one in flight
+    /// included, and what was not durable is not durable yet. So a power cut may follow.
+    pub fn process_death(&self) -> SimStorage {
+        let mut disk = self.disk.clone();
+        if let Some(operation) = self.operation() {
+            disk.abandon(operation.index);
+        }
+        SimStorage::from_disk(disk, self.index() + 1)
     }
 }

@@ -1,6 +1,8 @@
 //! Tests of the tree. Each is named after what a user would lose if it failed.
 
 mod model;
+#[cfg(shuttle)]
+mod shuttle;
 
 use std::sync::Arc;
 

@@ -40,9 +40,14 @@ pub struct Options {
     #[arg(long, value_name = "MIB")]
     memory_limit: Option<u64>,
 
-    /// The cache of each engine that has one, in MiB [default: 512; half of --memory-limit if that is given]
+    /// The cache of each engine that has one, in MiB; the default holds all engines' data of a million records
+    /// [default: 512; half of --memory-limit if that is given]
     #[arg(long, value_name = "MIB")]
     cache: Option<u64>,
+
+    /// The log of btfs, in MiB [default: that of an image of the default size]
+    #[arg(long, value_name = "MIB")]
+    log: Option<u64>,
 
     /// Only these engines, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "ENGINE,…")]
@@ -87,6 +92,7 @@ pub struct Plan {
     pub records: u64,
     pub rounds: u32,
     pub cache_size: u64,
+    pub log_size: Option<u64>,
     pub memory_limit: Option<u64>,
     pub engines: Vec<EngineId>,
     pub rows: Vec<Row>,
@@ -107,7 +113,7 @@ impl Options {
         if rounds == 0 {
             return Err("--rounds must be at least 1".to_owned());
         }
-        if !(self.row_seconds > 0.0) {
+        if self.row_seconds.is_nan() || self.row_seconds <= 0.0 {
             return Err("--row-seconds must be positive".to_owned());
         }
         let memory_limit = self.memory_limit.or(self.large.then_some(1024)).map(|mib| mib * MIB);
@@ -120,7 +126,8 @@ impl Options {
             return Err("--cache must be smaller than --memory-limit".to_owned());
         }
         let (engines, rows) = (self.chosen_engines()?, self.chosen_rows()?);
-        Ok(Plan { records, rounds, cache_size, memory_limit, engines, rows })
+        let log_size = self.log.map(|mib| mib * MIB);
+        Ok(Plan { records, rounds, cache_size, log_size, memory_limit, engines, rows })
     }
 
     fn chosen_engines(&self) -> Result<Vec<EngineId>, String> {

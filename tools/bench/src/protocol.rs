@@ -17,6 +17,8 @@ pub struct WorkerConfig {
     pub cgroup: Option<PathBuf>,
     pub records: u64,
     pub cache_size: u64,
+    /// The size of btfs's log in bytes, if not its default.
+    pub log_size: Option<u64>,
     /// Rows that can end early do so after this long, in seconds.
     pub row_seconds: f64,
     /// Differs for each round and is the same for all engines.
@@ -65,8 +67,12 @@ pub struct Measurement {
     pub p99_ns: Option<u64>,
     /// Bytes of the keys and values written. For deletes, of the records deleted.
     pub payload: u64,
-    /// Bytes that the process gave to the device, those of settling included. Only of rows that write.
+    /// Bytes that the process gave to the device during the row. Only of rows that write.
     pub device_bytes: Option<u64>,
+    /// Bytes that settling gave to the device afterwards.
+    pub settle_bytes: u64,
+    /// Bytes of log between two checkpoints, if the engine puts off writing pages until then.
+    pub log_between_checkpoints: Option<u64>,
     /// Time until everything lay in its place and background work had ended, in seconds.
     pub settle_seconds: f64,
     /// What the engine's counters grew by during the work.
@@ -98,6 +104,8 @@ impl Measurement {
             (None, None) => None,
             (a, b) => Some(a.unwrap_or(0) + b.unwrap_or(0)),
         };
+        self.settle_bytes += next.settle_bytes;
+        self.log_between_checkpoints = next.log_between_checkpoints;
         self.settle_seconds += next.settle_seconds;
         for (name, value) in next.counters {
             *self.counters.entry(name).or_default() += value;

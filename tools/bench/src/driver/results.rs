@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::engines::EngineId;
+use crate::data::RECORD_LEN;
+use crate::engines::{EngineId, counter};
 use crate::options::Plan;
 use crate::protocol::Measurement;
 use crate::rows::Row;
@@ -131,6 +132,36 @@ impl Results {
         self.median(row, engine, |measurement| Some(measurement.ns_per_unit(row)))
     }
 
+    /// Bytes written to the device for each byte of keys and values, in the long run.
+    ///
+    /// An engine with checkpoints writes a page home once for all its changes since the checkpoint before. Most
+    /// rows are shorter than that, and a checkpoint forced after them counts as if there had been no others to
+    /// share it. So what settling wrote is shared among as many records as fit in the log between two
+    /// checkpoints. How much it would write by then: what it wrote after the row, or after the row that
+    /// overwrites all over the tree, whichever is more. Loads, and rows with a checkpoint in them, are taken as
+    /// they are.
+    pub fn steady_write_amplification(&self, row: Row, engine: EngineId) -> Option<f64> {
+        let settled = self.median(row, engine, Measurement::settled_write_amplification);
+        let checkpoints = self.median_counter(row, engine, counter::CHECKPOINTS);
+        let log = self.median(row, engine, |m| m.log_between_checkpoints.map(|bytes| bytes as f64));
+        let (Some(log), false) = (log, row.is_load() || checkpoints.is_some_and(|count| count >= 1.0)) else {
+            return settled;
+        };
+        let settle_bytes = |row| self.median(row, engine, |m| Some(m.settle_bytes as f64)).unwrap_or(0.0);
+        let mut dirty = settle_bytes(row);
+        if row != Row::WarmApply {
+            dirty = dirty.max(settle_bytes(Row::Overwrite));
+        }
+        let log_per_record = self.median(row, engine, |m| m.per_record(counter::LOG_BYTES))?;
+        let records = self.median(row, engine, |m| Some(m.records as f64))?.max(log / log_per_record);
+        let written = self.median(row, engine, Measurement::write_amplification)?;
+        Some(written + dirty / (records * RECORD_LEN as f64))
+    }
+
+    pub fn median_counter(&self, row: Row, engine: EngineId, name: &str) -> Option<f64> {
+        self.median(row, engine, |measurement| Some(*measurement.counters.get(name)? as f64))
+    }
+
     pub fn floor_median(&self, kind: FloorKind, what: impl Fn(&Measurement) -> Option<f64>) -> Option<f64> {
         let samples = self.floors.iter().filter(|sample| sample.kind == kind);
         median(samples.filter_map(|sample| what(&sample.measurement)).collect())
@@ -144,9 +175,14 @@ impl Measurement {
         self.seconds * 1e9 / count as f64
     }
 
-    /// Bytes written to the device for each byte of keys and values.
+    /// Bytes written to the device during the row, for each byte of keys and values.
     pub fn write_amplification(&self) -> Option<f64> {
         (self.payload > 0).then_some(self.device_bytes? as f64 / self.payload as f64)
+    }
+
+    /// The same with what settling wrote.
+    pub fn settled_write_amplification(&self) -> Option<f64> {
+        Some(self.write_amplification()? + self.settle_bytes as f64 / self.payload as f64)
     }
 
     /// A counter's growth per call.
@@ -167,7 +203,7 @@ impl Measurement {
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
-    if values.len() % 2 == 0 && middle > 0 {
+    if values.len().is_multiple_of(2) && middle > 0 {
         return Some((values[middle - 1] + values[middle]) / 2.0);
     }
     values.get(middle).copied()

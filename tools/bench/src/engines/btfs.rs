@@ -1,6 +1,7 @@
 //! btfs: the storage engine that this program is about.
 
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -8,13 +9,15 @@ use btfs::storage::{FileStorage, Storage};
 use btfs::tree::{Batch, Cursor, FormatOptions, LatchMode, Options, Stats, Tree};
 
 use super::{
-    CheckpointStyle, Counters, Durability, Engine, Figures, FileSizes, Latch, Reader, allocated, counter,
-    figure,
+    CheckpointStyle, Counters, Durability, Engine, Figures, FileSizes, Latch, Reader, Setup, allocated,
+    counter, figure,
 };
 use crate::data::{Change, Key, Value};
 
-/// The declared size of the image is at least this, in bytes. The size of the log follows from it.
-const IMAGE_SIZE_MIN: u64 = 16 << 30;
+thread_local! {
+    /// Keeps its memory from one write to the next.
+    static BATCH: RefCell<Batch> = RefCell::new(Batch::new());
+}
 
 pub struct Btfs {
     tree: Tree,
@@ -24,15 +27,18 @@ pub struct Btfs {
 }
 
 impl Btfs {
-    pub fn create(dir: &Path, cache_size: u64, payload: u64, latch: Latch) -> Result<Self> {
+    pub fn create(setup: &Setup, latch: Latch) -> Result<Self> {
+        let Setup { dir, cache_size, payload, log_size } = *setup;
         let path = dir.join("image.db");
         let storage: Arc<dyn Storage> = Arc::new(FileStorage::create(&path, false)?);
-        let size = (payload * 8).max(IMAGE_SIZE_MIN).next_multiple_of(1 << 20);
-        Tree::format(&*storage, &FormatOptions { size, ..FormatOptions::default() })?;
+        // The size of the log follows from that of the image, which is only declared: the file is sparse.
+        let default = FormatOptions::default();
+        let size = default.size.max((payload * 8).next_multiple_of(1 << 20));
+        Tree::format(&*storage, &FormatOptions { size, log_size, ..default })?;
         let options = Options {
             cache_size: usize::try_from(cache_size)?,
             latch_mode: match latch {
-                Latch::Blink => LatchMode::Blink,
+                Latch::Blink => LatchMode::BLink,
                 Latch::Crabbing => LatchMode::Crabbing,
                 Latch::OneLock => LatchMode::OneLock,
             },
@@ -57,14 +63,16 @@ impl Engine for Btfs {
     }
 
     fn write(&self, batch: &[Change], durability: Durability) -> Result<()> {
-        let mut changes = Batch::new();
-        for change in batch {
-            match change {
-                Change::Put(key, value) => changes.put(key, value),
-                Change::Delete(key) => changes.delete(key),
-            };
-        }
-        let lsn = self.tree.apply(&changes)?;
+        let lsn = BATCH.with_borrow_mut(|changes| {
+            changes.clear();
+            for change in batch {
+                match change {
+                    Change::Put(key, value) => changes.put(key, value),
+                    Change::Delete(key) => changes.delete(key),
+                }
+            }
+            self.tree.apply(changes)
+        })?;
         if durability == Durability::Durable {
             self.tree.commit(lsn)?;
         }
@@ -96,6 +104,10 @@ impl Engine for Btfs {
         Ok(self.tree.checkpoint()?)
     }
 
+    fn log_between_checkpoints(&self) -> Option<u64> {
+        Some(self.tree.stats().log_size / 4 * 3)
+    }
+
     fn file_sizes(&self) -> Result<FileSizes> {
         // Log and doublewrite area are written with zeros when the image is made, so all of them is allocated.
         let Stats { log_size: log, doublewrite_size: doublewrite, .. } = self.tree.stats();
@@ -107,11 +119,11 @@ impl Engine for Btfs {
         let stats = self.tree.stats();
         Counters::from(
             [
-                (counter::PAGES_VISITED, stats.pages_visited),
+                (counter::PAGES_VISITED, stats.get_pages + stats.scan_pages),
                 (counter::PAGES_READ, stats.pages_read),
                 (counter::PAGES_WRITTEN, stats.pages_written),
-                (counter::LOG_BYTES, stats.log_bytes),
-                (counter::LOG_SYNCS, stats.log_syncs),
+                (counter::LOG_BYTES, stats.log_end),
+                (counter::LOG_SYNCS, stats.log_groups),
                 (counter::SPLITS, stats.splits),
                 (counter::MERGES, stats.merges),
                 (counter::LATCH_WAITS, stats.latch_waits),
@@ -125,7 +137,7 @@ impl Engine for Btfs {
         let report = self.tree.check()?;
         Ok(Figures::from(
             [
-                (figure::HEIGHT, f64::from(report.height)),
+                (figure::HEIGHT, report.height as f64),
                 (figure::LEAVES, report.leaves as f64),
                 (figure::FILL, report.leaf_fill),
                 (figure::ADJACENCY, report.adjacency),

@@ -1,12 +1,12 @@
 //! fjall: a log-structured merge tree; writers share one journal.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use fjall::config::CompressionPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
-use super::{CheckpointStyle, Durability, Engine, FileSizes, Reader, allocated};
+use super::{CheckpointStyle, Durability, Engine, FileSizes, Reader, Setup, allocated};
 use crate::data::{Change, Key, Value};
 
 pub struct Fjall {
@@ -17,7 +17,8 @@ pub struct Fjall {
 }
 
 impl Fjall {
-    pub fn create(dir: &Path, cache_size: u64) -> Result<Self> {
+    pub fn create(setup: &Setup) -> Result<Self> {
+        let Setup { dir, cache_size, .. } = *setup;
         let database = Database::builder(dir)
             .cache_size(cache_size)
             .journal_compression(fjall::CompressionType::None)

@@ -1,6 +1,6 @@
 //! LMDB by way of heed: a copy-on-write B+-tree in a memory map; one writer at a time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, PutFlags, RoTxn, WithTls};
 
-use super::{Durability, Engine, FileSizes, Reader, allocated};
+use super::{Durability, Engine, FileSizes, Reader, Setup, allocated};
 use crate::data::{Change, Key, Value};
 
 /// More than the threads of any row.
@@ -26,7 +26,8 @@ pub struct Lmdb {
 }
 
 impl Lmdb {
-    pub fn create(dir: &Path, payload: u64) -> Result<Self> {
+    pub fn create(setup: &Setup) -> Result<Self> {
+        let Setup { dir, payload, .. } = *setup;
         let map_size = (payload * 16).max(4 << 30).next_multiple_of(1 << 20);
         let mut options = EnvOpenOptions::new();
         options.map_size(usize::try_from(map_size)?).max_readers(READERS_MAX);

@@ -112,6 +112,11 @@ pub trait Engine: Send + Sync {
         bail!("this engine has no checkpoints")
     }
 
+    /// Bytes of log after which the engine makes a checkpoint, if it puts off writing pages until then.
+    fn log_between_checkpoints(&self) -> Option<u64> {
+        None
+    }
+
     fn file_sizes(&self) -> Result<FileSizes>;
 
     /// Counters of the engine's work. Only btfs has any.
@@ -209,15 +214,26 @@ impl<'de> Deserialize<'de> for EngineId {
     }
 }
 
-/// Makes a new, empty database in the empty folder `dir`. `cache_size` and the expected `payload` of all
-/// records are in bytes.
-pub fn create(id: EngineId, dir: &Path, cache_size: u64, payload: u64) -> Result<Box<dyn Engine>> {
+/// How a database is made.
+pub struct Setup<'a> {
+    /// An empty folder.
+    pub dir: &'a Path,
+    /// In bytes.
+    pub cache_size: u64,
+    /// Bytes of the keys and values that are to be expected.
+    pub payload: u64,
+    /// The size of btfs's log in bytes, if not its default.
+    pub log_size: Option<u64>,
+}
+
+/// Makes a new, empty database.
+pub fn create(id: EngineId, setup: &Setup) -> Result<Box<dyn Engine>> {
     Ok(match id {
-        EngineId::Btfs(latch) => Box::new(btfs::Btfs::create(dir, cache_size, payload, latch)?),
-        EngineId::Redb => Box::new(redb::Redb::create(dir, cache_size)?),
-        EngineId::Lmdb => Box::new(lmdb::Lmdb::create(dir, payload)?),
-        EngineId::Sqlite => Box::new(sqlite::Sqlite::create(dir, cache_size)?),
-        EngineId::Fjall => Box::new(fjall::Fjall::create(dir, cache_size)?),
+        EngineId::Btfs(latch) => Box::new(btfs::Btfs::create(setup, latch)?),
+        EngineId::Redb => Box::new(redb::Redb::create(setup)?),
+        EngineId::Lmdb => Box::new(lmdb::Lmdb::create(setup)?),
+        EngineId::Sqlite => Box::new(sqlite::Sqlite::create(setup)?),
+        EngineId::Fjall => Box::new(fjall::Fjall::create(setup)?),
     })
 }
 

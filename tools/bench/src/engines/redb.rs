@@ -1,11 +1,11 @@
 //! redb: a copy-on-write B+-tree in one file; one writer at a time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition};
 
-use super::{Durability, Engine, FileSizes, Reader, allocated};
+use super::{Durability, Engine, FileSizes, Reader, Setup, allocated};
 use crate::data::{Change, Key, Value};
 
 const TABLE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("records");
@@ -17,7 +17,8 @@ pub struct Redb {
 }
 
 impl Redb {
-    pub fn create(dir: &Path, cache_size: u64) -> Result<Self> {
+    pub fn create(setup: &Setup) -> Result<Self> {
+        let Setup { dir, cache_size, .. } = *setup;
         let path = dir.join("data.redb");
         let database = Database::builder().set_cache_size(usize::try_from(cache_size)?).create(&path)?;
         let redb = Redb { database, path, cache_size };

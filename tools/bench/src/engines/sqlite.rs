@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use anyhow::{Result, ensure};
 use rusqlite::{Connection, Statement};
 
-use super::{CheckpointStyle, Durability, Engine, FileSizes, Reader, allocated};
+use super::{CheckpointStyle, Durability, Engine, FileSizes, Reader, Setup, allocated};
 use crate::data::{Change, Key, Value};
 
 /// How much of the file a connection may map. More than the file has.
@@ -34,7 +34,8 @@ struct Writer {
 }
 
 impl Sqlite {
-    pub fn create(dir: &Path, cache_size: u64) -> Result<Self> {
+    pub fn create(setup: &Setup) -> Result<Self> {
+        let Setup { dir, cache_size, .. } = *setup;
         let path = dir.join("data.sqlite");
         let connection = connect(&path, cache_size)?;
         connection.pragma_update(None, "journal_mode", "wal")?;

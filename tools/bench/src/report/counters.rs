@@ -29,8 +29,7 @@ fn of_one(results: &Results, engine: EngineId) -> String {
             continue;
         }
         let per_call = |name| results.median(row, engine, |measurement| measurement.per_operation(name));
-        let total =
-            |name| results.median(row, engine, |measurement| Some(*measurement.counters.get(name)? as f64));
+        let total = |name| results.median_counter(row, engine, name);
         let log_bytes_per_record =
             results.median(row, engine, |measurement| measurement.per_record(counter::LOG_BYTES));
         if total(counter::PAGES_VISITED).is_none() && total(counter::LOG_BYTES).is_none() {

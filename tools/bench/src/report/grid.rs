@@ -67,7 +67,7 @@ impl Grid {
 pub fn number(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
-        Some(value) if value == 0.0 => "0".to_owned(),
+        Some(0.0) => "0".to_owned(),
         Some(value) => {
             let digits = 2 - value.abs().log10().floor() as i32;
             format!("{value:.*}", usize::try_from(digits).unwrap_or(0).min(4))

@@ -43,6 +43,8 @@ fn medians(results: &Results) -> Vec<Value> {
                 "p50_ns": of(&|measurement| measurement.p50_ns.map(|ns| ns as f64)),
                 "p99_ns": of(&|measurement| measurement.p99_ns.map(|ns| ns as f64)),
                 "write_amplification": of(&Measurement::write_amplification),
+                "write_amplification_settled": of(&Measurement::settled_write_amplification),
+                "write_amplification_steady": results.steady_write_amplification(row, engine),
             }));
         }
     }
@@ -86,6 +88,7 @@ fn measurement(measurement: &Measurement, row: Option<Row>) -> Value {
     // Condensed into percentiles.
     value.as_object_mut().map(|object| object.remove("samples_ns"));
     value["write_amplification"] = json!(measurement.write_amplification());
+    value["write_amplification_settled"] = json!(measurement.settled_write_amplification());
     value["ns_per_unit"] = json!(row.map(|row| measurement.ns_per_unit(row)));
     value
 }

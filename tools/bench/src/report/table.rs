@@ -27,9 +27,11 @@ pub fn header(results: &Results) -> String {
     text + "\n\
         Medians of the rounds; «spread» is (highest − lowest) / median of the first figure. Rates of rows with\n\
         several threads are of all threads together. Rows of batches end with everything durable; that is part\n\
-        of the time. «settle» is the time until everything lay in its place afterwards. «written» is bytes\n\
-        written to the device, settling included, for each byte of keys and values. Engines with read\n\
-        transactions renew them every 1000 gets.\n\n"
+        of the time. «settle» is the time until everything lay in its place afterwards. Engines with read\n\
+        transactions renew them every 1000 gets.\n\
+        Write amplification is bytes written to the device for each byte of keys and values: «written» during\n\
+        the row, «settled» with a checkpoint forced after it, «steady» with that checkpoint shared among as many\n\
+        records as fit in the log between two checkpoints (the same as settled where nothing is put off).\n\n"
 }
 
 pub fn rows(results: &Results) -> String {
@@ -38,14 +40,15 @@ pub fn rows(results: &Results) -> String {
 
 fn one_row(results: &Results, row: Row) -> String {
     let unit = row.unit();
-    let (time, rate_name) = (format!("µs/{unit}"), format!("{unit}s/s"));
+    let plural = if unit == "batch" { "batches".to_owned() } else { format!("{unit}s") };
+    let (time, rate_name) = (format!("µs/{unit}"), format!("{plural}/s"));
     let (p50, p99) = match row.timed() {
         "" => (String::new(), String::new()),
         timed => (format!("p50 µs/{timed}"), format!("p99 µs/{timed}")),
     };
     let mut header = vec!["", &time, "spread", &rate_name, &p50, &p99];
     if row.writes() {
-        header.extend(["written", "settle s"]);
+        header.extend(["written", "settled", "steady", "settle s"]);
     }
     let mut grid = Grid::new(&header);
     for engine in results.engines_of(row) {
@@ -61,6 +64,8 @@ fn one_row(results: &Results, row: Row) -> String {
         ];
         if row.writes() {
             cells.push(number(of(&Measurement::write_amplification)));
+            cells.push(number(of(&Measurement::settled_write_amplification)));
+            cells.push(number(results.steady_write_amplification(row, engine)));
             cells.push(number(of(&|measurement| Some(measurement.settle_seconds))));
         }
         cells.extend(note(results, row, engine));
@@ -171,7 +176,10 @@ pub fn memory(results: &Results) -> String {
             of(|memory| memory.peak),
         ]);
     }
-    let title = format!("memory — resident in each engine's process after {}", row.name());
+    let title = format!(
+        "memory — resident in each engine's process after {}; a mapping counts once for each connection that has it",
+        row.name()
+    );
     grid.render(&title)
 }
 

@@ -88,11 +88,11 @@ pub fn evaluate(results: &Results) -> Vec<Target> {
     );
     add("insert.random: data / keys and values".to_owned(), space(results), Sense::AtMost, 1.6);
     for row in [Row::LoadBulk, Row::LoadSorted] {
-        add(format!("{}: written", row.name()), written(results, row), Sense::AtMost, 2.5);
+        add(format!("{}: write amplification", row.name()), written(results, row), Sense::AtMost, 2.5);
     }
     for row in Row::ALL {
         if row.writes() && !matches!(row, Row::LoadBulk | Row::LoadSorted) {
-            let name = format!("{}: written / best of redb, lmdb, sqlite", row.name());
+            let name = format!("{}: steady write amplification / best of redb, lmdb, sqlite", row.name());
             add(name, written_to_best(results, row), Sense::AtMost, 0.5);
         }
     }
@@ -168,13 +168,21 @@ fn space(results: &Results) -> Found {
 }
 
 fn written(results: &Results, row: Row) -> Found {
-    Some((results.median(row, BTFS, Measurement::write_amplification)?, String::new()))
+    Some((results.median(row, BTFS, Measurement::settled_write_amplification)?, String::new()))
 }
 
 fn written_to_best(results: &Results, row: Row) -> Found {
-    let ours = results.median(row, BTFS, Measurement::write_amplification)?;
-    let (best, peer) = best_tree(|peer| results.median(row, peer, Measurement::write_amplification))?;
-    Some((ours / best, format!("{} / {} of {}", number(Some(ours)), number(Some(best)), peer.name())))
+    let ours = results.steady_write_amplification(row, BTFS)?;
+    let settled = results.median(row, BTFS, Measurement::settled_write_amplification);
+    let (best, peer) = best_tree(|peer| results.steady_write_amplification(row, peer))?;
+    let from = format!(
+        "{} / {} of {}; settled {}",
+        number(Some(ours)),
+        number(Some(best)),
+        peer.name(),
+        number(settled)
+    );
+    Some((ours / best, from))
 }
 
 /// The lowest of the figures of redb, LMDB and SQLite.

@@ -20,6 +20,7 @@ const DIRTY_BATCH: u64 = 1000;
 /// While they run, another thread overwrites so many random records at a time, in such intervals.
 const TRICKLE_BATCH: u64 = 50;
 const TRICKLE_INTERVAL: Duration = Duration::from_millis(10);
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(1);
 
 /// One thread inserts new records, one at a time.
 pub fn alone(task: &Task) -> Result<Outcome> {
@@ -87,6 +88,8 @@ pub fn while_checkpoints_run(task: &Task) -> Result<Outcome> {
             while !stop.load(Ordering::Relaxed) {
                 task.engine.checkpoint()?;
                 checkpoints.fetch_add(1, Ordering::Relaxed);
+                // A checkpoint that finds nothing to do must not become a busy loop.
+                std::thread::sleep(CHECKPOINT_PAUSE);
             }
             Ok(())
         });

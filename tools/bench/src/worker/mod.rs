@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::data::{DataSet, RECORD_LEN};
-use crate::engines::{self, CheckpointStyle, Counters, Durability, Engine, Figures};
+use crate::engines::{self, CheckpointStyle, Counters, Durability, Engine, Figures, Setup};
 use crate::protocol::{Measurement, Request, Response, Role, WorkerConfig};
 use crate::rows::Row;
 
@@ -51,7 +51,7 @@ fn answer(response: &Response) -> Result<()> {
 }
 
 enum Worker {
-    Engine(EngineWorker),
+    Engine(Box<EngineWorker>),
     Floor(floor::Floor),
 }
 
@@ -60,10 +60,20 @@ impl Worker {
         Ok(match config.role {
             Role::Floor => Worker::Floor(floor::Floor::create(&config.dir)?),
             Role::Engine(id) => {
-                let payload = config.records * RECORD_LEN;
-                let engine = engines::create(id, &config.dir, config.cache_size, payload)?;
+                let setup = Setup {
+                    dir: &config.dir,
+                    cache_size: config.cache_size,
+                    payload: config.records * RECORD_LEN,
+                    log_size: config.log_size,
+                };
+                let engine = engines::create(id, &setup)?;
                 let data = DataSet::new(config.records);
-                Worker::Engine(EngineWorker { engine, data, config: config.clone(), is_warm: false })
+                Worker::Engine(Box::new(EngineWorker {
+                    engine,
+                    data,
+                    config: config.clone(),
+                    is_warm: false,
+                }))
             }
         })
     }
@@ -121,6 +131,8 @@ impl EngineWorker {
         let outcome = task.perform(row)?;
         let counters = grown(&counters_before, self.engine.counters());
 
+        let io_between = process::bytes_written()?;
+
         let mut settle_seconds = 0.0;
         if row.writes() && slice + 1 == slices {
             let start = Instant::now();
@@ -128,14 +140,16 @@ impl EngineWorker {
             process::wait_until_idle(IDLE_WAIT_MAX)?;
             settle_seconds = start.elapsed().as_secs_f64();
         }
-        let device_bytes = process::bytes_written()?.saturating_sub(io_before);
+        let settle_bytes = process::bytes_written()?.saturating_sub(io_between);
         let mut measurement = Measurement {
             operations: outcome.operations,
             records: outcome.records,
             seconds: outcome.elapsed.as_secs_f64(),
             samples_ns: outcome.samples_ns,
             payload: outcome.payload,
-            device_bytes: row.writes().then_some(device_bytes),
+            device_bytes: row.writes().then_some(io_between.saturating_sub(io_before)),
+            settle_bytes,
+            log_between_checkpoints: self.engine.log_between_checkpoints(),
             settle_seconds,
             counters,
             figures: outcome.figures,

@@ -1,0 +1,117 @@
+//! How many states were looked at, by where the cut was and by what recovery found.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Counts of states by site. A state counts at several sites.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+/// A title and the sites under it, all of which an exploration must have reached.
+pub const REQUIRED: &[(&str, &[&str])] = &[
+    (
+        "operation in flight at the cut",
+        &[
+            "log write",
+            "data write",
+            "doublewrite half A",
+            "doublewrite half B",
+            "home write after half A",
+            "home write after half B",
+            "checkpoint sync",
+            "superblock",
+            "punch",
+            "bulk load",
+        ],
+    ),
+    ("last record in the log", &["batch", "split", "post", "merge", "root growth", "root shrink", "load"]),
+    (
+        "found by recovery",
+        &["half-split tree", "torn page repaired", "log record torn", "log wrapped", "group birth"],
+    ),
+    (
+        "recovery and work after it",
+        &[
+            "cut during recovery",
+            "cut during recovery: page repair",
+            "cut during recovery: doublewrite",
+            "cut during recovery: home write",
+            "cut during recovery: superblock",
+            "death of the process",
+            "second cut",
+            "third cut",
+            "page reused after recovery",
+            "block reused after recovery",
+        ],
+    ),
+];
+
+impl Coverage {
+    /// Counts a state at a site.
+    pub fn count(&mut self, site: &'static str) {
+        *self.counts.entry(site).or_default() += 1;
+    }
+
+    /// Counts a state by the label of the operation that was in flight.
+    pub fn count_label(&mut self, label: &str, in_recovery: bool) {
+        let site = match (in_recovery, label) {
+            (false, "log") => "log write",
+            (false, "data") => "data write",
+            (false, "doublewrite A") => "doublewrite half A",
+            (false, "doublewrite B") => "doublewrite half B",
+            (false, "home A") => "home write after half A",
+            (false, "home B") => "home write after half B",
+            (false, "checkpoint") => "checkpoint sync",
+            (false, "superblock") => "superblock",
+            (false, "punch") => "punch",
+            (false, "bulk load") => "bulk load",
+            (false, _) => "elsewhere",
+            (true, "recovery") => "cut during recovery: page repair",
+            (true, "doublewrite A" | "doublewrite B") => "cut during recovery: doublewrite",
+            (true, "home A" | "home B") => "cut during recovery: home write",
+            (true, "superblock") => "cut during recovery: superblock",
+            (true, _) => "cut during recovery: elsewhere",
+        };
+        self.count(site);
+        if in_recovery {
+            self.count("cut during recovery");
+        }
+    }
+
+    /// How many states were counted at a site.
+    pub fn at(&self, site: &str) -> u64 {
+        self.counts.get(site).copied().unwrap_or(0)
+    }
+
+    /// Adds what another exploration has counted.
+    pub fn add(&mut self, other: &Coverage) {
+        for (site, count) in &other.counts {
+            *self.counts.entry(site).or_default() += count;
+        }
+    }
+
+    /// The required sites that were never reached.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let sites = REQUIRED.iter().flat_map(|(_, sites)| sites.iter().copied());
+        sites.filter(|site| self.at(site) == 0).collect()
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (title, sites) in REQUIRED {
+            writeln!(f, "{title}")?;
+            for site in *sites {
+                writeln!(f, "  {site:<34} {:>10}", self.at(site))?;
+            }
+        }
+        let required: Vec<&str> = REQUIRED.iter().flat_map(|(_, sites)| sites.iter().copied()).collect();
+        writeln!(f, "also counted")?;
+        for (site, count) in self.counts.iter().filter(|(site, _)| !required.contains(site)) {
+            writeln!(f, "  {site:<34} {count:>10}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! Which cuts of a recording are looked at.
+
+use std::collections::BTreeMap;
+
+use btfs::storage::sim::{Policy, Recording};
+use btfs::storage::{OpKind, Rng};
+
+use crate::path::{Failure, Step};
+
+/// How many cuts of a recording are looked at, by how many cuts there were before. Behind the last number, none.
+const CUTS: [usize; 3] = [60, 8, 5];
+
+/// Whether recordings after so many cuts are explored at all.
+pub fn goes_deeper(depth: usize) -> bool {
+    depth < CUTS.len()
+}
+
+/// Chooses cuts, ascending: half of them evenly over the operations, half evenly over the sites, so that rare sites
+/// get their share. Operations before `recovery_end` belong to one site, recovery.
+pub fn choose(recording: &Recording, recovery_end: u64, depth: usize, rng: &mut Rng) -> Vec<Step> {
+    let mut all: Vec<(u64, u64)> = vec![(*recording.cuts().end(), 0)];
+    let mut sites: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+    for operation in recording.operations().filter(|o| o.kind != OpKind::Allocate) {
+        all.push((operation.index, operation.len));
+        let site = if operation.index < recovery_end { "recovery" } else { operation.site };
+        sites.entry(site).or_default().push((operation.index, operation.len));
+    }
+    let sites: Vec<&Vec<(u64, u64)>> = sites.values().collect();
+    let mut steps = Vec::new();
+    for i in 0..CUTS.get(depth).copied().unwrap_or(0) {
+        let (cut, _) = if i % 2 == 0 || sites.is_empty() {
+            all[rng.index(all.len())]
+        } else {
+            // Of several the longest: it can be torn in more ways.
+            let of = sites[rng.index(sites.len())];
+            let some = [of[rng.index(of.len())], of[rng.index(of.len())]];
+            if some[0].1 > some[1].1 { some[0] } else { some[1] }
+        };
+        let failure = match rng.index(Policy::ALL.len() + 1) {
+            0 => Failure::Process,
+            n => Failure::Power(Policy::ALL[n - 1]),
+        };
+        steps.push(Step { cut, failure, salt: rng.below(1000) as u32 });
+    }
+    steps.sort_by_key(|s| s.cut);
+    steps
+}
+
+/// A set of blocks of an image, as far as they lie in its first 16 MiB.
+#[derive(Clone, Debug)]
+pub struct Blocks([u64; 64]);
+
+impl Blocks {
+    /// No blocks.
+    pub fn none() -> Self {
+        Blocks([0; 64])
+    }
+
+    fn numbers(from: u64, to: u64) -> impl Iterator<Item = u64> {
+        from.min(4096)..to.min(4096)
+    }
+
+    /// Adds the blocks from number `from` to before number `to`.
+    pub fn add(&mut self, from: u64, to: u64) {
+        Self::numbers(from, to).for_each(|b| self.0[b as usize / 64] |= 1 << (b % 64));
+    }
+
+    /// Whether one of the blocks from number `from` to before number `to` is in the set.
+    pub fn contains_any(&self, from: u64, to: u64) -> bool {
+        Self::numbers(from, to).any(|b| self.0[b as usize / 64] >> (b % 64) & 1 == 1)
+    }
+
+    /// The blocks of this set for which `keep` is true.
+    pub fn filter(&self, keep: impl Fn(u64) -> bool) -> Self {
+        let mut kept = Self::none();
+        for block in 0..4096 {
+            if self.contains_any(block, block + 1) && keep(block) {
+                kept.add(block, block + 1);
+            }
+        }
+        kept
+    }
+}

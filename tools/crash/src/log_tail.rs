@@ -1,0 +1,84 @@
+//! What the last whole record of an image's log is: between which two records the cut fell.
+
+use btfs::Lsn;
+use btfs::page::op::{self, Op};
+use btfs::page::superblock::{LOG_OFFSET, SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock};
+use btfs::storage::Image;
+use btfs::wal::format::{Header, Kind, RECORD_HEADER_SIZE};
+
+/// The end of a log that is to be recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogTail {
+    /// What the last transaction does: a name of a site.
+    pub last: &'static str,
+    /// Whether the log has been around.
+    pub wrapped: bool,
+    /// Whether a group is born in the part that recovery reads.
+    pub group_birth: bool,
+}
+
+/// Finds the end of an image's log. `None`: there is nothing to recover.
+pub fn log_tail(image: &Image) -> Option<LogTail> {
+    let superblock = superblock(image).filter(|s| !s.clean)?;
+    let size = superblock.log_size;
+    let start = superblock.checkpoint.0;
+    let mut log = vec![0; size as usize];
+    let (head, tail) = log.split_at_mut((size - start % size) as usize);
+    image.read(LOG_OFFSET + start % size, head).ok()?;
+    image.read(LOG_OFFSET, tail).ok()?;
+    let mut at = 0;
+    let mut last = "no record";
+    let mut group_birth = false;
+    while let Some(header) = log.get(at..at + RECORD_HEADER_SIZE).and_then(|b| b.first_chunk()) {
+        let header_bytes: &[u8; RECORD_HEADER_SIZE] = header;
+        let header = Header::decode(header_bytes);
+        if !header.is_plausible(Lsn(start + at as u64), superblock.incarnation) {
+            break;
+        }
+        let Some(body) = log.get(at + RECORD_HEADER_SIZE..at + header.len) else { break };
+        match header.verify(header_bytes, body) {
+            Some(Kind::Transaction) => {
+                last = kind(body);
+                group_birth |= last == "group birth";
+            }
+            Some(Kind::Mark) => {}
+            None => break,
+        }
+        at += header.len;
+    }
+    Some(LogTail { last, wrapped: start + at as u64 > 2 * size, group_birth })
+}
+
+/// The superblock that counts.
+pub fn superblock(image: &Image) -> Option<Superblock> {
+    let read = |at: &u64| {
+        let mut bytes = [0; SUPERBLOCK_SIZE];
+        image.read(*at, &mut bytes).ok()?;
+        Superblock::decode(&bytes, image.len()).ok()
+    };
+    SUPERBLOCK_OFFSETS.iter().filter_map(read).max_by_key(|s| s.sequence)
+}
+
+/// What a transaction does, by the operations that only one kind has.
+fn kind(body: &[u8]) -> &'static str {
+    let (mut births, mut kills) = (0, 0);
+    for (_, ops) in op::sections(body).flatten() {
+        for op in ops.flatten() {
+            match op {
+                Op::Truncate { .. } => return "split",
+                Op::SplitDone => return "post",
+                Op::Absorb(_) => return "merge",
+                Op::InitBitmap { .. } => return "group birth",
+                Op::Image(_) => births += 1,
+                Op::Kill => kills += 1,
+                _ => {}
+            }
+        }
+    }
+    match (births, kills) {
+        (0, _) => "batch",
+        (_, 1) => "root shrink",
+        (1, _) => "load",
+        _ => "root growth",
+    }
+}
