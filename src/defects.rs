@@ -18,6 +18,9 @@ pub enum Defect {
     ReuseBlockAtOnce,
     /// Freed space is punched before the free is durable.
     PunchEarly,
+    /// Recovery builds on what it reads without making it durable first: after the death of the process alone, not all
+    /// of it is.
+    RecoverUnsynced,
     /// Recovery does not begin a new incarnation of the log.
     SameIncarnation,
     /// A page enters the dirty table after its record was appended.
@@ -34,13 +37,14 @@ pub enum Defect {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Defect; 12] = [
+    pub const ALL: [Defect; 13] = [
         Defect::AcknowledgeBeforeSync,
         Defect::SkipDoublewrite,
         Defect::ReuseDoublewriteEarly,
         Defect::ReusePageAtOnce,
         Defect::ReuseBlockAtOnce,
         Defect::PunchEarly,
+        Defect::RecoverUnsynced,
         Defect::SameIncarnation,
         Defect::DirtyAfterAppend,
         Defect::FreeLogEarly,

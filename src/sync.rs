@@ -10,7 +10,7 @@ pub use real::*;
 
 #[cfg(not(shuttle))]
 mod real {
-    pub use parking_lot::{Condvar, Mutex, MutexGuard};
+    pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub use std::sync::atomic;
     pub use std::thread;
 

@@ -15,8 +15,8 @@ use std::ptr::NonNull;
 
 use super::order;
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
-use crate::sync::RawLatch;
-use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, RawLatch};
 
 /// The index of a frame.
 pub type FrameNo = u32;
@@ -215,6 +215,42 @@ impl Frames {
         let guard = PageWrite { frames: self, frame };
         order::acquired(self.bytes(frame) as usize, &guard, false);
         Some(guard)
+    }
+}
+
+/// Frames that hold no page. Once all have been used, asking for one is a single load: misses do not meet at a mutex.
+pub struct FreeFrames {
+    list: Mutex<Vec<FrameNo>>,
+    count: AtomicUsize,
+}
+
+impl FreeFrames {
+    /// All frames of a new pool.
+    pub fn all(count: usize) -> Self {
+        FreeFrames { list: Mutex::new((0..count as FrameNo).rev().collect()), count: AtomicUsize::new(count) }
+    }
+
+    /// Takes one.
+    pub fn pop(&self) -> Option<FrameNo> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut list = self.list.lock();
+        let frame = list.pop();
+        self.count.store(list.len(), Ordering::Release);
+        frame
+    }
+
+    /// Gives some back.
+    pub fn extend(&self, frames: impl IntoIterator<Item = FrameNo>) {
+        let mut list = self.list.lock();
+        list.extend(frames);
+        self.count.store(list.len(), Ordering::Release);
+    }
+
+    /// Gives one back.
+    pub fn push(&self, frame: FrameNo) {
+        self.extend([frame]);
     }
 }
 

@@ -39,7 +39,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, spin_wait};
 use crate::wal::Log;
 use flush::Flusher;
-use frames::{FrameNo, Frames};
+use frames::{FrameNo, Frames, FreeFrames};
 use space::Space;
 use table::PageTable;
 
@@ -115,7 +115,7 @@ pub struct Pool {
     root_version: AtomicU64,
     frames: Frames,
     table: PageTable,
-    free_frames: Mutex<Vec<FrameNo>>,
+    free_frames: FreeFrames,
     /// Frames that long scans have used, oldest first: they use them again instead of displacing others' pages.
     ring: Mutex<VecDeque<FrameNo>>,
     hand: AtomicUsize,
@@ -162,6 +162,10 @@ impl Pool {
     /// The number of frames.
     pub fn frame_count(&self) -> usize {
         self.frames.len()
+    }
+    /// Frames that are dirty or set aside for transactions (P2).
+    pub fn dirty_frames(&self) -> usize {
+        self.budget.load(Ordering::SeqCst)
     }
     /// The most frames that transactions may have at once.
     pub fn dirty_max(&self) -> usize {
@@ -236,7 +240,7 @@ impl Pool {
             let stripe = self.table.lock(id);
             if stripe.find(&self.frames, id).is_some() {
                 drop(stripe);
-                self.free_frames.lock().push(page.frame());
+                self.free_frames.push(page.frame());
                 return Ok(None);
             }
             stripe.insert(&self.frames, page.frame(), id);
@@ -246,7 +250,7 @@ impl Pool {
             Ok(()) => Ok(Some(page.downgrade())),
             Err(error) => {
                 self.table.lock(id).remove(&self.frames, page.frame());
-                self.free_frames.lock().push(page.frame());
+                self.free_frames.push(page.frame());
                 Err(error)
             }
         }
@@ -277,7 +281,7 @@ impl Pool {
     /// An empty frame, latched exclusively. Evicts a clean page by the clock if need be (P2: there is one).
     fn empty_frame(&self) -> PageWrite<'_> {
         loop {
-            let free = self.free_frames.lock().pop();
+            let free = self.free_frames.pop();
             if let Some(frame) = free {
                 return self.latch_unused(frame);
             }
@@ -441,7 +445,7 @@ impl Pool {
             self.budget.fetch_sub(1, Ordering::SeqCst);
         }
         self.table.lock(id).remove(&self.frames, frame);
-        self.free_frames.lock().push(frame);
+        self.free_frames.push(frame);
         true
     }
 
@@ -464,11 +468,10 @@ impl Pool {
 
     /// Waits until the flusher has done something, or does it.
     fn wait_for_checkpoint(&self) -> Result<()> {
+        // What is lacking may be set aside for another transaction, which needs the processor to go on.
+        spin_wait();
         if !self.background {
-            self.checkpoint()?;
-            // What is lacking may be set aside for another transaction, which needs the processor to go on.
-            spin_wait();
-            return Ok(());
+            return self.checkpoint();
         }
         let mut progress = self.progress.lock();
         let seen = progress.done;

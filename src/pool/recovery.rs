@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::flush::Flusher;
-use super::frames::Frames;
+use super::frames::{Frames, FreeFrames};
 use super::space::Space;
 use super::table::PageTable;
 use super::*;
@@ -246,7 +246,9 @@ impl Pool {
         set_site("recovery");
         if !superblock.clean {
             // If only the process died, the host still shows writes that are not durable. Recovery builds on what it reads.
-            storage.sync().map_err(|e| Error::io("syncing the image", e))?;
+            if !options.defects.has(Defect::RecoverUnsynced) {
+                storage.sync().map_err(|e| Error::io("syncing the image", e))?;
+            }
             let halves = read_doublewrite(&*storage, &superblock)?;
             let floor = halves.iter().map(|h| h.floor).max().unwrap_or_default().max(superblock.floor);
             sequence = halves.iter().map(|h| h.sequence).max().unwrap_or(0);
@@ -289,7 +291,7 @@ impl Pool {
             root_version: AtomicU64::new(0),
             frames,
             table: PageTable::new(count),
-            free_frames: Mutex::new((0..count as FrameNo).rev().collect()),
+            free_frames: FreeFrames::all(count),
             ring: Mutex::new(VecDeque::new()),
             hand: AtomicUsize::new(0),
             budget: AtomicUsize::new(0),

@@ -93,8 +93,11 @@ impl Space {
         let number = self.groups.len() as u64;
         // Whatever the bitmap says: blocks behind the group's end do not exist.
         let end = self.geometry.group_blocks(number as u32);
-        for block in end..BLOCKS_PER_GROUP {
-            available[block as usize / 64] &= !(1 << (block % 64));
+        for (i, word) in available.iter_mut().enumerate() {
+            let exist = end.saturating_sub(i as u32 * 64);
+            if exist < 64 {
+                *word &= (1 << exist) - 1;
+            }
         }
         let count = available.iter().map(|w: &u64| w.count_ones()).sum();
         self.groups.push(Group { available, count, born });

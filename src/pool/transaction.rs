@@ -195,7 +195,7 @@ impl Pool {
         op::end_section(&mut body, section);
         let mut frame = self.empty_frame();
         if let Err(error) = self.adopt(&mut frame, page) {
-            self.free_frames.lock().push(frame.frame());
+            self.free_frames.push(frame.frame());
             return Err(error);
         }
         let lsn = reservation.commit(&mut [&mut frame], &body);
@@ -312,7 +312,7 @@ impl Drop for Reservation<'_> {
             pool.space.lock().give_pages(&self.pages);
         }
         if !self.spare.is_empty() {
-            pool.free_frames.lock().append(&mut self.spare);
+            pool.free_frames.extend(self.spare.drain(..));
         }
     }
 }
@@ -356,7 +356,7 @@ impl Pool {
             return Err(in_use());
         }
         self.table.lock(id).remove(&self.frames, stale);
-        self.free_frames.lock().push(stale);
+        self.free_frames.push(stale);
         Ok(true)
     }
 
@@ -365,7 +365,11 @@ impl Pool {
         if Bitmap(bitmap).state(self.within_group(run), run.len) == Some(in_use) {
             return Ok(());
         }
-        let reason = if in_use { "blocks that are to be freed are not in use" } else { "blocks that are to be allocated are in use" };
+        let reason = if in_use {
+            "blocks that are to be freed are not in use"
+        } else {
+            "blocks that are to be allocated are in use"
+        };
         Err(Error::corrupt(run, reason))
     }
 }

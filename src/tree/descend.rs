@@ -8,7 +8,7 @@ use crate::page::{PageBytes, PageId};
 use crate::pool::{Alive, Counter, PageRead};
 
 /// A descent that has visited so many pages does not end: links or fences of the image lead in circles.
-const VISITS_MAX: usize = 100_000;
+const VISITS_MAX: usize = 10_000;
 
 /// How a descent ended.
 pub(super) struct Found<'p> {

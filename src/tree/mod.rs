@@ -113,6 +113,16 @@ impl Tree {
         &self.recovery
     }
 
+    /// The image's random seed for hashes.
+    pub fn hash_seed(&self) -> [u8; 16] {
+        self.pool.geometry().hash_seed
+    }
+
+    /// The declared size of the image, in bytes.
+    pub fn size(&self) -> u64 {
+        self.pool.geometry().size
+    }
+
     /// The root page, whose number never changes (T4).
     fn root(&self) -> PageId {
         self.pool.geometry().root

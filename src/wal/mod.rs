@@ -288,6 +288,8 @@ impl Log {
         if self.defects.has(Defect::AcknowledgeBeforeSync) {
             return Ok(());
         }
+        // An LSN beyond the end, perhaps of an earlier life of the image, stands for all there is.
+        let lsn = lsn.min(self.end());
         self.stats.commits.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
         state.committers += 1;

@@ -145,6 +145,27 @@ fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> R
 
 /// The first position whose header would name that same position as its LSN.
 fn find_lsn(bytes: &[u8], start: u64) -> Option<u64> {
-    let headers = bytes.windows(RECORD_HEADER_SIZE).enumerate();
-    headers.map(|(i, h)| (start + i as u64, get_u64(h, 8))).find(|(at, lsn)| at == lsn).map(|(at, _)| at)
+    const STEP: usize = 64;
+    const LSN_LOW: usize = 15;
+    let positions = (bytes.len() + 1).checked_sub(RECORD_HEADER_SIZE)?;
+    let mut i = 0;
+    while i < positions {
+        let at = start + i as u64;
+        // Within a step only the LSN's lowest byte changes. The two lowest are compared first, without branches, so that
+        // the compiler can compare many at once.
+        let n = (STEP - at as usize % STEP).min(positions - i);
+        let (low, high) = (&bytes[i + LSN_LOW..][..n], &bytes[i + LSN_LOW - 1..][..n]);
+        let mut found = false;
+        for (j, (low, high)) in low.iter().zip(high).enumerate() {
+            found |= (*low == (at as u8).wrapping_add(j as u8)) & (*high == (at >> 8) as u8);
+        }
+        if found {
+            let mut exact = (i..i + n).filter(|&k| get_u64(bytes, k + 8) == start + k as u64);
+            if let Some(k) = exact.next() {
+                return Some(start + k as u64);
+            }
+        }
+        i += n;
+    }
+    None
 }

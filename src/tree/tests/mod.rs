@@ -1,8 +1,14 @@
 //! Tests of the tree. Each is named after what a user would lose if it failed.
 
+#[cfg(not(shuttle))]
+mod faults;
+#[cfg(not(shuttle))]
+mod hostile;
 mod model;
 #[cfg(shuttle)]
 mod shuttle;
+#[cfg(not(shuttle))]
+mod stress;
 
 use std::sync::Arc;
 

@@ -72,7 +72,12 @@ fn options() -> Options {
 
 /// An image with these records, closed in order.
 fn prepared(keys: impl IntoIterator<Item = u32>) -> Image {
-    let keys: Vec<u32> = keys.into_iter().collect();
+    prepared_without(keys, [])
+}
+
+/// The same, with some of the records deleted again.
+fn prepared_without(keys: impl IntoIterator<Item = u32>, gone: impl IntoIterator<Item = u32>) -> Image {
+    let (keys, gone): (Vec<u32>, Vec<u32>) = (keys.into_iter().collect(), gone.into_iter().collect());
     let made = Arc::new(OnceLock::new());
     let cell = made.clone();
     run(RandomScheduler::new_from_seed(1, 1), move || {
@@ -80,6 +85,9 @@ fn prepared(keys: impl IntoIterator<Item = u32>) -> Image {
         let tree = Tree::open(storage.clone(), &options()).unwrap();
         for n in &keys {
             put(&tree, [*n], 1);
+        }
+        for n in &gone {
+            delete(&tree, [*n]);
         }
         tree.close().unwrap();
         let _ = cell.set(storage.image());
@@ -208,6 +216,21 @@ fn a_batch_over_several_leaves_is_applied_while_they_merge_and_split() {
         let mut expected = model([0, 1, 3, 17, 18, 19], 1);
         expected.extend(model([2, 6, 10, 14], 2));
         expected.extend(model([15, 16], 3));
+        check(tree, &expected);
+    });
+}
+
+#[test]
+fn a_batch_does_not_wait_for_a_leaf_that_it_holds() {
+    // Two leaves of two records each; one deletion merges them.
+    let image = prepared_without(0..8, [2, 3, 6, 7]);
+    explore(2000, move || {
+        let tree = open(&image, &options());
+        let threads = [spawn(&tree, |t| _ = put(t, [1, 4], 2)), spawn(&tree, |t| _ = delete(t, [5]))];
+        join(threads);
+        assert_eq!(tree.stats().merges, 1);
+        let mut expected = model([0], 1);
+        expected.extend(model([1, 4], 2));
         check(tree, &expected);
     });
 }

@@ -1,0 +1,111 @@
+//! Directory entries: hashed names, and reading in the order of their cookies.
+
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher24;
+
+use super::Fs;
+use super::error::{FsError, Result};
+use super::format::*;
+
+/// The greatest hash; 0 and this + 1 are left free for marks.
+const HASH_MAX: u64 = (1 << 55) - 2;
+
+impl Fs {
+    /// The hash of a name: SipHash-2-4 with the image's own seed, so that nobody can aim collisions.
+    pub(super) fn hash(&self, name: &[u8]) -> u64 {
+        let mut hasher = SipHasher24::new_with_key(&self.hash_seed);
+        hasher.write(name);
+        (hasher.finish() >> 9).clamp(1, HASH_MAX)
+    }
+
+    /// The entry of a name in a directory that is locked, and its cookie; or else the first free cookie of its hash.
+    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8]) -> Result<Found> {
+        let hash = self.hash(name);
+        let (mut free, mut expected) = (None, hash << 8);
+        let mut cursor = self.tree.cursor();
+        cursor.seek(&entry_key(group, Cookie(hash << 8)))?;
+        while cursor.next()? {
+            let Some(cookie) = entry_cookie(group, cursor.key()).filter(|c| c.0 >> 8 == hash) else { break };
+            let entry = Entry::decode(dir, cursor.value())?;
+            if entry.name == name {
+                return Ok(Found::Entry(cookie, entry));
+            }
+            if cookie.0 > expected {
+                free = free.or(Some(Cookie(expected)));
+            }
+            expected = cookie.0 + 1;
+        }
+        if expected >> 8 == hash {
+            free = free.or(Some(Cookie(expected)));
+        }
+        Ok(Found::Free(free))
+    }
+
+    /// The inode under a name, without a new reference.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Ino> {
+        check_name(name)?;
+        let node = self.node(parent);
+        let state = self.lock_shared(&node)?;
+        let inode = state.get().ok_or(FsError::NotFound)?;
+        let dir = inode.dir.ok_or(FsError::NotDirectory)?;
+        match self.find_entry(parent, dir.entries, name)? {
+            Found::Entry(_, entry) => Ok(entry.ino),
+            Found::Free(_) => Err(FsError::NotFound),
+        }
+    }
+
+    /// The directory that a directory lies in.
+    pub fn parent(&self, ino: Ino) -> Result<Ino> {
+        let node = self.node(ino);
+        let state = self.lock_shared(&node)?;
+        Ok(state.get().and_then(|i| i.dir).ok_or(FsError::NotDirectory)?.parent)
+    }
+
+    /// Calls `each` with the entries behind `after`, in the order of their cookies, until it returns `false`. `.` and `..` come
+    /// first. What is created or deleted meanwhile may be seen or not; what is there throughout is seen once.
+    pub fn read_dir(
+        &self,
+        ino: Ino,
+        after: Cookie,
+        mut each: impl FnMut(Cookie, Ino, Kind, &[u8]) -> bool,
+    ) -> Result<()> {
+        let node = self.node(ino);
+        let dir = {
+            let state = self.lock_shared(&node)?;
+            state.get().and_then(|i| i.dir).ok_or(FsError::NotDirectory)?
+        };
+        let dots: [(Cookie, Ino, &[u8]); 2] = [(Cookie(1), ino, b"."), (Cookie(2), dir.parent, b"..")];
+        for (cookie, ino, name) in dots {
+            if after < cookie && !each(cookie, ino, Kind::Directory, name) {
+                return Ok(());
+            }
+        }
+        let mut cursor = self.tree.cursor();
+        cursor.seek(&entry_key(dir.entries, Cookie(after.0.max(2).saturating_add(1))))?;
+        while cursor.next()? {
+            let Some(cookie) = entry_cookie(dir.entries, cursor.key()) else { break };
+            let entry = Entry::decode(ino, cursor.value())?;
+            if !each(cookie, entry.ino, entry.kind, &entry.name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a search for a name found.
+pub(super) enum Found {
+    /// The entry.
+    Entry(Cookie, Entry),
+    /// A place for it; `None` if all slots of its hash are taken.
+    Free(Option<Cookie>),
+}
+
+/// Refuses what cannot be a name of an entry.
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > NAME_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    if is_name(name) { Ok(()) } else { Err(FsError::Invalid) }
+}

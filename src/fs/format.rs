@@ -1,0 +1,568 @@
+//! Keys and records: how inodes, directories, extended attributes and file contents lie in the tree.
+//!
+//! All keys are big-endian and compare as bytes, so what belongs together lies together: a directory's entries, the inodes
+//! born in it and their contents are neighbours. `docs/format.md` is the same in prose.
+//!
+//! | key | record |
+//! |---|---|
+//! | `10 group:40 01 sequence:24` | [`Inode`] |
+//! | `10 group:40 02 hash:55 slot:8` | [`Entry`] |
+//! | `20 ino:64 hash:55 slot:8` | [`Xattr`] |
+//! | `30 ino:64 end:64` | [`Extent`] |
+//! | `50 ino:64` | [`Orphan`] |
+
+use super::error::{FsError, Result};
+use crate::page::format::{BLOCK_SIZE, get_u16, get_u32, get_u64};
+use crate::page::{BlockNo, Run};
+
+/// An inode's number: `group:40 ‖ sequence:24`. Never reused; 0 is never used.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ino(pub u64);
+
+/// A place in a directory: `hash:55 ‖ slot:8` of the entry before which reading goes on behind. 63 bits, stable for the life of
+/// the entry. 0 is the beginning, 1 and 2 stand for `.` and `..`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Cookie(pub u64);
+
+/// The root directory.
+pub const ROOT: Ino = Ino(1);
+/// The longest name, in bytes.
+pub const NAME_MAX: usize = 255;
+/// The longest target of a symbolic link, in bytes.
+pub const SYMLINK_MAX: usize = 4095;
+/// The largest file, in bytes: 2^63 - 1 rounded down to a block.
+pub const FILE_SIZE_MAX: u64 = (i64::MAX as u64) & !(BLOCK_SIZE as u64 - 1);
+/// Contents up to so many bytes lie in the tree itself.
+pub const INLINE_MAX: usize = 2048;
+/// The most blocks of one extent.
+pub const EXTENT_BLOCKS_MAX: u32 = 256;
+/// The most links to one inode.
+pub const LINK_MAX: u32 = 1 << 30;
+/// Births in one group.
+pub const BIRTHS_MAX: u32 = if cfg!(test) { 40 } else { 1 << 24 };
+/// The greatest group number.
+pub const GROUP_MAX: u64 = (1 << 40) - 1;
+/// Entries whose names have the same hash.
+pub const SLOTS: u64 = 256;
+
+const TAG_GROUP: u8 = 0x10;
+const TAG_XATTR: u8 = 0x20;
+const TAG_EXTENT: u8 = 0x30;
+const TAG_ORPHAN: u8 = 0x50;
+const TAG_STATE: u8 = 0x60;
+const IN_GROUP_INODE: u8 = 1;
+const IN_GROUP_ENTRY: u8 = 2;
+
+impl Ino {
+    /// The inode with this place in its group.
+    pub fn new(group: u64, sequence: u32) -> Ino {
+        Ino(group << 24 | sequence as u64)
+    }
+    /// The group that the inode was born in.
+    pub fn group(self) -> u64 {
+        self.0 >> 24
+    }
+}
+
+/// A key of the tree; no longer than 17 bytes.
+pub type Key = Vec<u8>;
+
+fn group_key(group: u64, kind: u8) -> Key {
+    let mut key = vec![TAG_GROUP];
+    key.extend_from_slice(&group.to_be_bytes()[3..]);
+    key.push(kind);
+    key
+}
+
+/// The key of an inode.
+pub fn inode_key(ino: Ino) -> Key {
+    let mut key = group_key(ino.group(), IN_GROUP_INODE);
+    key.extend_from_slice(&ino.0.to_be_bytes()[5..]);
+    key
+}
+
+/// The key of a directory entry.
+pub fn entry_key(group: u64, cookie: Cookie) -> Key {
+    let mut key = group_key(group, IN_GROUP_ENTRY);
+    key.extend_from_slice(&cookie.0.to_be_bytes());
+    key
+}
+
+/// The cookie in the key of an entry of this group; `None` if it is another key.
+pub fn entry_cookie(group: u64, key: &[u8]) -> Option<Cookie> {
+    let rest = key.strip_prefix(group_key(group, IN_GROUP_ENTRY).as_slice())?;
+    (rest.len() == 8).then(|| Cookie(get_u64(rest, 0)))
+}
+
+/// The key of an extended attribute.
+pub fn xattr_key(ino: Ino, place: u64) -> Key {
+    tagged(TAG_XATTR, ino, Some(place))
+}
+
+/// The hash and slot in the key of an extended attribute of this inode.
+pub fn xattr_place(ino: Ino, key: &[u8]) -> Option<u64> {
+    second(TAG_XATTR, ino, key)
+}
+
+/// The key of the extent that ends at byte `end`.
+pub fn extent_key(ino: Ino, end: u64) -> Key {
+    tagged(TAG_EXTENT, ino, Some(end))
+}
+
+/// The end in the key of an extent of this inode.
+pub fn extent_end(ino: Ino, key: &[u8]) -> Option<u64> {
+    second(TAG_EXTENT, ino, key)
+}
+
+/// The key of an orphan.
+pub fn orphan_key(ino: Ino) -> Key {
+    tagged(TAG_ORPHAN, ino, None)
+}
+
+/// The inode in the key of an orphan.
+pub fn orphan_ino(key: &[u8]) -> Option<Ino> {
+    match key.split_first() {
+        Some((&TAG_ORPHAN, rest)) if rest.len() == 8 => Some(Ino(get_u64(rest, 0))),
+        _ => None,
+    }
+}
+
+/// The key of the record of the filesystem itself.
+pub fn state_key() -> Key {
+    vec![TAG_STATE]
+}
+
+fn tagged(tag: u8, ino: Ino, more: Option<u64>) -> Key {
+    let mut key = vec![tag];
+    key.extend_from_slice(&ino.0.to_be_bytes());
+    if let Some(more) = more {
+        key.extend_from_slice(&more.to_be_bytes());
+    }
+    key
+}
+
+fn second(tag: u8, ino: Ino, key: &[u8]) -> Option<u64> {
+    let rest = key.strip_prefix(tagged(tag, ino, None).as_slice())?;
+    (rest.len() == 8).then(|| get_u64(rest, 0))
+}
+
+/// A time: seconds since 1970, and nanoseconds below 10^9 that always count forward.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Time {
+    /// Seconds; negative before 1970.
+    pub seconds: i64,
+    /// Nanoseconds, 0 to 999,999,999.
+    pub nanos: u32,
+}
+
+/// What an inode is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// Regular file.
+    File = 1,
+    /// Directory.
+    Directory = 2,
+    /// Symbolic link.
+    Symlink = 3,
+    /// Character device.
+    CharDevice = 4,
+    /// Block device.
+    BlockDevice = 5,
+    /// Fifo.
+    Fifo = 6,
+    /// Socket.
+    Socket = 7,
+}
+
+impl Kind {
+    fn decode(b: u8) -> Option<Kind> {
+        use Kind::*;
+        [File, Directory, Symlink, CharDevice, BlockDevice, Fifo, Socket].into_iter().find(|k| *k as u8 == b)
+    }
+}
+
+/// What only directories have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirInfo {
+    /// The group of its entries, fixed for life.
+    pub entries: u64,
+    /// The group in which inodes are born in it.
+    pub births: u64,
+    /// The sequence of the next birth.
+    pub next: u32,
+    /// The directory that it lies in; the root's is itself.
+    pub parent: Ino,
+    /// How many entries it has, `.` and `..` not counted.
+    pub count: u64,
+}
+
+/// An inode's record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inode {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, suid, sgid and sticky: 12 bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Links; a directory has 2 and one for each subdirectory.
+    pub links: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Blocks of 4 KiB in use, for contents and large extended attributes.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of the contents.
+    pub mtime: Time,
+    /// Last change of the inode.
+    pub ctime: Time,
+    /// Birth.
+    pub btime: Time,
+    /// Device number.
+    pub rdev: u32,
+    /// How many extended attributes it has.
+    pub xattrs: u32,
+    /// What only directories have.
+    pub dir: Option<DirInfo>,
+    /// The target, if it is a symbolic link.
+    pub target: Vec<u8>,
+}
+
+const INODE_SIZE: usize = 96;
+const DIR_SIZE: usize = 36;
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn bytes(&mut self, b: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(b);
+        self
+    }
+    fn u32(&mut self, v: u32) -> &mut Self {
+        self.bytes(&v.to_be_bytes())
+    }
+    fn u64(&mut self, v: u64) -> &mut Self {
+        self.bytes(&v.to_be_bytes())
+    }
+    fn time(&mut self, t: Time) -> &mut Self {
+        self.bytes(&t.seconds.to_be_bytes()).u32(t.nanos)
+    }
+}
+
+fn time(b: &[u8], at: usize) -> Option<Time> {
+    let (seconds, nanos) = (get_u64(b, at) as i64, get_u32(b, at + 8));
+    (nanos < 1_000_000_000).then_some(Time { seconds, nanos })
+}
+
+impl Inode {
+    /// The record's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer(Vec::with_capacity(INODE_SIZE + DIR_SIZE + self.target.len()));
+        w.bytes(&[self.kind as u8, 0]).bytes(&self.mode.to_be_bytes());
+        w.u32(self.uid).u32(self.gid).u32(self.links).u64(self.size).u64(self.blocks);
+        w.time(self.atime).time(self.mtime).time(self.ctime).time(self.btime);
+        w.u32(self.rdev).u32(self.xattrs).u64(0);
+        if let Some(dir) = &self.dir {
+            w.u64(dir.entries).u64(dir.births).u32(dir.next).u64(dir.parent.0).u64(dir.count);
+        }
+        w.bytes(&self.target);
+        w.0
+    }
+
+    /// Reads a record, which may be hostile.
+    pub fn decode(ino: Ino, b: &[u8]) -> Result<Inode> {
+        Self::try_decode(b).ok_or_else(|| FsError::damaged(ino, "its inode record is impossible"))
+    }
+
+    fn try_decode(b: &[u8]) -> Option<Inode> {
+        if b.len() < INODE_SIZE {
+            return None;
+        }
+        let kind = Kind::decode(b[0])?;
+        let rest = &b[INODE_SIZE..];
+        let (dir, target) = match kind {
+            Kind::Directory if rest.len() == DIR_SIZE => {
+                let dir = DirInfo {
+                    entries: get_u64(rest, 0),
+                    births: get_u64(rest, 8),
+                    next: get_u32(rest, 16),
+                    parent: Ino(get_u64(rest, 20)),
+                    count: get_u64(rest, 28),
+                };
+                let groups = dir.entries <= GROUP_MAX && dir.births <= GROUP_MAX;
+                (Some(dir).filter(|d| groups && d.parent.0 != 0), Vec::new())
+            }
+            Kind::Symlink if !rest.is_empty() && rest.len() <= SYMLINK_MAX => (None, rest.to_vec()),
+            Kind::Directory | Kind::Symlink => return None,
+            _ if rest.is_empty() => (None, Vec::new()),
+            _ => return None,
+        };
+        if (kind == Kind::Directory) != dir.is_some() {
+            return None;
+        }
+        let inode = Inode {
+            kind,
+            mode: get_u16(b, 2),
+            uid: get_u32(b, 4),
+            gid: get_u32(b, 8),
+            links: get_u32(b, 12),
+            size: get_u64(b, 16),
+            blocks: get_u64(b, 24),
+            atime: time(b, 32)?,
+            mtime: time(b, 44)?,
+            ctime: time(b, 56)?,
+            btime: time(b, 68)?,
+            rdev: get_u32(b, 80),
+            xattrs: get_u32(b, 84),
+            dir,
+            target,
+        };
+        (inode.mode <= 0o7777 && inode.size <= FILE_SIZE_MAX).then_some(inode)
+    }
+}
+
+/// A directory entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The inode.
+    pub ino: Ino,
+    /// What the inode is.
+    pub kind: Kind,
+    /// The name, 1 to [`NAME_MAX`] bytes without `/` and NUL.
+    pub name: Vec<u8>,
+}
+
+impl Entry {
+    /// The record's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer(Vec::with_capacity(9 + self.name.len()));
+        w.u64(self.ino.0).bytes(&[self.kind as u8]).bytes(&self.name);
+        w.0
+    }
+
+    /// Reads a record of directory `dir`.
+    pub fn decode(dir: Ino, b: &[u8]) -> Result<Entry> {
+        let entry = || {
+            let (kind, name) = (Kind::decode(*b.get(8)?)?, b.get(9..)?);
+            let ino = Ino(get_u64(b, 0));
+            (ino.0 != 0 && is_name(name)).then(|| Entry { ino, kind, name: name.to_vec() })
+        };
+        entry().ok_or_else(|| FsError::damaged(dir, "a directory entry is impossible"))
+    }
+}
+
+/// Whether an entry can have this name.
+pub fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= NAME_MAX
+        && !name.iter().any(|c| matches!(c, b'/' | 0))
+}
+
+/// Where a part of a file lies. Its key tells where it ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// The bytes themselves.
+    Inline(Vec<u8>),
+    /// Blocks. The extent begins at a multiple of the block size; what is stored behind its length reads as zeros.
+    Blocks {
+        /// Length in bytes, more than all blocks but the last.
+        len: u32,
+        /// The first block.
+        start: BlockNo,
+        /// CRC-32 of each stored block. Empty: the blocks are allocated but not written, and read as zeros.
+        crcs: Vec<u32>,
+    },
+}
+
+const EXTENT_INLINE: u8 = 0;
+const EXTENT_BLOCKS: u8 = 1;
+const FLAG_UNWRITTEN: u8 = 1;
+const EXTENT_HEAD: usize = 24;
+
+impl Extent {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Extent::Inline(bytes) => bytes.len() as u64,
+            Extent::Blocks { len, .. } => *len as u64,
+        }
+    }
+
+    /// The blocks it lies in.
+    pub fn run(&self) -> Option<Run> {
+        match self {
+            Extent::Inline(_) => None,
+            Extent::Blocks { len, start, .. } => {
+                Some(Run { start: *start, len: len.div_ceil(BLOCK_SIZE as u32) })
+            }
+        }
+    }
+
+    /// The record's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer(Vec::new());
+        match self {
+            Extent::Inline(bytes) => {
+                w.bytes(&[EXTENT_INLINE]).bytes(bytes);
+            }
+            Extent::Blocks { len, start, crcs } => {
+                let flags = if crcs.is_empty() { FLAG_UNWRITTEN } else { 0 };
+                w.bytes(&[EXTENT_BLOCKS, flags, 0, 0]).u32(*len).u64(start.0).u64(0);
+                for crc in crcs {
+                    w.u32(*crc);
+                }
+            }
+        }
+        w.0
+    }
+
+    /// Reads the record of the extent of `ino` that ends at `end`.
+    pub fn decode(ino: Ino, end: u64, b: &[u8]) -> Result<Extent> {
+        Self::try_decode(end, b).ok_or_else(|| FsError::damaged(ino, "an extent record is impossible"))
+    }
+
+    fn try_decode(end: u64, b: &[u8]) -> Option<Extent> {
+        match *b.first()? {
+            EXTENT_INLINE => {
+                let bytes = &b[1..];
+                let fits = !bytes.is_empty() && bytes.len() <= INLINE_MAX && bytes.len() as u64 == end;
+                fits.then(|| Extent::Inline(bytes.to_vec()))
+            }
+            EXTENT_BLOCKS if b.len() >= EXTENT_HEAD && b[2..4] == [0, 0] && b[1] <= FLAG_UNWRITTEN => {
+                let (len, start) = (get_u32(b, 4), BlockNo(get_u64(b, 8)));
+                let blocks = len.div_ceil(BLOCK_SIZE as u32);
+                let crcs: Vec<u32> =
+                    b[EXTENT_HEAD..].as_chunks().0.iter().map(|c| u32::from_be_bytes(*c)).collect();
+                let expected = if b[1] == FLAG_UNWRITTEN { 0 } else { blocks as usize };
+                let begin = end.checked_sub(len as u64)?;
+                let fits = (1..=EXTENT_BLOCKS_MAX).contains(&blocks)
+                    && b.len() == EXTENT_HEAD + 4 * expected
+                    && begin.is_multiple_of(BLOCK_SIZE as u64)
+                    && end <= FILE_SIZE_MAX
+                    && start.0 < 1 << 50;
+                fits.then_some(Extent::Blocks { len, start, crcs })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An extended attribute.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Xattr {
+    /// The whole name, its namespace included.
+    pub name: Vec<u8>,
+    /// The value, or where it lies.
+    pub value: XattrValue,
+}
+
+/// The value of an extended attribute.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum XattrValue {
+    /// The value itself.
+    Inline(Vec<u8>),
+    /// A value too large for the tree.
+    Blocks {
+        /// Length in bytes.
+        len: u32,
+        /// The first of its adjacent blocks.
+        start: BlockNo,
+        /// CRC-32 of all its bytes.
+        crc: u32,
+    },
+}
+
+/// The largest value of an extended attribute, in bytes.
+pub const XATTR_SIZE_MAX: usize = 65536;
+/// Values up to so many bytes lie in the tree.
+pub const XATTR_INLINE_MAX: usize = 3072;
+
+impl Xattr {
+    /// The record's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer(Vec::new());
+        match &self.value {
+            XattrValue::Inline(value) => {
+                w.bytes(&[0, self.name.len() as u8]).bytes(&self.name).bytes(value);
+            }
+            XattrValue::Blocks { len, start, crc } => {
+                w.bytes(&[1, self.name.len() as u8]).bytes(&self.name).u32(*len).u64(start.0).u32(*crc);
+            }
+        }
+        w.0
+    }
+
+    /// Reads a record of inode `ino`.
+    pub fn decode(ino: Ino, b: &[u8]) -> Result<Xattr> {
+        let xattr = || {
+            let name_len = *b.get(1)? as usize;
+            let name = b.get(2..2 + name_len)?.to_vec();
+            let rest = &b[2 + name_len..];
+            let value = match b[0] {
+                0 if rest.len() <= XATTR_INLINE_MAX => XattrValue::Inline(rest.to_vec()),
+                1 if rest.len() == 16 => {
+                    let len = get_u32(rest, 0);
+                    let start = BlockNo(get_u64(rest, 4));
+                    if len == 0 || len as usize > XATTR_SIZE_MAX || start.0 >= 1 << 50 {
+                        return None;
+                    }
+                    XattrValue::Blocks { len, start, crc: get_u32(rest, 12) }
+                }
+                _ => return None,
+            };
+            (!name.is_empty()).then_some(Xattr { name, value })
+        };
+        xattr().ok_or_else(|| FsError::damaged(ino, "an extended attribute is impossible"))
+    }
+
+    /// The blocks that the value lies in.
+    pub fn run(&self) -> Option<Run> {
+        match &self.value {
+            XattrValue::Inline(_) => None,
+            XattrValue::Blocks { len, start, .. } => {
+                Some(Run { start: *start, len: len.div_ceil(BLOCK_SIZE as u32) })
+            }
+        }
+    }
+}
+
+/// What is still to be done for an inode after a crash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Orphan {
+    /// It has no link any more, and goes when nobody uses it.
+    Unlinked,
+    /// It is being cut to its size: extents behind it are to be freed.
+    Truncated,
+}
+
+impl Orphan {
+    /// The record's bytes.
+    pub fn encode(self) -> Vec<u8> {
+        vec![match self {
+            Orphan::Unlinked => 1,
+            Orphan::Truncated => 2,
+        }]
+    }
+    /// Reads a record.
+    pub fn decode(ino: Ino, b: &[u8]) -> Result<Orphan> {
+        match b {
+            [1] => Ok(Orphan::Unlinked),
+            [2] => Ok(Orphan::Truncated),
+            _ => Err(FsError::damaged(ino, "its orphan record is impossible")),
+        }
+    }
+}
+
+const _: () = {
+    assert!(
+        INODE_SIZE + SYMLINK_MAX + 17 > crate::page::format::RECORD_MAX,
+        "long targets need a place of their own"
+    );
+    assert!(EXTENT_HEAD + 4 * EXTENT_BLOCKS_MAX as usize + 17 <= crate::page::format::RECORD_MAX);
+    assert!(INLINE_MAX + 1 + 17 <= crate::page::format::RECORD_MAX);
+    assert!(XATTR_INLINE_MAX + 255 + 2 + 17 <= crate::page::format::RECORD_MAX);
+};

@@ -1,0 +1,304 @@
+//! The filesystem: inodes, directories, file contents and extended attributes as records of the tree.
+//!
+//! A plain Rust API that knows nothing of FUSE. Every call is one batch of the tree, or a bounded row of them where its
+//! size has no bound, so a crash leaves each request applied or not. Permissions are the caller's business.
+
+mod dir;
+pub mod error;
+mod extents;
+mod file;
+pub mod format;
+mod namespace;
+mod orphan;
+mod table;
+mod xattr;
+
+pub use error::{FsError, Result};
+pub use file::Fallocate;
+pub use format::{Cookie, Ino, Kind, ROOT, Time};
+pub use namespace::{New, RenameMode};
+
+use std::sync::Arc;
+
+use crate::page::BLOCK_SIZE;
+use crate::storage::Storage;
+use crate::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard};
+use crate::tree::{Batch, FormatOptions, Options, Tree};
+use format::{DirInfo, GROUP_MAX, Inode, inode_key, state_key};
+use table::{Node, State, Table};
+
+/// Who calls, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The time of the call.
+    pub now: Time,
+}
+
+/// What `stat` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Number.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, suid, sgid, sticky.
+    pub mode: u16,
+    /// Links.
+    pub links: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number.
+    pub rdev: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Units of 512 bytes in use.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of the contents.
+    pub mtime: Time,
+    /// Last change of the inode.
+    pub ctime: Time,
+    /// Birth.
+    pub btime: Time,
+    /// Whether there are extended attributes.
+    pub has_xattrs: bool,
+}
+
+/// What `statfs` tells; in blocks of [`BLOCK_SIZE`] bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Blocks of the image.
+    pub blocks: u64,
+    /// Free blocks.
+    pub free: u64,
+}
+
+/// Changes of an inode by `chmod`, `chown`, `utimens` and `truncate`. What is `None` stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttributes {
+    /// Permission bits, suid, sgid, sticky.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<Time>,
+    /// Modification time.
+    pub mtime: Option<Time>,
+}
+
+/// An open filesystem.
+pub struct Fs {
+    tree: Tree,
+    table: Table,
+    /// Renames of directories to other parents, one at a time (cycles).
+    renames: Mutex<()>,
+    groups: Mutex<Groups>,
+    hash_seed: [u8; 16],
+}
+
+/// Numbers for new groups.
+struct Groups {
+    next: u64,
+    /// Numbers below this are taken by the record in the tree.
+    reserved: u64,
+}
+
+/// Group numbers that one record reserves.
+const GROUPS_RESERVED: u64 = 1024;
+
+impl Fs {
+    /// Makes an empty filesystem; what the storage held is gone. The root belongs to the caller.
+    pub fn format(storage: Arc<dyn Storage>, options: &FormatOptions, caller: &Caller) -> Result<()> {
+        Tree::format(&*storage, options)?;
+        let tree = Tree::open(storage, &Options { background: false, ..Options::default() })?;
+        let dir = DirInfo { entries: 0, births: 0, next: 2, parent: ROOT, count: 0 };
+        let root = Inode { dir: Some(dir), links: 2, ..namespace::new_inode(Kind::Directory, 0o755, caller) };
+        let mut batch = Batch::new();
+        batch.put(&inode_key(ROOT), &root.encode());
+        batch.put(&state_key(), &1u64.to_be_bytes());
+        tree.apply(&batch)?;
+        Ok(tree.close()?)
+    }
+
+    /// Opens a filesystem, with recovery if it was not closed in order, and finishes deletions that a crash interrupted.
+    pub fn open(storage: Arc<dyn Storage>, options: &Options) -> Result<Fs> {
+        let tree = Tree::open(storage, options)?;
+        let damaged = || {
+            FsError::Engine(crate::Error::corrupt("filesystem", "its state record is missing or impossible"))
+        };
+        let record = tree.get(&state_key())?.ok_or_else(damaged)?;
+        let next = u64::from_be_bytes(record.try_into().map_err(|_| damaged())?);
+        let fs = Fs {
+            hash_seed: tree.hash_seed(),
+            tree,
+            table: Table::default(),
+            renames: Mutex::new(()),
+            groups: Mutex::new(Groups { next, reserved: next }),
+        };
+        fs.finish_orphans()?;
+        Ok(fs)
+    }
+
+    /// The engine below.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Makes everything done so far durable.
+    pub fn sync(&self) -> Result<()> {
+        Ok(self.tree.commit_all()?)
+    }
+
+    /// Finishes deletions, makes everything durable and marks the image as closed in order.
+    pub fn close(self) -> Result<()> {
+        self.finish_orphans()?;
+        Ok(self.tree.close()?)
+    }
+
+    /// How much space there is.
+    pub fn usage(&self) -> Usage {
+        Usage { blocks: self.tree.size() / BLOCK_SIZE as u64, free: self.tree.free_blocks() }
+    }
+
+    /// A number for a new group.
+    fn new_group(&self) -> Result<u64> {
+        let mut groups = self.groups.lock();
+        if groups.next >= GROUP_MAX - GROUPS_RESERVED {
+            return Err(FsError::NoSpace);
+        }
+        if groups.next == groups.reserved {
+            let reserved = groups.reserved + GROUPS_RESERVED;
+            let mut batch = Batch::new();
+            batch.put(&state_key(), &reserved.to_be_bytes());
+            self.tree.apply(&batch)?;
+            groups.reserved = reserved;
+        }
+        groups.next += 1;
+        Ok(groups.next - 1)
+    }
+
+    // -- nodes and their locks ------------------------------------------------------------------------------------
+
+    fn node(&self, ino: Ino) -> Arc<Node> {
+        self.table.node(ino)
+    }
+
+    /// The node, locked for changes, its record read.
+    fn lock<'n>(&self, node: &'n Node) -> Result<RwLockWriteGuard<'n, State>> {
+        let mut state = node.state.write();
+        state.load(&self.tree, node.ino)?;
+        Ok(state)
+    }
+
+    /// The node, locked for reading, its record read.
+    fn lock_shared<'n>(&self, node: &'n Node) -> Result<RwLockReadGuard<'n, State>> {
+        let state = node.state.read();
+        if state.get().is_some() {
+            return Ok(state);
+        }
+        drop(state);
+        let state = self.lock(node)?;
+        Ok(RwLockWriteGuard::downgrade(state))
+    }
+
+    /// Applies a batch that changes the record of a locked inode, and then the record in memory: I1 holds also if it fails.
+    fn update(&self, batch: &mut Batch, node: &Node, state: &mut State, inode: Inode) -> Result<()> {
+        batch.put(&inode_key(node.ino), &inode.encode());
+        self.tree.apply(batch)?;
+        state.set(inode);
+        Ok(())
+    }
+
+    // -- attributes -----------------------------------------------------------------------------------------------
+
+    /// The inode's attributes.
+    pub fn attributes(&self, ino: Ino) -> Result<Attributes> {
+        let node = self.node(ino);
+        let state = self.lock_shared(&node)?;
+        state.get().map(|inode| attributes(ino, inode)).ok_or(FsError::NotFound)
+    }
+
+    /// Changes attributes, and returns them all.
+    ///
+    /// A new owner clears suid and sgid; a change of the size by anybody but user 0 does, too.
+    pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
+        let node = self.node(ino);
+        let mut state = self.lock(&node)?;
+        if let Some(size) = change.size {
+            self.resize(&node, &mut state, size, caller)?;
+        }
+        let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+        if let Some(mode) = change.mode {
+            inode.mode = mode & 0o7777;
+        }
+        if change.uid.is_some() || change.gid.is_some() {
+            inode.uid = change.uid.unwrap_or(inode.uid);
+            inode.gid = change.gid.unwrap_or(inode.gid);
+            if inode.kind == Kind::File && change.mode.is_none() {
+                clear_suid(&mut inode);
+            }
+        }
+        inode.atime = change.atime.unwrap_or(inode.atime);
+        inode.mtime = change.mtime.unwrap_or(inode.mtime);
+        inode.ctime = caller.now;
+        self.update(&mut Batch::new(), &node, &mut state, inode)?;
+        state.get().map(|inode| attributes(ino, inode)).ok_or(FsError::NotFound)
+    }
+
+    // -- references -----------------------------------------------------------------------------------------------
+
+    /// Keeps an inode in use, also when its last name goes.
+    pub fn retain(&self, ino: Ino) {
+        self.table.retain(&self.node(ino));
+    }
+
+    /// Gives up `n` references. An inode without a name goes with the last one.
+    pub fn release(&self, ino: Ino, n: u64) -> Result<()> {
+        let node = self.node(ino);
+        if self.table.release(&node, n) {
+            self.reclaim_if_unlinked(&node)?;
+        }
+        Ok(())
+    }
+}
+
+/// Clears what must not survive a change by somebody else: suid, and sgid where it means a group to run as.
+fn clear_suid(inode: &mut Inode) {
+    inode.mode &= !0o4000;
+    if inode.mode & 0o010 != 0 {
+        inode.mode &= !0o2000;
+    }
+}
+
+fn attributes(ino: Ino, inode: &Inode) -> Attributes {
+    Attributes {
+        ino,
+        kind: inode.kind,
+        mode: inode.mode,
+        links: inode.links,
+        uid: inode.uid,
+        gid: inode.gid,
+        rdev: inode.rdev,
+        size: inode.size,
+        blocks: inode.blocks * (BLOCK_SIZE as u64 / 512),
+        atime: inode.atime,
+        mtime: inode.mtime,
+        ctime: inode.ctime,
+        btime: inode.btime,
+        has_xattrs: inode.xattrs > 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,494 @@
+//! Names: create, link, unlink, rmdir, rename. Each is one batch of at most nine records, whatever the directory's size.
+
+use super::dir::{Found, check_name};
+use super::error::{FsError, Result};
+use super::format::*;
+use super::table::{Node, State};
+use super::{Caller, Fs};
+use crate::sync::RwLockWriteGuard;
+use crate::tree::Batch;
+
+/// Targets up to so many bytes lie in the inode's record, longer ones like a file's contents.
+const TARGET_INLINE_MAX: usize = 1024;
+
+/// What is to be created.
+#[derive(Clone, Copy, Debug)]
+pub enum New<'a> {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link with this target.
+    Symlink(&'a [u8]),
+    /// A device, fifo or socket, with its device number.
+    Special(Kind, u32),
+}
+
+/// What a rename does about a name that is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RenameMode {
+    /// Replace it.
+    Replace,
+    /// Refuse.
+    NoReplace,
+    /// Exchange both.
+    Exchange,
+}
+
+/// A new inode without contents and links.
+pub(super) fn new_inode(kind: Kind, mode: u16, caller: &Caller) -> Inode {
+    let now = caller.now;
+    Inode {
+        kind,
+        mode: mode & 0o7777,
+        uid: caller.uid,
+        gid: caller.gid,
+        links: 1,
+        size: 0,
+        blocks: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        rdev: 0,
+        xattrs: 0,
+        dir: None,
+        target: Vec::new(),
+    }
+}
+
+/// A locked directory that a name is looked up in.
+struct Parent<'n> {
+    node: &'n Node,
+    state: RwLockWriteGuard<'n, State>,
+}
+
+impl Parent<'_> {
+    fn inode(&self) -> Result<&Inode> {
+        self.state.get().ok_or(FsError::NotFound)
+    }
+    fn dir(&self) -> Result<DirInfo> {
+        self.inode()?.dir.ok_or(FsError::NotDirectory)
+    }
+    /// The record with the times of a change of entries.
+    fn touched(&self, now: Time) -> Result<Inode> {
+        let mut inode = self.inode()?.clone();
+        (inode.mtime, inode.ctime) = (now, now);
+        Ok(inode)
+    }
+}
+
+fn dir_mut(inode: &mut Inode) -> Result<&mut DirInfo> {
+    inode.dir.as_mut().ok_or(FsError::NotDirectory)
+}
+
+impl Fs {
+    fn parent_for_change<'n>(&self, node: &'n Node) -> Result<Parent<'n>> {
+        let parent = Parent { node, state: self.lock(node)? };
+        parent.dir()?;
+        // A directory that has been removed but is still in use takes no new entries.
+        if parent.inode()?.links == 0 { Err(FsError::NotFound) } else { Ok(parent) }
+    }
+
+    fn find(&self, parent: &Parent<'_>, name: &[u8]) -> Result<Found> {
+        self.find_entry(parent.node.ino, parent.dir()?.entries, name)
+    }
+
+    /// Creates an inode under a name. A directory with sgid passes on its group, and sgid itself to directories.
+    pub fn create(&self, parent: Ino, name: &[u8], new: New<'_>, mode: u16, caller: &Caller) -> Result<Ino> {
+        check_name(name)?;
+        let node = self.node(parent);
+        let mut parent = self.parent_for_change(&node)?;
+        let cookie = match self.find(&parent, name)? {
+            Found::Entry(..) => return Err(FsError::Exists),
+            Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
+        };
+        let mut above = parent.touched(caller.now)?;
+        let ino = self.birth(dir_mut(&mut above)?)?;
+        let mut inode = match new {
+            New::File => new_inode(Kind::File, mode, caller),
+            New::Directory => new_inode(Kind::Directory, mode, caller),
+            New::Symlink(_) => new_inode(Kind::Symlink, 0o777, caller),
+            New::Special(kind, rdev) => Inode { rdev, ..new_inode(kind, mode, caller) },
+        };
+        if above.mode & 0o2000 != 0 {
+            inode.gid = above.gid;
+            if inode.kind == Kind::Directory {
+                inode.mode |= 0o2000;
+            }
+        }
+        let mut batch = Batch::new();
+        match new {
+            New::Directory => {
+                let group = self.new_group()?;
+                inode.links = 2;
+                inode.dir =
+                    Some(DirInfo { entries: group, births: group, next: 1, parent: node.ino, count: 0 });
+                if above.links >= LINK_MAX {
+                    return Err(FsError::TooManyLinks);
+                }
+                above.links += 1;
+            }
+            New::Symlink(target) => self.set_target(ino, &mut inode, target, &mut batch)?,
+            New::File | New::Special(..) => {}
+        }
+        dir_mut(&mut above)?.count += 1;
+        let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
+        batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
+        batch.put(&inode_key(ino), &inode.encode());
+        let child = self.node(ino);
+        let mut state = child.state.write();
+        self.update(&mut batch, &node, &mut parent.state, above)?;
+        state.set(inode);
+        Ok(ino)
+    }
+
+    /// The number of the next inode born in a directory. A full birth group is followed by a new one.
+    fn birth(&self, dir: &mut DirInfo) -> Result<Ino> {
+        if dir.next >= BIRTHS_MAX {
+            (dir.births, dir.next) = (self.new_group()?, 0);
+        }
+        // Number 0 is never used; group 0 begins behind the root.
+        dir.next = dir.next.max(1);
+        let ino = Ino::new(dir.births, dir.next);
+        dir.next += 1;
+        Ok(ino)
+    }
+
+    fn set_target(&self, ino: Ino, inode: &mut Inode, target: &[u8], batch: &mut Batch) -> Result<()> {
+        if target.len() > SYMLINK_MAX {
+            return Err(FsError::NameTooLong);
+        }
+        if target.is_empty() {
+            return Err(FsError::Invalid);
+        }
+        inode.size = target.len() as u64;
+        // Behind the record's own bytes there is room for two pieces of a long target.
+        let (head, tail) = target.split_at(target.len().min(TARGET_INLINE_MAX));
+        inode.target = head.to_vec();
+        for (i, piece) in tail.chunks(INLINE_MAX).enumerate() {
+            let end = TARGET_INLINE_MAX + i * INLINE_MAX + piece.len();
+            batch.put(&extent_key(ino, end as u64), piece);
+        }
+        Ok(())
+    }
+
+    /// The target of a symbolic link.
+    pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
+        let node = self.node(ino);
+        let state = self.lock_shared(&node)?;
+        let inode = state.get().ok_or(FsError::NotFound)?;
+        if inode.kind != Kind::Symlink {
+            return Err(FsError::Invalid);
+        }
+        let mut target = inode.target.clone();
+        let mut cursor = self.tree.cursor();
+        cursor.seek(&extent_key(ino, 0))?;
+        while cursor.next()? && extent_end(ino, cursor.key()).is_some() {
+            target.extend_from_slice(cursor.value());
+        }
+        if target.len() as u64 != inode.size {
+            return Err(FsError::damaged(ino, "its target has another length than it says"));
+        }
+        Ok(target)
+    }
+
+    /// Gives an inode another name.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8], caller: &Caller) -> Result<()> {
+        check_name(name)?;
+        let (node, child) = (self.node(parent), self.node(ino));
+        let mut parent = self.parent_for_change(&node)?;
+        if parent.node.ino == ino {
+            return Err(FsError::IsDirectory);
+        }
+        let cookie = match self.find(&parent, name)? {
+            Found::Entry(..) => return Err(FsError::Exists),
+            Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
+        };
+        let mut state = self.lock(&child)?;
+        let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+        if inode.kind == Kind::Directory {
+            return Err(FsError::IsDirectory);
+        }
+        match inode.links {
+            0 => return Err(FsError::NotFound),
+            LINK_MAX.. => return Err(FsError::TooManyLinks),
+            _ => inode.links += 1,
+        }
+        inode.ctime = caller.now;
+        let mut above = parent.touched(caller.now)?;
+        dir_mut(&mut above)?.count += 1;
+        let mut batch = Batch::new();
+        let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
+        batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
+        batch.put(&inode_key(ino), &inode.encode());
+        self.update(&mut batch, &node, &mut parent.state, above)?;
+        state.set(inode);
+        Ok(())
+    }
+
+    /// Takes a name away. The inode goes with its last name, once nobody uses it.
+    pub fn unlink(&self, parent: Ino, name: &[u8], caller: &Caller) -> Result<()> {
+        self.remove(parent, name, false, caller)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &[u8], caller: &Caller) -> Result<()> {
+        self.remove(parent, name, true, caller)
+    }
+
+    fn remove(&self, parent: Ino, name: &[u8], directory: bool, caller: &Caller) -> Result<()> {
+        check_name(name)?;
+        let node = self.node(parent);
+        let mut parent = self.parent_for_change(&node)?;
+        let Found::Entry(cookie, entry) = self.find(&parent, name)? else { return Err(FsError::NotFound) };
+        match (entry.kind == Kind::Directory, directory) {
+            (true, false) => return Err(FsError::IsDirectory),
+            (false, true) => return Err(FsError::NotDirectory),
+            _ => {}
+        }
+        let child = self.node(entry.ino);
+        let mut state = self.lock(&child)?;
+        let mut above = parent.touched(caller.now)?;
+        let mut batch = Batch::new();
+        let inode = self.unlinked(&child, &state, &mut above, &mut batch, caller)?;
+        batch.delete(&entry_key(parent.dir()?.entries, cookie));
+        self.update(&mut batch, &node, &mut parent.state, above)?;
+        state.set(inode);
+        drop((state, parent));
+        self.reclaim_if_unlinked(&child)
+    }
+
+    /// Adds to `batch` what an inode's record becomes when one of its names goes, and takes it off the parent's counts.
+    fn unlinked(
+        &self,
+        node: &Node,
+        state: &State,
+        above: &mut Inode,
+        batch: &mut Batch,
+        caller: &Caller,
+    ) -> Result<Inode> {
+        let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+        if let Some(dir) = inode.dir {
+            if dir.count > 0 {
+                return Err(FsError::NotEmpty);
+            }
+            inode.links = 0;
+            above.links = above.links.saturating_sub(1);
+        } else {
+            let links = inode.links.checked_sub(1);
+            inode.links = links.ok_or_else(|| FsError::damaged(node.ino, "it has a name, but no links"))?;
+        }
+        inode.ctime = caller.now;
+        let count = &mut dir_mut(above)?.count;
+        *count = count.saturating_sub(1);
+        if inode.links == 0 {
+            batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
+        }
+        batch.put(&inode_key(node.ino), &inode.encode());
+        Ok(inode)
+    }
+
+    /// Moves a name, atomically.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+        caller: &Caller,
+    ) -> Result<()> {
+        check_name(name)?;
+        check_name(new_name)?;
+        // One lock for all moves between directories: ancestry stands still while it is held.
+        let _moves = (parent != new_parent).then(|| self.renames.lock());
+        let (node, new_node) = (self.node(parent), self.node(new_parent));
+        let old_is_above = parent == new_parent || self.is_ancestor(parent, new_parent)?;
+        let new_is_above = parent != new_parent && self.is_ancestor(new_parent, parent)?;
+        let (mut from, mut to);
+        if parent == new_parent {
+            (from, to) = (self.parent_for_change(&node)?, None);
+        } else if old_is_above || !new_is_above && parent < new_parent {
+            from = self.parent_for_change(&node)?;
+            to = Some(self.parent_for_change(&new_node)?);
+        } else {
+            to = Some(self.parent_for_change(&new_node)?);
+            from = self.parent_for_change(&node)?;
+        }
+        let Found::Entry(cookie, entry) = self.find(&from, name)? else { return Err(FsError::NotFound) };
+        let found = self.find(to.as_ref().unwrap_or(&from), new_name)?;
+        let target = match (found, mode) {
+            (Found::Entry(..), RenameMode::NoReplace) => return Err(FsError::Exists),
+            (Found::Free(_), RenameMode::Exchange) => return Err(FsError::NotFound),
+            (found, _) => found,
+        };
+        // A directory cannot move below itself, nor take the place of one that it lies in.
+        if entry.kind == Kind::Directory && self.is_ancestor(entry.ino, new_parent)? {
+            return Err(FsError::Invalid);
+        }
+        if let Found::Entry(_, other) = &target {
+            if other.ino == entry.ino {
+                return Ok(());
+            }
+            let above = other.kind == Kind::Directory && self.is_ancestor(other.ino, parent)?;
+            match mode {
+                RenameMode::Exchange if above => return Err(FsError::Invalid),
+                RenameMode::Exchange => {}
+                _ if above => return Err(FsError::NotEmpty),
+                _ if entry.kind == Kind::Directory && other.kind != Kind::Directory => {
+                    return Err(FsError::NotDirectory);
+                }
+                _ if entry.kind != Kind::Directory && other.kind == Kind::Directory => {
+                    return Err(FsError::IsDirectory);
+                }
+                _ => {}
+            }
+        }
+        let moved = Moved { cookie, entry, target, name, new_name, mode };
+        let victim = self.move_entry(&mut from, &mut to, moved, caller)?;
+        drop((from, to));
+        victim.map_or(Ok(()), |ino| self.reclaim_if_unlinked(&self.node(ino)))
+    }
+
+    /// The last part of [`Fs::rename`]: both parents are locked. Returns the inode whose name was replaced.
+    fn move_entry(
+        &self,
+        from: &mut Parent<'_>,
+        to: &mut Option<Parent<'_>>,
+        moved: Moved<'_>,
+        caller: &Caller,
+    ) -> Result<Option<Ino>> {
+        let Moved { cookie, entry, target, name, new_name, mode } = moved;
+        let now = caller.now;
+        let from_ino = from.node.ino;
+        let to_ino = to.as_ref().map_or(from_ino, |t| t.node.ino);
+        let (from_group, to_group) =
+            (from.dir()?.entries, to.as_ref().map_or_else(|| from.dir(), Parent::dir)?.entries);
+        let mut old_above = from.touched(now)?;
+        let mut new_above = to.as_ref().map(|t| t.touched(now)).transpose()?;
+        let mut batch = Batch::new();
+        let (source, other) = (
+            self.node(entry.ino),
+            match &target {
+                Found::Entry(_, other) => Some(self.node(other.ino)),
+                Found::Free(_) => None,
+            },
+        );
+        let (mut source_state, mut other_state) = self.lock_two(&source, other.as_deref())?;
+        let mut source_inode = source_state.get().ok_or(FsError::NotFound)?.clone();
+        source_inode.ctime = now;
+        let mut other_inode = None;
+        let mut victim = None;
+        let new_cookie = match (&target, &other, other_state.as_ref()) {
+            (Found::Entry(place, other_entry), Some(node), Some(state)) => {
+                if mode == RenameMode::Exchange {
+                    let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+                    inode.ctime = now;
+                    if let Some(dir) = &mut inode.dir {
+                        dir.parent = from_ino;
+                        old_above.links += (to_ino != from_ino) as u32;
+                        if let Some(above) = &mut new_above {
+                            above.links -= 1;
+                        }
+                    }
+                    let back = Entry { name: name.to_vec(), ..other_entry.clone() };
+                    batch.put(&entry_key(from_group, cookie), &back.encode());
+                    batch.put(&inode_key(node.ino), &inode.encode());
+                    other_inode = Some(inode);
+                } else {
+                    let above = new_above.as_mut().unwrap_or(&mut old_above);
+                    other_inode = Some(self.unlinked(node, state, above, &mut batch, caller)?);
+                    victim = Some(node.ino);
+                }
+                *place
+            }
+            (Found::Free(place), _, _) => place.ok_or(FsError::NoSpace)?,
+            _ => return Err(FsError::NotFound),
+        };
+        if mode != RenameMode::Exchange {
+            batch.delete(&entry_key(from_group, cookie));
+            dir_mut(&mut old_above)?.count -= 1;
+            dir_mut(new_above.as_mut().unwrap_or(&mut old_above))?.count += 1;
+        }
+        if let Some(dir) = &mut source_inode.dir {
+            dir.parent = to_ino;
+            if let Some(above) = &mut new_above {
+                old_above.links -= 1;
+                above.links += 1;
+            }
+        }
+        let entry = Entry { name: new_name.to_vec(), ..entry };
+        batch.put(&entry_key(to_group, new_cookie), &entry.encode());
+        batch.put(&inode_key(source.ino), &source_inode.encode());
+        if let Some(above) = &new_above {
+            batch.put(&inode_key(to_ino), &above.encode());
+        }
+        self.update(&mut batch, from.node, &mut from.state, old_above)?;
+        if let (Some(to), Some(above)) = (to, new_above) {
+            to.state.set(above);
+        }
+        source_state.set(source_inode);
+        if let (Some(state), Some(inode)) = (&mut other_state, other_inode) {
+            state.set(inode);
+        }
+        Ok(victim)
+    }
+
+    /// Locks one or two children by their numbers (I2).
+    #[expect(clippy::type_complexity, reason = "two guards, the second optional")]
+    fn lock_two<'n>(
+        &self,
+        a: &'n Node,
+        b: Option<&'n Node>,
+    ) -> Result<(RwLockWriteGuard<'n, State>, Option<RwLockWriteGuard<'n, State>>)> {
+        match b {
+            Some(b) if b.ino < a.ino => {
+                let second = self.lock(b)?;
+                Ok((self.lock(a)?, Some(second)))
+            }
+            b => {
+                let first = self.lock(a)?;
+                Ok((first, b.map(|b| self.lock(b)).transpose()?))
+            }
+        }
+    }
+
+    /// Whether `above` is `ino` or lies on its way to the root. Between directories nothing moves (`renames` is held, or both are
+    /// the same), and each step locks one inode for a moment.
+    fn is_ancestor(&self, above: Ino, ino: Ino) -> Result<bool> {
+        let mut at = ino;
+        for _ in 0..DEPTH_MAX {
+            if at == above {
+                return Ok(true);
+            }
+            if at == ROOT {
+                return Ok(false);
+            }
+            let node = self.node(at);
+            // The inode may be locked by this very thread as a parent: its record in the tree says the same.
+            let parent = match node.state.try_read().and_then(|s| s.get().and_then(|i| i.dir)) {
+                Some(dir) => dir.parent,
+                None => {
+                    let record = self.tree.get(&inode_key(at))?.ok_or(FsError::NotFound)?;
+                    Inode::decode(at, &record)?.dir.ok_or(FsError::NotDirectory)?.parent
+                }
+            };
+            at = parent;
+        }
+        Err(FsError::damaged(ino, "its parents lead in a circle"))
+    }
+}
+
+/// Directories on the way to the root, at the most.
+const DEPTH_MAX: usize = 1 << 20;
+
+/// A rename whose names have been looked up.
+struct Moved<'a> {
+    cookie: Cookie,
+    entry: Entry,
+    target: Found,
+    name: &'a [u8],
+    new_name: &'a [u8],
+    mode: RenameMode,
+}

@@ -1,0 +1,35 @@
+//! Tests of the filesystem without FUSE. Each is named after what a user would lose if it failed.
+
+mod model;
+mod names;
+mod operations;
+
+use std::sync::Arc;
+
+use super::*;
+use crate::storage::MemStorage;
+
+pub(super) const ME: Caller = Caller { uid: 1000, gid: 1000, now: Time { seconds: 1_700_000_000, nanos: 5 } };
+
+pub(super) fn options() -> Options {
+    Options { cache_size: 4 << 20, background: false, ..Options::default() }
+}
+
+/// An empty filesystem in memory.
+pub(super) fn image(size: u64) -> Arc<MemStorage> {
+    let storage = Arc::new(MemStorage::new(size));
+    let options = FormatOptions {
+        size,
+        log_size: Some(1 << 20),
+        doublewrite_pages: Some(8),
+        uuid: *b"0123456789abcdef",
+        hash_seed: *b"fedcba9876543210",
+        ..FormatOptions::default()
+    };
+    Fs::format(storage.clone(), &options, &ME).unwrap();
+    storage
+}
+
+pub(super) fn open(storage: &Arc<MemStorage>) -> Fs {
+    Fs::open(storage.clone(), &options()).unwrap()
+}

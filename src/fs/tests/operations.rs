@@ -1,0 +1,118 @@
+//! Single operations, where the model says too little.
+
+use super::*;
+
+fn file(fs: &Fs, name: &[u8]) -> Ino {
+    fs.create(ROOT, name, New::File, 0o644, &ME).unwrap()
+}
+
+fn resize(fs: &Fs, ino: Ino, size: u64) {
+    let change = SetAttributes { size: Some(size), ..SetAttributes::default() };
+    fs.set_attributes(ino, &change, &ME).unwrap();
+}
+
+#[test]
+fn old_bytes_do_not_come_back_after_truncate_and_extend() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    fs.write(ino, 0, &[7; 10_000], &ME).unwrap();
+    resize(&fs, ino, 5_000);
+    resize(&fs, ino, 10_000);
+    let data = fs.read(ino, 0, 10_000).unwrap();
+    assert!(data[..5_000].iter().all(|b| *b == 7) && data[5_000..].iter().all(|b| *b == 0));
+    fs.write(ino, 6_000, &[8], &ME).unwrap();
+    let data = fs.read(ino, 5_000, 1_000).unwrap();
+    assert!(data.iter().all(|b| *b == 0), "a write into the block brings old bytes back");
+}
+
+#[test]
+fn sparse_files_reach_sixteen_tebibytes() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    fs.write(ino, 16 << 40, b"end", &ME).unwrap();
+    assert_eq!(fs.attributes(ino).unwrap().size, (16 << 40) + 3);
+    assert_eq!(fs.attributes(ino).unwrap().blocks, 8);
+    assert_eq!(fs.seek(ino, 0, true).unwrap(), Some(16 << 40));
+    assert_eq!(fs.read(ino, 16 << 40, 100).unwrap(), b"end");
+    assert!(matches!(fs.write(ino, u64::MAX - 1, b"xyz", &ME), Err(FsError::FileTooLarge)));
+}
+
+#[test]
+fn damaged_blocks_are_reported_and_not_returned() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    fs.write(ino, 0, &[7; 20_000], &ME).unwrap();
+    let run = fs.extents_in(ino, 0, 1, 1).unwrap()[0].extent.run().unwrap();
+    fs.tree().write_blocks(crate::page::BlockNo(run.start.0 + 1), &[9; 4096]).unwrap();
+    assert!(matches!(fs.read(ino, 0, 20_000), Err(FsError::Engine(e)) if e.is_corrupt()));
+    assert_eq!(fs.read(ino, 0, 4096).unwrap(), [7; 4096], "other blocks can still be read");
+    assert!(fs.write(ino, 5_000, b"x", &ME).is_err(), "a partial overwrite would make damage look right");
+    fs.write(ino, 4096, &[8; 4096], &ME).unwrap();
+    assert_eq!(fs.read(ino, 4096, 4096).unwrap(), [8; 4096]);
+}
+
+#[test]
+fn what_was_allocated_can_be_written_when_the_image_is_full() {
+    let storage = image(24 << 20);
+    let fs = open(&storage);
+    let kept = file(&fs, b"kept");
+    fs.fallocate(kept, 0, 1 << 20, Fallocate::Allocate, &ME).unwrap();
+    let filler = file(&fs, b"filler");
+    let mut at = 0;
+    let full = loop {
+        match fs.write(filler, at, &[1; 65_536], &ME) {
+            Ok(()) => at += 65_536,
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(full, FsError::NoSpace), "{full:?}");
+    fs.write(kept, 0, &[5; 1 << 20], &ME).unwrap();
+    assert!(fs.read(kept, 0, 1 << 20).unwrap().iter().all(|b| *b == 5));
+    fs.unlink(ROOT, b"filler", &ME).unwrap();
+    let again = file(&fs, b"again");
+    fs.write(again, 0, &vec![2; (at / 100 * 95) as usize], &ME).unwrap();
+}
+
+#[test]
+fn a_large_file_is_gone_as_a_whole_after_a_restart_in_the_middle() {
+    let storage = image(256 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    for i in 0..300 {
+        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
+    }
+    fs.retain(ino);
+    fs.unlink(ROOT, b"f", &ME).unwrap();
+    assert!(fs.read(ino, 0, 10).is_ok(), "an open file can still be read");
+    fs.sync().unwrap();
+    drop(fs);
+    let fs = open(&storage);
+    assert!(matches!(fs.attributes(ino), Err(FsError::NotFound)));
+    assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
+}
+
+#[test]
+fn suid_goes_when_others_write() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = fs.create(ROOT, b"f", New::File, 0o6755, &ME).unwrap();
+    let root = Caller { uid: 0, ..ME };
+    fs.write(ino, 0, b"x", &root).unwrap();
+    assert_eq!(fs.attributes(ino).unwrap().mode, 0o6755);
+    fs.write(ino, 0, b"x", &ME).unwrap();
+    assert_eq!(fs.attributes(ino).unwrap().mode, 0o755);
+}
+
+#[test]
+fn directories_with_sgid_pass_on_their_group() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let dir = fs.create(ROOT, b"d", New::Directory, 0o2775, &Caller { gid: 55, ..ME }).unwrap();
+    let inner = fs.create(dir, b"inner", New::Directory, 0o755, &ME).unwrap();
+    let file = fs.create(dir, b"file", New::File, 0o644, &ME).unwrap();
+    assert_eq!((fs.attributes(inner).unwrap().gid, fs.attributes(inner).unwrap().mode), (55, 0o2755));
+    assert_eq!(fs.attributes(file).unwrap().gid, 55);
+}
