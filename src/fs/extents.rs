@@ -23,7 +23,7 @@ pub(super) struct Mapped {
 
 impl Mapped {
     fn new(begin: u64, extent: Extent) -> Self {
-        Mapped { begin, end: begin + extent.len(), extent }
+        Mapped { begin, end: begin + extent.length(), extent }
     }
 
     /// Where the next extent can begin: the end of the extent's last block.
@@ -90,7 +90,7 @@ impl Fs {
         while found.len() < max && cursor.next()? {
             let Some(end) = extent_end(ino, cursor.key()) else { break };
             let extent = Extent::decode(ino, end, cursor.value())?;
-            let begin = end - extent.len();
+            let begin = end - extent.length();
             if begin >= to {
                 break;
             }
@@ -195,11 +195,11 @@ impl Fs {
         list.extend(new);
         list.extend(old.iter().filter_map(|m| m.part(to, u64::MAX)));
         for gone in old.iter().filter_map(|m| m.part(from, to)) {
-            if let Some(run) = gone.extent.run() {
-                if !reused.contains(&run.start) {
-                    remap.lost += run.len as u64;
-                    batch.free(run);
-                }
+            if let Some(run) = gone.extent.run()
+                && !reused.contains(&run.start)
+            {
+                remap.lost += run.len as u64;
+                batch.free(run);
             }
         }
         for run in taken {

@@ -385,7 +385,7 @@ const EXTENT_HEAD: usize = 24;
 
 impl Extent {
     /// Length in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn length(&self) -> u64 {
         match self {
             Extent::Inline(bytes) => bytes.len() as u64,
             Extent::Blocks { len, .. } => *len as u64,

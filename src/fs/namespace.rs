@@ -436,7 +436,6 @@ impl Fs {
     }
 
     /// Locks one or two children by their numbers (I2).
-    #[expect(clippy::type_complexity, reason = "two guards, the second optional")]
     fn lock_two<'n>(
         &self,
         a: &'n Node,

@@ -30,13 +30,17 @@ const PREFETCH_LINES: usize = 12;
 /// What is known of a frame apart from its bytes. One cache line.
 #[repr(align(64))]
 pub struct Frame {
+    /// Guards the bytes (F1).
     pub latch: RawLatch,
     /// The page in the frame, or 0.
     pub page: AtomicU64,
+    /// F4.
     pub rec_lsn: AtomicU64,
     /// The next frame of the page table's chain, plus 1.
     pub next: AtomicU32,
+    /// Who keeps the page here without holding its latch (F3).
     pub pins: AtomicU32,
+    /// How many more times the clock passes over the page.
     pub usage: AtomicU32,
     /// A copy of the page is on its way to the disk.
     pub writing: AtomicBool,
@@ -58,10 +62,12 @@ impl Frame {
         }
     }
 
+    /// The page in the frame, or [`PageId::NONE`].
     pub fn page(&self) -> PageId {
         PageId(self.page.load(Ordering::Acquire))
     }
 
+    /// Whether the page has changes that no copy on its way to disk has.
     pub fn is_dirty(&self) -> bool {
         self.rec_lsn.load(Ordering::SeqCst) != 0
     }
@@ -145,15 +151,18 @@ impl Frames {
         Ok(Frames { memory: PageMemory::new(count)?, headers: (0..count).map(|_| Frame::new()).collect() })
     }
 
-    pub fn len(&self) -> usize {
+    /// How many there are.
+    pub fn count(&self) -> usize {
         self.headers.len()
     }
 
+    /// What is known of a frame.
     #[inline]
     pub fn header(&self, frame: FrameNo) -> &Frame {
         &self.headers[frame as usize]
     }
 
+    /// All frames.
     pub fn headers(&self) -> &[Frame] {
         &self.headers
     }
@@ -281,6 +290,7 @@ impl<'p> PageRead<'p> {
     pub fn pin(&self) -> Pin<'p> {
         Pin::new(self.frames, self.frame)
     }
+    /// What is known of the frame.
     pub fn header(&self) -> &'p Frame {
         self.frames.header(self.frame)
     }
@@ -291,9 +301,11 @@ impl<'p> PageWrite<'p> {
     pub fn pin(&self) -> Pin<'p> {
         Pin::new(self.frames, self.frame)
     }
+    /// What is known of the frame.
     pub fn header(&self) -> &'p Frame {
         self.frames.header(self.frame)
     }
+    /// The frame's index.
     pub fn frame(&self) -> FrameNo {
         self.frame
     }

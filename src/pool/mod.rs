@@ -161,7 +161,7 @@ impl Pool {
     }
     /// The number of frames.
     pub fn frame_count(&self) -> usize {
-        self.frames.len()
+        self.frames.count()
     }
     /// Frames that are dirty or set aside for transactions (P2).
     pub fn dirty_frames(&self) -> usize {
@@ -247,8 +247,13 @@ impl Pool {
         }
         page.header().usage.store(keep as u32, Ordering::Relaxed);
         match self.fetch(id, &mut page) {
-            Ok(()) => Ok(Some(page.downgrade())),
+            Ok(()) => {
+                page.note_change();
+                Ok(Some(page.downgrade()))
+            }
             Err(error) => {
+                // Nobody must take what was not verified for a page, the latch-order checker included.
+                page[OFF_TYPE] = 0;
                 self.table.lock(id).remove(&self.frames, page.frame());
                 self.free_frames.push(page.frame());
                 Err(error)
@@ -285,7 +290,7 @@ impl Pool {
             if let Some(frame) = free {
                 return self.latch_unused(frame);
             }
-            for _ in 0..2 * self.frames.len() {
+            for _ in 0..2 * self.frames.count() {
                 if let Some(page) = self.evict_next() {
                     return page;
                 }
@@ -317,7 +322,7 @@ impl Pool {
     }
 
     fn evict_next(&self) -> Option<PageWrite<'_>> {
-        let frame = (self.hand.fetch_add(1, Ordering::Relaxed) % self.frames.len()) as FrameNo;
+        let frame = (self.hand.fetch_add(1, Ordering::Relaxed) % self.frames.count()) as FrameNo;
         let header = self.frames.header(frame);
         let usage = header.usage.load(Ordering::Relaxed);
         if !header.page().is_some() || !header.is_evictable() {

@@ -412,7 +412,7 @@ impl Pool {
 
     /// Redo may have left pages in the pool that the log's end finds freed: their places can be allocated now.
     fn forget_dead_pages(&self) {
-        for frame in 0..self.frames.len() as FrameNo {
+        for frame in 0..self.frames.count() as FrameNo {
             let id = self.frames.header(frame).page();
             let dead = id.is_some() && page_flags(&self.frames.latch_shared(frame).0) & FLAG_DEAD != 0;
             if dead {
@@ -454,10 +454,10 @@ fn read_doublewrite(storage: &dyn Storage, superblock: &Superblock) -> Result<Ve
         let at = superblock.doublewrite_offset(half);
         storage.read_at(at, &mut page[..]).map_err(|e| Error::io("reading the doublewrite area", e))?;
         let id = PageId(at / PAGE_SIZE as u64);
-        if let Some(h) = DoublewriteHeader::decode(&page, id, superblock.image()) {
-            if h.pages.len() <= superblock.doublewrite_pages as usize {
-                halves.push(Half { at, sequence: h.sequence, floor: h.floor, pages: h.pages });
-            }
+        if let Some(h) = DoublewriteHeader::decode(&page, id, superblock.image())
+            && h.pages.len() <= superblock.doublewrite_pages as usize
+        {
+            halves.push(Half { at, sequence: h.sequence, floor: h.floor, pages: h.pages });
         }
     }
     halves.sort_by_key(|h| std::cmp::Reverse(h.sequence));

@@ -362,7 +362,7 @@ impl Space {
                 let ones = (!(g.available[at as usize / 64] >> (at % 64))).trailing_zeros();
                 let ones = ones.min(64 - at % 64);
                 at += ones;
-                if ones == 0 || at % 64 != 0 {
+                if ones == 0 || !at.is_multiple_of(64) {
                     break;
                 }
             }

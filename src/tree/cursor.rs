@@ -67,6 +67,10 @@ impl Cursor<'_> {
 
     /// Moves behind the next record; `false` at the end.
     #[inline]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a cursor moves both ways, may fail, and lends its records"
+    )]
     pub fn next(&mut self) -> Result<bool> {
         if !self.loaded {
             self.seek(&[])?;

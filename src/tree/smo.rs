@@ -333,52 +333,76 @@ impl Tree {
         Ok(page.pin())
     }
 
-    /// Merges the page of `level` that covers `key` with a sibling under the same parent, if both fit into one page.
+    /// Merges the page of `level` that covers `key` with its right sibling under the same parent, or else with its left one, if
+    /// both fit into one page. Without the left one a row of pages that are emptied from left to right would stay.
     fn merge(&self, level: u8, key: &[u8], repairs: &mut Vec<Repair>) -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            let need = Need {
-                frames: 4,
-                pages: 0,
-                log: Log::record_size(PAGE_SIZE + KEY_MAX + 4 * (SECTION_HEAD + OP_HEAD)),
-            };
-            let mut reservation = self.pool.reserve(need)?;
-            let alive = self.pool.enter();
-            let Some(found) = self.find(&alive, Target::Covering(key), level + 1, true)? else {
-                return Ok(());
-            };
-            let parent = Node(&found.page);
-            let at = parent.child_index(key);
-            let is_root = parent.id() == self.root();
-            if parent.count() == 1 {
-                drop(found);
-                if is_root {
-                    return self.shrink_root(&mut reservation);
+        for with_right in [true, false] {
+            for _ in 0..ATTEMPTS {
+                match self.merge_once(level, key, with_right, repairs)? {
+                    Merged::Done => return Ok(()),
+                    Merged::Useless => break,
+                    Merged::Moved => {}
                 }
-                return Ok(());
-            }
-            let at = if at + 1 < parent.count() { at } else { at - 1 };
-            let (left, right) = (parent.child(at), parent.child(at + 1));
-            let (low, boundary) = (parent.key(at), parent.key(at + 1));
-            let parent = found.page.pin();
-            drop(found);
-            let pages = Siblings {
-                left: self.pin_child(left, level, &low)?,
-                right: self.pin_child(right, level, &boundary)?,
-                bitmap: self.pool.pin_bitmaps(std::iter::once(right.run()))?,
-                parent,
-            };
-            if let Some(freed) = self.try_merge(&mut reservation, &pages, &boundary, level, repairs)? {
-                drop((pages, alive));
-                if let Some(lsn) = freed {
-                    self.pool.page_freed(lsn, right);
-                }
-                return Ok(());
             }
         }
         Ok(())
     }
 
-    /// One attempt at [`Tree::merge`]. `None`: the pages have moved on; `Some(None)`: there is nothing to merge.
+    fn merge_once(
+        &self,
+        level: u8,
+        key: &[u8],
+        with_right: bool,
+        repairs: &mut Vec<Repair>,
+    ) -> Result<Merged> {
+        let need = Need {
+            frames: 4,
+            pages: 0,
+            log: Log::record_size(PAGE_SIZE + KEY_MAX + 4 * (SECTION_HEAD + OP_HEAD)),
+        };
+        let mut reservation = self.pool.reserve(need)?;
+        let alive = self.pool.enter();
+        let Some(found) = self.find(&alive, Target::Covering(key), level + 1, true)? else {
+            return Ok(Merged::Done);
+        };
+        let parent = Node(&found.page);
+        if parent.count() == 1 {
+            let is_root = parent.id() == self.root();
+            drop(found);
+            if is_root {
+                self.shrink_root(&mut reservation)?;
+            }
+            return Ok(Merged::Done);
+        }
+        let at = parent.child_index(key);
+        let at = match with_right {
+            true if at + 1 < parent.count() => at,
+            false if at > 0 => at - 1,
+            _ => return Ok(Merged::Useless),
+        };
+        let (left, right) = (parent.child(at), parent.child(at + 1));
+        let (low, boundary) = (parent.key(at), parent.key(at + 1));
+        let parent = found.page.pin();
+        drop(found);
+        let pages = Siblings {
+            left: self.pin_child(left, level, &low)?,
+            right: self.pin_child(right, level, &boundary)?,
+            bitmap: self.pool.pin_bitmaps(std::iter::once(right.run()))?,
+            parent,
+        };
+        let merged = self.try_merge(&mut reservation, &pages, &boundary, level, repairs)?;
+        drop((pages, alive));
+        Ok(match merged {
+            None => Merged::Moved,
+            Some(None) => Merged::Useless,
+            Some(Some(lsn)) => {
+                self.pool.page_freed(lsn, right);
+                Merged::Done
+            }
+        })
+    }
+
+    /// One attempt at a merge. `None`: the pages have moved on; `Some(None)`: there is nothing to merge.
     /// Latches left, right, parent, bitmap, in this order.
     fn try_merge<'p>(
         &'p self,
@@ -403,7 +427,9 @@ impl Tree {
             Ok(i) if i > 0 && p.child(i) == right_id => {}
             _ => return Ok(None),
         }
-        let fits = l.merged_size(r).is_some_and(|size| size <= MERGED_MAX);
+        // An empty page costs its neighbour nothing, however full that is.
+        let limit = if l.count() == 0 || r.count() == 0 { PAGE_SIZE } else { MERGED_MAX };
+        let fits = l.merged_size(r).is_some_and(|size| size <= limit);
         if l.is_incomplete() || r.is_incomplete() || !fits || !(is_underfull(l) || is_underfull(r)) {
             return Ok(Some(None));
         }
@@ -419,6 +445,10 @@ impl Tree {
         section(&mut body, bitmap.header().page(), Op::Free { start, len: BLOCKS_PER_PAGE });
         let lsn = reservation.commit(&mut [&mut left, &mut right, &mut parent, &mut bitmap], &body);
         self.stats.merges.fetch_add(1, Ordering::Relaxed);
+        let l = Node(&left);
+        if is_underfull(l) {
+            repairs.push(Repair::Merge { level, key: l.low().to_vec() });
+        }
         let p = Node(&parent);
         if is_underfull(p) || p.count() == 1 {
             repairs.push(Repair::Merge { level: level + 1, key: p.low().to_vec() });
@@ -465,6 +495,15 @@ impl Tree {
         self.stats.root_shrinks.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// How an attempt at a merge ended.
+enum Merged {
+    Done,
+    /// The two pages do not fit into one, or there is no sibling on that side.
+    Useless,
+    /// The pages have moved on.
+    Moved,
 }
 
 /// The pages of a merge, pinned.

@@ -107,10 +107,10 @@ pub fn scan(
 fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> Result<()> {
     let mut at = found.end.0;
     let limit = (at + 2 * BUFFER_MAX + RECORD_SIZE_MAX as u64).min(window.limit);
-    if let Some(header) = window.header(at)? {
-        if header.is_plausible(found.end, incarnation) {
-            found.discarded = header.len as u64;
-        }
+    if let Some(header) = window.header(at)?
+        && header.is_plausible(found.end, incarnation)
+    {
+        found.discarded = header.len as u64;
     }
     at += 1;
     while at < limit {
@@ -127,10 +127,10 @@ fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> R
             Some(candidate) => {
                 at = candidate;
                 if let Some((kind, len)) = window.record(at, incarnation)? {
-                    if kind == Kind::Mark {
-                        if let Some(body) = window.get(at + RECORD_HEADER_SIZE as u64, 8)? {
-                            found.floor = found.floor.max(Lsn(get_u64(body, 0)));
-                        }
+                    if kind == Kind::Mark
+                        && let Some(body) = window.get(at + RECORD_HEADER_SIZE as u64, 8)?
+                    {
+                        found.floor = found.floor.max(Lsn(get_u64(body, 0)));
                     }
                     at += len as u64;
                     found.discarded = at - found.end.0;
@@ -168,4 +168,32 @@ fn find_lsn(bytes: &[u8], start: u64) -> Option<u64> {
         i += n;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Rng;
+
+    /// A header is found wherever it stands: otherwise damage would pass for the log's end.
+    #[test]
+    fn a_header_behind_the_end_is_found_at_every_position() {
+        let mut rng = Rng::new(5);
+        for _ in 0..2000 {
+            let start = (rng.next_u64() >> rng.below(40)).min(u64::MAX - 1000);
+            let mut bytes = vec![0; rng.index(400)];
+            rng.fill(&mut bytes);
+            for _ in 0..rng.below(3) {
+                if let Some(room) = bytes.len().checked_sub(RECORD_HEADER_SIZE) {
+                    let at = rng.index(room + 1);
+                    let lsn = start + at as u64;
+                    bytes[at + 8..at + 16].copy_from_slice(&lsn.to_be_bytes());
+                }
+            }
+            let positions = (bytes.len() + 1).saturating_sub(RECORD_HEADER_SIZE) as u64;
+            let naive =
+                (start..start + positions).find(|at| get_u64(&bytes, (at - start) as usize + 8) == *at);
+            assert_eq!(find_lsn(&bytes, start), naive);
+        }
+    }
 }

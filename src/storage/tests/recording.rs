@@ -177,3 +177,33 @@ fn how_fast_crash_images_are_made() {
         pending / images as usize
     );
 }
+
+#[test]
+fn what_a_dead_process_wrote_is_seen_but_not_durable() {
+    let sim = SimStorage::new(8192, None);
+    sim.start_recording();
+    sim.write_at(0, b"a").unwrap();
+    sim.sync().unwrap();
+    sim.write_at(1, b"b").unwrap();
+    sim.write_durable_at(2, b"c").unwrap();
+    sim.sync().unwrap();
+    let recording = sim.finish_recording().unwrap();
+    let mut cursor = recording.cursor();
+    let mut rng = Rng::new(1);
+    let read = |image: Image| {
+        let mut bytes = [0; 3];
+        image.read(0, &mut bytes).unwrap();
+        bytes
+    };
+    for (cut, kept) in [b"a\0\0", b"a\0\0", b"ab\0", b"abc", b"abc", b"abc"].into_iter().enumerate() {
+        assert!(cursor.advance());
+        let survivor = cursor.process_death();
+        assert_eq!(&read(survivor.image()), kept, "cut {cut}");
+        let lost = read(survivor.crash(&mut rng, Policy::Lost));
+        // The operation in flight made nothing durable, nor did a sync.
+        let durable: &[u8] = [b"\0\0\0", b"\0\0\0", b"a\0\0", b"a\0\0", b"a\0c", b"abc"][cut];
+        assert_eq!(lost, durable, "cut {cut}");
+        survivor.sync().unwrap();
+        assert_eq!(&read(survivor.crash(&mut rng, Policy::Lost)), kept, "cut {cut}");
+    }
+}

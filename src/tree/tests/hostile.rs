@@ -16,7 +16,7 @@ use crate::page::superblock::{
 use crate::storage::Image;
 
 const SIZE: u64 = 8 << 20;
-const LOG: u64 = 1 << 20;
+const LOG: u64 = 384 << 10;
 /// No call on an image of this size takes so long.
 const CALL_MAX: Duration = Duration::from_secs(20);
 /// A scan of such an image returns fewer records.
@@ -161,6 +161,13 @@ impl Forger<'_> {
         }
     }
 
+    /// A tree page that can be taken apart: no earlier forgery of this image has broken it.
+    fn whole_tree_page(&mut self) -> Option<(PageId, Box<PageBytes>)> {
+        let id = self.tree_page();
+        let page = read_page(&self.image, id);
+        Node(&page).validate().is_ok().then_some((id, page))
+    }
+
     fn write_page(&mut self, id: PageId, mut page: Box<PageBytes>) {
         if !self.rng.chance(1, 20) {
             seal(&mut page);
@@ -171,7 +178,7 @@ impl Forger<'_> {
     fn flip(&mut self) {
         let areas =
             [0, LOG_OFFSET, self.base.superblock.doublewrite_offset(0), self.base.superblock.data_offset()];
-        let at = self.pick(&areas) + self.rng.below(700_000);
+        let at = self.pick(&areas) + self.rng.below(400_000);
         let mut byte = [0];
         self.image.read(at, &mut byte).unwrap();
         byte[0] ^= 1 << self.rng.below(8);
@@ -191,8 +198,7 @@ impl Forger<'_> {
 
     /// One field of a tree page.
     fn node(&mut self) {
-        let id = self.tree_page();
-        let mut page = read_page(&self.image, id);
+        let Some((id, mut page)) = self.whole_tree_page() else { return };
         let count = Node(&page).count();
         match self.rng.below(12) {
             0 | 1 => put_u64(&mut page[..], OFF_RIGHT, self.page_number()),
@@ -210,7 +216,10 @@ impl Forger<'_> {
                 ]);
                 put_u16(&mut page[..], at, self.length() as u16);
             }
-            5 => put_u64(&mut page[..], OFF_LSN, self.length() + self.base.superblock.checkpoint.0),
+            5 => {
+                let lsn = self.length().wrapping_add(self.base.superblock.checkpoint.0);
+                put_u64(&mut page[..], OFF_LSN, lsn);
+            }
             6 => {
                 let other = self.tree_page();
                 page = read_page(&self.image, other);
@@ -398,16 +407,44 @@ impl Forger<'_> {
     }
 }
 
-/// Uses an image in every way. What it returns does not matter.
+/// Uses an image, in one or two of many ways. What it returns does not matter.
 fn exercise(storage: Arc<MemStorage>, base: &Base, rng: &mut Rng) {
     let options = quiet(40);
     let Ok(tree) = Tree::open(storage.clone(), &options) else { return };
-    let random_key =
-        |rng: &mut Rng| if rng.chance(1, 10) { vec![rng.next_u64() as u8] } else { key(rng.below(520)) };
-    for _ in 0..8 {
+    for _ in 0..3 {
         let _ = tree.get(&random_key(rng));
     }
-    scan(&tree, rng);
+    for _ in 0..1 + rng.below(2) {
+        match rng.below(6) {
+            0 => scan(&tree, rng),
+            1 => change(&tree, rng),
+            2 => empty_leaves(&tree, rng),
+            3 => fill_leaves(&tree, rng),
+            4 => blocks(&tree, base, rng),
+            _ => _ = (tree.check().is_ok(), tree.checkpoint().is_ok(), tree.trim(2).is_ok()),
+        }
+    }
+    assert!(tree.stats().cache_size <= options.cache_size as u64);
+    if rng.chance(3, 4) {
+        return;
+    }
+    if rng.chance(1, 2) {
+        let _ = tree.commit_all();
+        drop(tree);
+    } else {
+        let _ = tree.close();
+    }
+    // What was made of it is again an image that can be opened or refused.
+    if let Ok(tree) = Tree::open(storage, &options) {
+        scan(&tree, rng);
+    }
+}
+
+fn random_key(rng: &mut Rng) -> Vec<u8> {
+    if rng.chance(1, 10) { vec![rng.next_u64() as u8] } else { key(rng.below(520)) }
+}
+
+fn change(tree: &Tree, rng: &mut Rng) {
     for _ in 0..4 {
         let mut batch = Batch::new();
         for _ in 0..1 + rng.below(8) {
@@ -418,33 +455,25 @@ fn exercise(storage: Arc<MemStorage>, base: &Base, rng: &mut Rng) {
         }
         let _ = tree.apply(&batch);
     }
-    // Whole leaves, so that they merge.
+}
+
+/// So that they merge.
+fn empty_leaves(tree: &Tree, rng: &mut Rng) {
     let from = rng.below(500);
-    for n in (from..from + 60).step_by(3) {
+    for n in (from..from + 100).step_by(10) {
         let mut batch = Batch::new();
-        (n..n + 3).for_each(|n| batch.delete(&key(n)));
+        (n..n + 10).for_each(|n| batch.delete(&key(n)));
         let _ = tree.apply(&batch);
     }
-    for n in 0..12 {
+}
+
+/// So that they split.
+fn fill_leaves(tree: &Tree, rng: &mut Rng) {
+    let from = rng.below(500);
+    for n in 0..8 {
         let mut batch = Batch::new();
         batch.put(&key(from + n * 3), &[2; 3000]);
         let _ = tree.apply(&batch);
-    }
-    blocks(&tree, base, rng);
-    let _ = tree.check();
-    let _ = tree.checkpoint();
-    let _ = tree.trim(2);
-    let report = tree.stats();
-    assert!(report.cache_size <= options.cache_size as u64);
-    if rng.chance(1, 2) {
-        let _ = tree.commit_all();
-        drop(tree);
-    } else {
-        let _ = tree.close();
-    }
-    // What was made of it is again an image that can be opened or refused.
-    if let Ok(tree) = Tree::open(storage, &options) {
-        scan(&tree, rng);
     }
 }
 

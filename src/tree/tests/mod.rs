@@ -8,6 +8,8 @@ mod model;
 #[cfg(shuttle)]
 mod shuttle;
 #[cfg(not(shuttle))]
+mod space;
+#[cfg(not(shuttle))]
 mod stress;
 
 use std::sync::Arc;

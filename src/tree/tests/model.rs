@@ -139,16 +139,48 @@ fn run(seed: u64, pages: usize, operations: usize) {
     assert!(report.height <= 2, "seed {seed}: an empty tree is {} levels high", report.height);
 }
 
+/// Operations a run; `BTFS_OPERATIONS` makes a soak of it (28 runs, and about as many operations again to empty the trees).
+fn operations() -> usize {
+    std::env::var("BTFS_OPERATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(6_000)
+}
+
 #[test]
 fn every_record_is_found_again_with_a_pool_that_holds_all() {
     for seed in 0..14 {
-        run(seed, 1000, 6_000);
+        run(seed, 1000, operations());
     }
 }
 
 #[test]
 fn every_record_is_found_again_with_a_tiny_pool() {
     for seed in 100..114 {
-        run(seed, 40, 6_000);
+        run(seed, 40, operations());
+    }
+}
+
+/// Deleting in the order of the keys empties leaf after leaf beside full ones. When merges looked to the right only, all of
+/// them stayed.
+#[test]
+fn a_tree_that_is_emptied_in_order_gives_its_pages_back() {
+    for descending in [false, true] {
+        let storage = image(64 << 20, 1 << 20);
+        let tree = Tree::open(storage, &quiet(1000)).unwrap();
+        let mut keys: Vec<[u8; 8]> = (0..20_000u64).map(u64::to_be_bytes).collect();
+        for chunk in keys.chunks(10) {
+            let mut batch = Batch::new();
+            chunk.iter().for_each(|key| batch.put(key, &[1; 100]));
+            tree.apply(&batch).unwrap();
+        }
+        let leaves = tree.check().unwrap().leaves;
+        if descending {
+            keys.reverse();
+        }
+        for chunk in keys.chunks(10) {
+            let mut batch = Batch::new();
+            chunk.iter().for_each(|key| batch.delete(key));
+            tree.apply(&batch).unwrap();
+        }
+        let report = tree.check().unwrap();
+        assert!(leaves > 100 && report.leaves <= 2, "{} of {leaves} leaves are left", report.leaves);
     }
 }

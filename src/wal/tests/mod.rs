@@ -1,1 +1,370 @@
-//! Tests of the log.
+//! Tests of the log. Each is named after what a user would lose if it failed.
+
+use std::io;
+use std::sync::atomic::AtomicUsize;
+
+use super::format::RECORD_SIZE_MAX;
+use super::*;
+use crate::storage::{Fault, FaultStorage, MemStorage, OpKind, Rng};
+
+const PLACE: Place = Place { offset: 4096, size: 256 << 10 };
+const START: Lsn = Lsn(256 << 10);
+
+fn storage() -> Arc<MemStorage> {
+    Arc::new(MemStorage::new(1 << 20))
+}
+
+fn log(storage: &Arc<impl Storage + 'static>, incarnation: u32, end: Lsn) -> Log {
+    Log::new(storage.clone(), PLACE, incarnation, end, Defects::default())
+}
+
+/// Reserves and appends a record; its end.
+fn append(log: &Log, body: &[u8]) -> Lsn {
+    let mut reserved = Log::record_size(body.len());
+    log.try_reserve(reserved).unwrap();
+    let end = log.append(body, &mut reserved);
+    log.unreserve(reserved);
+    end
+}
+
+fn body(rng: &mut Rng, max: u64) -> Vec<u8> {
+    let mut body = vec![0; rng.below(max) as usize];
+    rng.fill(&mut body);
+    body
+}
+
+fn scan_from(
+    storage: &dyn Storage,
+    from: Lsn,
+    incarnation: u32,
+    floor: Lsn,
+) -> Result<(Scan, Vec<(Lsn, Vec<u8>)>)> {
+    let mut found = Vec::new();
+    let scan = scan(storage, PLACE, from, incarnation, floor, |_, end, body| {
+        found.push((end, body.to_vec()));
+        Ok(())
+    })?;
+    Ok((scan, found))
+}
+
+fn overwrite(storage: &dyn Storage, at: Lsn, bytes: &[u8]) {
+    storage.write_at(PLACE.offset + at.0 % PLACE.size, bytes).unwrap();
+}
+
+#[test]
+fn every_committed_record_is_found_again_also_around_the_end_of_the_area() {
+    let mut rng = Rng::new(1);
+    let storage = storage();
+    let log = log(&storage, 7, START);
+    let mut all: Vec<(Lsn, Vec<u8>)> = Vec::new();
+    let mut tail = START;
+    for n in 0..600 {
+        let body = body(&mut rng, 6000);
+        if log.try_reserve(Log::record_size(body.len())).is_err() {
+            // A checkpoint: everything so far is durable and home.
+            log.commit(log.end()).unwrap();
+            tail = log.end();
+            log.set_tail(tail);
+            all.clear();
+        } else {
+            log.unreserve(Log::record_size(body.len()));
+        }
+        all.push((append(&log, &body), body));
+        if n % 17 == 0 {
+            log.commit(log.end()).unwrap();
+            let (scan, found) = scan_from(&*storage, tail, 7, log.durable()).unwrap();
+            assert_eq!((scan.end, found.len() as u64), (log.end(), scan.records));
+            assert_eq!(found, all);
+        }
+    }
+    assert!(log.end().0 > START.0 + 5 * PLACE.size, "the log has been around several times");
+}
+
+#[test]
+fn a_group_that_was_cut_off_ends_the_log_before_it() {
+    let mut rng = Rng::new(2);
+    for cut in 0..40 {
+        let storage = storage();
+        let log = log(&storage, 1, START);
+        let kept: Vec<Lsn> = (0..5).map(|_| append(&log, &body(&mut rng, 400))).collect();
+        log.commit(log.end()).unwrap();
+        let lost = append(&log, &body(&mut rng, 3000));
+        append(&log, &body(&mut rng, 300));
+        log.commit(log.end()).unwrap();
+        // The mark in front of the first record of the second group may survive it.
+        let from = kept[4].0 + MARK_SIZE as u64;
+        let at = from + (lost.0 - from) * cut / 40;
+        overwrite(&*storage, Lsn(at), &[0x5a; 1]);
+        let byte_was_there = scan_from(&*storage, START, 1, START).unwrap().0.end == log.end();
+        if byte_was_there {
+            continue;
+        }
+        let (scan, found) = scan_from(&*storage, START, 1, kept[4]).unwrap();
+        assert_eq!(found.len(), 5);
+        assert!(scan.end.0 >= kept[4].0 && scan.end < lost && scan.discarded > 0, "{scan:?}");
+    }
+}
+
+#[test]
+fn a_durable_record_that_is_damaged_is_an_error_and_not_the_end() {
+    let storage = storage();
+    let log = log(&storage, 1, START);
+    let first = append(&log, &[1; 500]);
+    log.commit(first).unwrap();
+    let image = storage.image();
+    // The superblock or a doublewrite header says how far the log was durable.
+    overwrite(&*storage, Lsn(START.0 + 100), &[9]);
+    assert!(scan_from(&*storage, START, 1, first).unwrap_err().is_corrupt());
+    assert_eq!(scan_from(&*storage, START, 1, START).unwrap().0.end, START);
+    // A later record's mark says it.
+    let storage = Arc::new(MemStorage::from_image(image));
+    let log = Log::new(storage.clone(), PLACE, 1, first, Defects::default());
+    log.state.lock().marked = START.0;
+    let second = append(&log, &[2; 500]);
+    log.commit(second).unwrap();
+    assert_eq!(scan_from(&*storage, START, 1, START).unwrap().0.floor, first);
+    overwrite(&*storage, Lsn(START.0 + 100), &[9]);
+    assert!(scan_from(&*storage, START, 1, START).unwrap_err().is_corrupt());
+}
+
+#[test]
+fn records_of_an_older_incarnation_do_not_come_back_to_life() {
+    let storage = storage();
+    let old = log(&storage, 1, START);
+    let bodies: Vec<Lsn> = (0..10).map(|n| append(&old, &[n; 100])).collect();
+    old.commit(old.end()).unwrap();
+    // A recovery ended the log behind the third record; the next one to be written has the same length.
+    let new = log(&storage, 2, bodies[2]);
+    new.state.lock().marked = bodies[2].0;
+    append(&new, &[77; 100]);
+    new.commit(new.end()).unwrap();
+    let (scan, found) = scan_from(&*storage, bodies[2], 2, bodies[2]).unwrap();
+    assert_eq!((scan.end, scan.discarded), (new.end(), 0));
+    assert_eq!(found.iter().map(|(_, b)| b[0]).collect::<Vec<_>>(), [77]);
+}
+
+#[test]
+fn records_of_an_earlier_lap_do_not_come_back_to_life() {
+    let storage = storage();
+    let log = log(&storage, 1, START);
+    let mut count = 0;
+    while log.end().0 + 2000 < START.0 + PLACE.size {
+        count += 1;
+        append(&log, &[count as u8; 1000]);
+    }
+    log.commit(log.end()).unwrap();
+    let tail = log.end();
+    log.set_tail(tail);
+    for _ in 0..3 {
+        append(&log, &[200; 1000]);
+    }
+    log.commit(log.end()).unwrap();
+    let (scan, found) = scan_from(&*storage, tail, 1, tail).unwrap();
+    assert_eq!((scan.end, scan.discarded, found.len()), (log.end(), 0, 3));
+}
+
+#[test]
+fn impossible_headers_end_the_log() {
+    for (at, bytes) in [
+        (0, 23u32.to_be_bytes()),
+        (0, (RECORD_SIZE_MAX as u32 + 1).to_be_bytes()),
+        (0, u32::MAX.to_be_bytes()),
+        (0, 0u32.to_be_bytes()),
+        (8, [0xff; 4]),
+        (16, 9u32.to_be_bytes()),
+        (20, [9; 4]),
+    ] {
+        let storage = storage();
+        let log = log(&storage, 1, START);
+        let first = append(&log, &[1; 100]);
+        append(&log, &[2; 100]);
+        log.commit(log.end()).unwrap();
+        overwrite(&*storage, Lsn(first.0 + at), &bytes);
+        let (scan, found) = scan_from(&*storage, START, 1, START).unwrap();
+        assert_eq!((scan.end, found.len()), (first, 1));
+    }
+}
+
+#[test]
+fn a_record_never_overwrites_one_that_recovery_needs() {
+    let mut rng = Rng::new(3);
+    let storage = storage();
+    let log = log(&storage, 1, START);
+    let mut held: Vec<u64> = Vec::new();
+    for _ in 0..20_000 {
+        match rng.below(10) {
+            0..4 => {
+                let bytes = Log::record_size(rng.below(9000) as usize);
+                match log.try_reserve(bytes) {
+                    Ok(()) => held.push(bytes),
+                    Err(shortage) => assert_eq!(shortage, Shortage::Space),
+                }
+            }
+            4..8 if !held.is_empty() => {
+                let at = rng.index(held.len());
+                let mut reserved = held.swap_remove(at);
+                let body = vec![1; rng.below(reserved - Log::record_size(0) + 1) as usize];
+                log.append(&body, &mut reserved);
+                log.unreserve(reserved);
+            }
+            8 => log.commit(log.end()).unwrap(),
+            _ => {
+                log.commit(log.end()).unwrap();
+                log.set_tail(log.durable());
+            }
+        }
+        let state = log.state.lock();
+        assert_eq!(state.reserved, held.iter().sum::<u64>());
+        assert!(state.end + state.reserved <= state.tail + PLACE.size, "L1");
+        assert!(state.tail <= log.durable().0 && log.durable().0 <= state.end, "L1");
+    }
+    let free = {
+        let state = log.state.lock();
+        state.tail + PLACE.size - state.end - state.reserved
+    };
+    assert_eq!(log.try_reserve(free + 1), Err(Shortage::Space));
+    assert_eq!(log.try_reserve(free), Ok(()));
+}
+
+#[test]
+fn what_is_not_yet_written_stays_bounded() {
+    let storage = Arc::new(MemStorage::new(80 << 20));
+    let place = Place { offset: 0, size: 64 << 20 };
+    let log = Log::new(storage, place, 1, Lsn(place.size), Defects::default());
+    assert_eq!(log.try_reserve(BUFFER_MAX), Ok(()));
+    assert_eq!(log.try_reserve(1), Err(Shortage::Buffer));
+    log.unreserve(BUFFER_MAX);
+    let end = append(&log, &vec![0; 3 << 20]);
+    assert_eq!(log.try_reserve(BUFFER_MAX), Err(Shortage::Buffer));
+    log.commit(end).unwrap();
+    assert_eq!(log.try_reserve(BUFFER_MAX), Ok(()));
+}
+
+/// A storage on which a durable write takes its time, and that remembers the order of writes and syncs.
+struct Slow {
+    inner: MemStorage,
+    order: std::sync::Mutex<Vec<OpKind>>,
+    writing: AtomicUsize,
+}
+
+impl Slow {
+    fn new() -> Arc<Slow> {
+        let order = std::sync::Mutex::new(Vec::new());
+        Arc::new(Slow { inner: MemStorage::new(1 << 20), order, writing: AtomicUsize::new(0) })
+    }
+    fn note(&self, kind: OpKind) {
+        self.order.lock().unwrap().push(kind);
+    }
+}
+
+impl Storage for Slow {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.note(OpKind::Write);
+        self.inner.write_at(offset, buf)
+    }
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        assert_eq!(self.writing.fetch_add(1, Ordering::SeqCst), 0, "L3: one leader at a time");
+        std::thread::sleep(Duration::from_millis(2));
+        self.note(OpKind::WriteDurable);
+        let written = self.inner.write_at(offset, buf);
+        self.writing.fetch_sub(1, Ordering::SeqCst);
+        written
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.note(OpKind::Sync);
+        Ok(())
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn punch(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn committers_at_the_same_time_share_a_write() {
+    let storage = Slow::new();
+    let log = log(&storage, 1, START);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..25 {
+                    let end = append(&log, &[1; 100]);
+                    log.commit(end).unwrap();
+                    assert!(log.durable() >= end);
+                }
+            });
+        }
+    });
+    let groups = log.stats.groups.load(Ordering::Relaxed);
+    assert!(groups * 2 <= 200, "{groups} writes for 200 commits");
+    assert_eq!(scan_from(&*storage, START, 1, log.durable()).unwrap().1.len(), 200);
+}
+
+#[test]
+fn file_data_is_durable_before_the_record_that_names_it() {
+    let storage = Slow::new();
+    let log = log(&storage, 1, START);
+    for _ in 0..3 {
+        storage.write_at(900_000, b"data").unwrap();
+        log.data_written();
+        let end = append(&log, b"names it");
+        log.commit(end).unwrap();
+        let end = append(&log, b"names nothing");
+        log.commit(end).unwrap();
+    }
+    use OpKind::*;
+    let expected = [Write, Sync, WriteDurable, WriteDurable].repeat(3);
+    assert_eq!(*storage.order.lock().unwrap(), expected);
+}
+
+#[test]
+fn after_a_failed_write_every_commit_returns_the_same_error() {
+    for kind in [OpKind::WriteDurable, OpKind::Sync] {
+        let storage = Arc::new(FaultStorage::new(MemStorage::new(1 << 20)));
+        let log = log(&storage, 1, START);
+        let first = append(&log, b"one");
+        log.commit(first).unwrap();
+        storage.arm(Fault::nth(&[kind], 0));
+        log.data_written();
+        let lost = append(&log, b"two");
+        let errors: Vec<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..6).map(|_| scope.spawn(|| log.commit(lost).unwrap_err().to_string())).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(errors.iter().all(|e| *e == errors[0]), "{errors:?}");
+        assert_eq!(log.durable(), first);
+        // Also for what was durable before, and after the disk has become well again.
+        storage.disarm();
+        assert_eq!(log.commit(first).unwrap_err().to_string(), errors[0]);
+        assert_eq!(log.commit(log.end()).unwrap_err().to_string(), errors[0]);
+        assert_eq!(log.fail(Error::NoSpace).to_string(), errors[0]);
+    }
+}
+
+#[test]
+fn what_nobody_commits_is_durable_after_the_interval() {
+    let storage = storage();
+    let log = log(&storage, 1, START);
+    std::thread::scope(|scope| {
+        scope.spawn(|| log.run_writer(Duration::from_millis(5)));
+        let end = append(&log, b"somebody's work");
+        let began = std::time::Instant::now();
+        while log.durable() < end {
+            assert!(began.elapsed() < Duration::from_secs(20), "the writer sleeps");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        log.stop();
+    });
+}

@@ -1,0 +1,282 @@
+//! Space: full images, freed pages that cursors still point to, space that goes back to the host, and keys that are as long
+//! as they can be.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::page::format::BLOCKS_PER_GROUP;
+use crate::storage::{FileStorage, OpenMode};
+
+fn small() -> (Arc<MemStorage>, Tree) {
+    let storage = image(10 << 20, 256 << 10);
+    let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+    (storage, tree)
+}
+
+fn key(n: u32) -> Vec<u8> {
+    n.to_be_bytes().to_vec()
+}
+
+/// Puts records until the image is full; how many.
+fn fill(tree: &Tree) -> u32 {
+    for n in 0.. {
+        let mut batch = Batch::new();
+        batch.put(&key(n), &[n as u8; 3000]);
+        match tree.apply(&batch) {
+            Ok(_) => {}
+            Err(Error::NoSpace) => return n,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    unreachable!()
+}
+
+fn empty(tree: &Tree, records: u32) {
+    for n in (0..records).step_by(3) {
+        let mut batch = Batch::new();
+        (n..n + 3).for_each(|n| batch.delete(&key(n)));
+        tree.apply(&batch).unwrap();
+    }
+}
+
+/// Lets quarantines end.
+fn settle(tree: &Tree) {
+    for _ in 0..3 {
+        tree.checkpoint().unwrap();
+    }
+}
+
+#[test]
+fn a_full_tree_can_be_read_and_emptied_and_filled_again() {
+    let (storage, tree) = small();
+    let free = tree.free_blocks();
+    let first = fill(&tree);
+    assert!(first > 1500, "only {first} records of 3,000 bytes fit into 9 MiB");
+    for round in 0..3 {
+        let there = if round == 0 { first } else { first - first / 50 };
+        for n in 0..there {
+            assert_eq!(tree.get(&key(n)).unwrap(), Some(vec![n as u8; 3000]), "round {round}");
+        }
+        assert!(tree.get(&key(first)).unwrap().is_none(), "a refused batch was applied");
+        tree.check().unwrap();
+        tree.commit_all().unwrap();
+        empty(&tree, first);
+        settle(&tree);
+        let report = tree.check().unwrap();
+        assert_eq!((report.records, report.data), (0, vec![]));
+        let kept = (report.leaves + report.inner_pages - 1) * 4;
+        assert_eq!(tree.free_blocks() + kept, free, "space is leaked in round {round}");
+        // Leaves do not split in the same places every time.
+        let fewer = first - first / 50;
+        assert!(fill(&tree) >= fewer);
+        (first..first + first / 50).for_each(|n| {
+            let mut batch = Batch::new();
+            batch.delete(&key(n));
+            tree.apply(&batch).unwrap();
+        });
+        empty(&tree, first);
+        assert_eq!(tree.check().unwrap().records, 0);
+        settle(&tree);
+        for n in 0..fewer {
+            let mut batch = Batch::new();
+            batch.put(&key(n), &[n as u8; 3000]);
+            tree.apply(&batch).unwrap();
+        }
+    }
+    tree.close().unwrap();
+    Tree::open(storage, &quiet(64)).unwrap().check().unwrap();
+}
+
+#[test]
+fn an_image_full_of_data_can_be_emptied_and_filled_again() {
+    let (storage, tree) = small();
+    let free = tree.free_blocks();
+    let mut taken = 0;
+    for round in 0..3 {
+        let mut runs = Vec::new();
+        let error = loop {
+            match tree.reserve_blocks(100) {
+                Ok(run) => runs.push(run),
+                Err(e) => break e,
+            }
+            let mut batch = Batch::new();
+            batch.allocate(runs[runs.len() - 1]);
+            batch.put(&key(runs.len() as u32), b"a file");
+            tree.apply(&batch).unwrap();
+        };
+        assert!(matches!(error, Error::NoSpace), "{error}");
+        let blocks: u64 = runs.iter().map(|r| r.len as u64).sum();
+        assert!(round == 0 || blocks == taken, "{taken} blocks, then {blocks}");
+        // All but the tree's reserve and a chunk of which the tree has a part.
+        assert!(blocks > free / 10 * 8, "{blocks} of {free} blocks");
+        taken = blocks;
+        // The tree has kept enough for itself to make room again.
+        for (i, run) in runs.iter().enumerate() {
+            let mut batch = Batch::new();
+            batch.put(format!("a note about {i}").as_bytes(), &[0; 1000]);
+            tree.apply(&batch).unwrap();
+            let mut batch = Batch::new();
+            batch.free(*run);
+            batch.delete(&key(i as u32 + 1));
+            batch.delete(format!("a note about {i}").as_bytes());
+            tree.apply(&batch).unwrap();
+        }
+        settle(&tree);
+        let report = tree.check().unwrap();
+        assert_eq!(report.data, vec![]);
+        assert_eq!(tree.free_blocks() + (report.leaves + report.inner_pages - 1) * 4, free);
+    }
+    tree.close().unwrap();
+    assert_eq!(Tree::open(storage, &quiet(64)).unwrap().free_blocks(), free);
+}
+
+#[test]
+fn a_batch_cannot_free_or_allocate_blocks_twice() {
+    let (_storage, tree) = small();
+    let run = tree.reserve_blocks(8).unwrap();
+    let mut twice = Batch::new();
+    twice.allocate(run);
+    twice.allocate(Run { start: BlockNo(run.start.0 + 7), len: 1 });
+    assert!(tree.apply(&twice).unwrap_err().is_corrupt());
+    let mut once = Batch::new();
+    once.allocate(run);
+    tree.apply(&once).unwrap();
+    assert!(tree.apply(&once).unwrap_err().is_corrupt());
+    let mut twice = Batch::new();
+    twice.free(run);
+    twice.free(run);
+    assert!(tree.apply(&twice).unwrap_err().is_corrupt());
+    for wild in [
+        Run { start: BlockNo(u64::MAX), len: u32::MAX },
+        Run { start: BlockNo(run.start.0 + (1 << 32) * BLOCKS_PER_GROUP as u64), len: 8 },
+        Run { start: BlockNo(0), len: 1 },
+        Run { start: run.start, len: u32::MAX },
+        Run { start: run.start, len: 0 },
+    ] {
+        let mut batch = Batch::new();
+        batch.free(wild);
+        assert!(tree.apply(&batch).unwrap_err().is_corrupt(), "{wild:?}");
+        assert!(tree.read_blocks(BlockNo(u64::MAX), &mut [0; BLOCK_SIZE]).is_err());
+    }
+    assert_eq!(tree.check().unwrap().data, vec![run]);
+}
+
+/// A cursor stands at the end of a leaf, and points to the next. That one is merged away, its place is freed for good, the
+/// cursor goes on and reads what is left there; then the place becomes another page. Once the page was found "still in the
+/// pool", and the process died.
+#[test]
+fn a_cursor_that_points_to_a_freed_page_harms_nobody() {
+    let (_storage, tree) = small();
+    for n in 0..16 {
+        let mut batch = Batch::new();
+        batch.put(&key(n), &[n as u8; 3900]);
+        tree.apply(&batch).unwrap();
+    }
+    let mut cursor = tree.cursor();
+    for n in 0..4 {
+        assert!(cursor.next().unwrap());
+        assert_eq!(cursor.key(), key(n));
+    }
+    for n in 4..8 {
+        let mut batch = Batch::new();
+        batch.delete(&key(n));
+        tree.apply(&batch).unwrap();
+    }
+    assert!(tree.stats().merges > 0);
+    settle(&tree);
+    let mut other = tree.cursor();
+    other.seek(&key(3)).unwrap();
+    for n in 8..16 {
+        assert!(cursor.next().unwrap());
+        assert_eq!(cursor.key(), key(n));
+    }
+    for n in 100..140 {
+        let mut batch = Batch::new();
+        batch.put(&key(n), &[n as u8; 3900]);
+        tree.apply(&batch).unwrap();
+    }
+    assert_eq!(tree.check().unwrap().records, 52);
+}
+
+/// A separator that is longer than the space a full page has left: once the left half "did not fit", and the process died.
+#[test]
+fn long_keys_are_accepted_in_every_order() {
+    let mut rng = Rng::new(5);
+    for round in 0..60 {
+        let storage = image(32 << 20, 2 << 20);
+        let tree = Tree::open(storage, &quiet(300)).unwrap();
+        let shared = [1000, 1016, 900, 600, 0][round % 5];
+        let key = |n: u64| {
+            let mut key = vec![b'k'; shared];
+            key.extend_from_slice(&n.to_be_bytes());
+            key
+        };
+        let mut model = BTreeMap::new();
+        let per_batch = [1, 1, 1, 30][rng.index(4)];
+        let (mut up, mut down) = (1_000u64, 1_000u64);
+        let fixed = 60 + rng.below(200);
+        for _ in 0..120 / per_batch {
+            let mut batch = Batch::new();
+            for _ in 0..per_batch {
+                let n = match round / 5 % 4 {
+                    0 => up + 1,
+                    1 => down - 1,
+                    2 => rng.below(2000),
+                    _ if rng.chance(1, 2) => up + 1,
+                    _ => down - 1,
+                };
+                (up, down) = (up.max(n), down.min(n));
+                let len = if round % 2 == 0 { fixed } else { rng.below(3000) };
+                batch.put(&key(n), &vec![n as u8; len as usize]);
+                model.insert(key(n), vec![n as u8; len as usize]);
+            }
+            tree.apply(&batch).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        }
+        tree.check().unwrap();
+        let mut cursor = tree.cursor();
+        for (key, value) in &model {
+            assert!(cursor.next().unwrap());
+            assert_eq!((cursor.key(), cursor.value()), (&key[..], &value[..]), "round {round}");
+        }
+        assert!(!cursor.next().unwrap());
+    }
+}
+
+#[test]
+fn freed_space_goes_back_to_the_host() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let size = 64u64 << 20;
+    std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+    let storage = Arc::new(FileStorage::open(&path, OpenMode::ReadWrite).unwrap());
+    let options = FormatOptions { size, log_size: Some(1 << 20), ..FormatOptions::default() };
+    Tree::format(&*storage, &options).unwrap();
+    let tree = Tree::open(storage, &quiet(100)).unwrap();
+    let taken = || std::fs::metadata(&path).unwrap().blocks() * 512;
+    let before = taken();
+    let mut runs = Vec::new();
+    for n in 0..40 {
+        let run = tree.reserve_blocks(256).unwrap();
+        tree.write_blocks(run.start, &vec![7; run.len as usize * BLOCK_SIZE]).unwrap();
+        let mut batch = Batch::new();
+        batch.allocate(run);
+        batch.put(&key(n), &run.start.0.to_be_bytes());
+        tree.apply(&batch).unwrap();
+        runs.push(run);
+    }
+    tree.commit_all().unwrap();
+    let full = taken();
+    assert!(full >= before + (40 << 20), "{before} to {full} bytes for 40 MiB of data");
+    let mut batch = Batch::new();
+    runs.iter().for_each(|run| batch.free(*run));
+    tree.apply(&batch).unwrap();
+    // Not durable yet: a crash now would want the data.
+    tree.trim(1000).unwrap();
+    assert!(taken() >= full - (1 << 20), "data was given away before its deletion was durable");
+    tree.commit_all().unwrap();
+    tree.trim(1000).unwrap();
+    let after = taken();
+    assert!(after <= before + (4 << 20), "{before} to {full} to {after} bytes");
+    tree.check().unwrap();
+}
