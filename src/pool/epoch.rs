@@ -50,7 +50,7 @@ pub struct Epochs {
 pub struct Alive<'e> {
     epochs: &'e Epochs,
     slot: usize,
-    parity: usize,
+    epoch: u64,
 }
 
 #[cfg(not(shuttle))]
@@ -71,6 +71,10 @@ impl Default for Epochs {
     }
 }
 
+fn parity(epoch: u64) -> usize {
+    (epoch & 1) as usize
+}
+
 impl Epochs {
     /// Begins an operation. Ends when the result is dropped.
     #[inline]
@@ -78,11 +82,11 @@ impl Epochs {
         let slot = thread_slot();
         loop {
             let epoch = self.epoch.load(Ordering::SeqCst);
-            let parity = (epoch & 1) as usize;
+            let parity = parity(epoch);
             self.slots[slot].alive[parity].fetch_add(1, Ordering::SeqCst);
             // If the epoch has not moved since, whoever moves it next will see the count.
             if self.epoch.load(Ordering::SeqCst) == epoch {
-                return Alive { epochs: self, slot, parity };
+                return Alive { epochs: self, slot, epoch };
             }
             self.slots[slot].alive[parity].fetch_sub(1, Ordering::SeqCst);
         }
@@ -115,6 +119,12 @@ impl Epochs {
 }
 
 impl Alive<'_> {
+    /// The epoch in which the operation began. While it is alive, at most one more begins.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Adds to a counter. Not one atomic step: of threads beyond the 64th, which share a line, a count may be lost.
     #[inline]
     pub fn add(&self, counter: Counter, n: u64) {
@@ -126,6 +136,6 @@ impl Alive<'_> {
 impl Drop for Alive<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.epochs.slots[self.slot].alive[self.parity].fetch_sub(1, Ordering::SeqCst);
+        self.epochs.slots[self.slot].alive[parity(self.epoch)].fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -85,6 +85,14 @@ struct Progress {
 /// Frames that long scans use in turn.
 const RING: usize = 16;
 
+/// What became of a page that was not in the pool.
+enum Loaded<'p> {
+    /// It was read.
+    Page(PageRead<'p>),
+    /// It is in this frame by now.
+    Elsewhere(FrameNo),
+}
+
 const FRAME_OVERHEAD: usize = size_of::<frames::Frame>() + PageTable::BYTES_PER_FRAME;
 
 /// Counters of events that are rare enough for one cache line.
@@ -205,19 +213,22 @@ impl Pool {
     #[inline]
     pub fn read_hinted(&self, id: PageId, keep: bool) -> Result<PageRead<'_>> {
         loop {
-            if let Some(frame) = self.table.find(&self.frames, id) {
-                let (page, waited) = self.frames.latch_shared(frame);
-                if waited {
-                    self.epochs.add(Counter::LatchWaits, 1);
+            let frame = match self.table.find(&self.frames, id) {
+                Some(frame) => frame,
+                None => match self.load(id, keep)? {
+                    Loaded::Page(page) => return Ok(page),
+                    Loaded::Elsewhere(frame) => frame,
+                },
+            };
+            let (page, waited) = self.frames.latch_shared(frame);
+            if waited {
+                self.epochs.add(Counter::LatchWaits, 1);
+            }
+            let header = page.header();
+            if header.page() == id {
+                if keep {
+                    header.touch();
                 }
-                let header = page.header();
-                if header.page() == id {
-                    if keep {
-                        header.touch();
-                    }
-                    return Ok(page);
-                }
-            } else if let Some(page) = self.load(id, keep)? {
                 return Ok(page);
             }
         }
@@ -232,24 +243,25 @@ impl Pool {
         page
     }
 
-    /// Reads a page from the image into a frame; `None` if somebody else has done so meanwhile.
+    /// Reads a page from the image into a frame, unless somebody else has done so meanwhile.
     #[cold]
-    fn load(&self, id: PageId, keep: bool) -> Result<Option<PageRead<'_>>> {
+    fn load(&self, id: PageId, keep: bool) -> Result<Loaded<'_>> {
         let mut page = if keep { self.empty_frame() } else { self.scan_frame() };
         {
             let stripe = self.table.lock(id);
-            if stripe.find(&self.frames, id).is_some() {
+            if let Some(frame) = stripe.find(&self.frames, id) {
                 drop(stripe);
                 self.free_frames.push(page.frame());
-                return Ok(None);
+                return Ok(Loaded::Elsewhere(frame));
             }
             stripe.insert(&self.frames, page.frame(), id);
         }
         page.header().usage.store(keep as u32, Ordering::Relaxed);
+        page.header().newborn.store(false, Ordering::SeqCst);
         match self.fetch(id, &mut page) {
             Ok(()) => {
                 page.note_change();
-                Ok(Some(page.downgrade()))
+                Ok(Loaded::Page(page.downgrade()))
             }
             Err(error) => {
                 // Nobody must take what was not verified for a page, the latch-order checker included.
@@ -365,6 +377,11 @@ impl Pool {
         self.space.lock().is_valid(run)
     }
 
+    /// Whether a new page lies in a chunk of tree pages, which its allocation is to mark.
+    pub fn marks_chunk(&self, page: PageId) -> bool {
+        self.space.lock().marks_chunk(page)
+    }
+
     /// Blocks that are free, or will be soon.
     pub fn free_blocks(&self) -> u64 {
         self.space.lock().free_blocks()
@@ -463,8 +480,8 @@ impl Pool {
             let punched = self.storage.punch(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64);
             crate::storage::sim::set_site("");
             self.space.lock().give_punched(run);
-            punched.map_err(|e| self.log.fail(Error::io("giving space back to the host", e)))?;
-            self.stats.punches.fetch_add(1, Ordering::Relaxed);
+            let given = punched.map_err(|e| self.log.fail(Error::io("giving space back to the host", e)))?;
+            self.stats.punches.fetch_add(given as u64, Ordering::Relaxed);
         }
         Ok(max)
     }

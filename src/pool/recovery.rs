@@ -244,11 +244,12 @@ impl Pool {
         let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
         let mut sequence = 0;
         set_site("recovery");
+        // If only the process died, the host still shows writes that are not durable, the superblock just read perhaps among
+        // them. Everything from here on builds on what was read.
+        if !options.defects.has(Defect::RecoverUnsynced) {
+            storage.sync().map_err(|e| Error::io("syncing the image", e))?;
+        }
         if !superblock.clean {
-            // If only the process died, the host still shows writes that are not durable. Recovery builds on what it reads.
-            if !options.defects.has(Defect::RecoverUnsynced) {
-                storage.sync().map_err(|e| Error::io("syncing the image", e))?;
-            }
             let halves = read_doublewrite(&*storage, &superblock)?;
             let floor = halves.iter().map(|h| h.floor).max().unwrap_or_default().max(superblock.floor);
             sequence = halves.iter().map(|h| h.sequence).max().unwrap_or(0);

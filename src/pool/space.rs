@@ -8,9 +8,11 @@
 //!   freed page only when a checkpoint has passed it, two epochs have passed, and its frame has been discarded.
 //!   Otherwise a crash could bring the old owner back, and find new contents under its name.
 //! - **S3** A page's place was allocated on the host, with the chunk around it, before the page is handed out.
-//! - **S4** What is punched is available while it is punched, held by nobody.
+//! - **S4** What is being punched belongs to the puncher alone: it was available, and is again afterwards.
+//! - **S5** A chunk is marked as holding tree pages only if the host has allocated all of it. Pages that were squeezed in between
+//!   data, when no whole chunk was left, do not mark theirs.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::defects::{Defect, Defects};
 use crate::page::bitmap::Bitmap;
@@ -42,6 +44,8 @@ pub struct Space {
     pages: Vec<PageId>,
     /// How many of `pages` lie in each chunk.
     carved: HashMap<Chunk, u32>,
+    /// Pages, free or in use, that lie between data blocks (S5).
+    odd: HashSet<PageId>,
     freed_pages: VecDeque<(Lsn, u64, PageId)>,
     freed_runs: VecDeque<(Lsn, u64, Run)>,
     quarantined: u64,
@@ -60,6 +64,7 @@ impl Space {
             groups: Vec::new(),
             pages: Vec::new(),
             carved: HashMap::new(),
+            odd: HashSet::new(),
             freed_pages: VecDeque::new(),
             freed_runs: VecDeque::new(),
             quarantined: 0,
@@ -250,6 +255,12 @@ impl Space {
         }
     }
 
+    /// Whether the page can be handed out.
+    #[cfg(test)]
+    pub fn pages_contain(&self, page: PageId) -> bool {
+        self.pages.contains(&page)
+    }
+
     /// Takes back pages that were handed out and not used.
     pub fn give_pages(&mut self, pages: &[PageId]) {
         for page in pages.iter().rev() {
@@ -283,6 +294,7 @@ impl Space {
                     let start = self.block(group, word as u32 * 64 + four.trailing_zeros());
                     let run = Run { start, len: BLOCKS_PER_PAGE };
                     self.take(run);
+                    self.odd.extend(run.start.page());
                     return Some(run);
                 }
             }
@@ -290,8 +302,16 @@ impl Space {
         None
     }
 
+    /// Whether the page lies in a chunk of tree pages, which its allocation is to mark (S5).
+    pub fn marks_chunk(&self, page: PageId) -> bool {
+        !self.odd.contains(&page)
+    }
+
     /// The host has allocated the run: its pages can be handed out, lowest first.
     pub fn carve(&mut self, run: Run) {
+        if run.len == BLOCKS_PER_CHUNK {
+            self.odd.retain(|p| !(run.start..run.end()).contains(&p.block()));
+        }
         for i in (0..run.len / BLOCKS_PER_PAGE).rev() {
             let start = BlockNo(run.start.0 + (i * BLOCKS_PER_PAGE) as u64);
             self.push_page(Run { start, len: BLOCKS_PER_PAGE });

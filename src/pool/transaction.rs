@@ -1,9 +1,9 @@
 //! Transactions: what a change of pages needs is reserved with nothing held; then it is one log record.
 //!
-//! - **T1** A reservation is acquired all at once: whoever does not get every part gives the others back and waits with
+//! - **X1** A reservation is acquired all at once: whoever does not get every part gives the others back and waits with
 //!   nothing held. So no two reservations wait for each other.
-//! - **T2** From the first latch to the last, nothing waits but for latches, in their order.
-//! - **T3** The same sections that are appended to the log are applied to the pages, by the same code as in redo.
+//! - **X2** From the first latch to the last, nothing waits but for latches, in their order.
+//! - **X3** The same sections that are appended to the log are applied to the pages, by the same code as in redo.
 
 use std::sync::atomic::Ordering;
 
@@ -272,6 +272,8 @@ impl<'p> Reservation<'p> {
                 Ok(())
             });
             if let Err(reason) = applied {
+                // Where a panic does not end the process, the record must not become durable.
+                pool.log.fail(Error::corrupt(format_args!("log record before {end}"), reason));
                 panic!("a logged change does not apply to its page: {reason}");
             }
         }

@@ -71,7 +71,7 @@ impl Tree {
         let mut repairs = Vec::new();
         // Deletions alone need no page, so that they work in a full image.
         let puts = changes.iter().filter(|c| c.value.is_some()).count();
-        let first = if puts > 0 { changes.len() / 16 + 1 } else { 0 };
+        let first = if puts > 0 { (changes.len() / 16 + 1).min(self.splits_max(batch, &changes)) } else { 0 };
         let mut splits = if index.may_restructure() { first } else { 0 };
         let mut attempts = 0;
         let result = loop {
@@ -105,6 +105,22 @@ impl Tree {
         result
     }
 
+    /// The frames and the log that a batch itself needs at the most: every change in a leaf of its own.
+    fn need_of(batch: &Batch, changes: &[Change<'_>]) -> Need {
+        let runs = batch.allocated().len() + batch.freed().len();
+        let body = batch.size() + (changes.len() + runs) * (SECTION_HEAD + OP_HEAD);
+        Need { frames: changes.len() + runs, pages: 0, log: Log::record_size(body) }
+    }
+
+    /// How many splits can be reserved together with a batch, at least the two of a root's growth. If it takes more, splits of an
+    /// attempt that was given up stay, so each attempt gets further.
+    fn splits_max(&self, batch: &Batch, changes: &[Change<'_>]) -> usize {
+        let need = Self::need_of(batch, changes);
+        let frames = self.pool.dirty_max().saturating_sub(need.frames) / 2;
+        let log = self.pool.log.reservation_max().saturating_sub(need.log) / split_log();
+        frames.min(log as usize).max(2)
+    }
+
     fn check_runs(&self, batch: &Batch) -> Result<()> {
         for run in batch.allocated().iter().chain(batch.freed()) {
             if !self.pool.is_valid_run(*run) {
@@ -129,13 +145,8 @@ impl Tree {
         repairs: &mut Vec<Repair>,
     ) -> Result<Attempt> {
         let runs = batch.allocated().len() + batch.freed().len();
-        // The body at its longest: every change in a leaf of its own.
-        let body = batch.size() + changes.len() * (SECTION_HEAD + OP_HEAD) + runs * (SECTION_HEAD + OP_HEAD);
-        let need = Need {
-            frames: changes.len() + runs,
-            pages: splits,
-            log: Log::record_size(body) + splits as u64 * split_log(),
-        };
+        let own = Self::need_of(batch, changes);
+        let need = Need { pages: splits, log: own.log + splits as u64 * split_log(), ..own };
         let mut reservation = self.pool.reserve(need)?;
         let bitmaps = if runs > 0 {
             self.pool.pin_bitmaps(batch.allocated().iter().chain(batch.freed()).copied())?
@@ -177,7 +188,10 @@ impl Tree {
             match self.make_room(&mut reservation, changes, leaf, &mut latched, repairs)? {
                 Room::Made => {}
                 Room::Moved => return Ok(Attempt::Again(splits)),
-                Room::TooFewPages => return Ok(Attempt::Again((splits * 2).max(1))),
+                Room::TooFewPages => {
+                    let more = (splits * 2).clamp(1, self.splits_max(batch, changes));
+                    return Ok(Attempt::Again(more));
+                }
             }
         }
         let lsn = self.log_and_change(&mut reservation, changes, batch, &mut latched, &bitmaps)?;

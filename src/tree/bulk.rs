@@ -194,10 +194,12 @@ impl Loader<'_> {
         let pool = &self.tree.pool;
         self.used.sort_unstable();
         let mut runs: Vec<Run> = Vec::new();
+        let marks = |run: Run| run.start.page().is_some_and(|page| pool.marks_chunk(page));
+        let like = |run: Run| (pool.bitmap_of(run), marks(run));
         for id in &self.used {
             let run = id.run();
             match runs.last_mut() {
-                Some(last) if last.end() == run.start && pool.bitmap_of(*last) == pool.bitmap_of(run) => {
+                Some(last) if last.end() == run.start && like(*last) == like(run) => {
                     last.len += run.len;
                 }
                 _ => runs.push(run),
@@ -228,7 +230,7 @@ impl Loader<'_> {
             let begun = op::begin_section(&mut body, id);
             for run in runs.iter().filter(|r| pool.bitmap_of(**r) == id) {
                 let start = pool.within_group(*run);
-                Op::Allocate { start, len: run.len, pages: true }.encode(&mut body);
+                Op::Allocate { start, len: run.len, pages: marks(*run) }.encode(&mut body);
             }
             op::end_section(&mut body, begun);
         }

@@ -21,8 +21,10 @@ pub struct Cursor<'t> {
     loaded: bool,
     /// The records of the leaf that were copied; `None`: all.
     copied: Option<Range<usize>>,
-    /// If not all were copied: the key that was sought.
+    /// The key that was sought last; where a seek failed, the next step begins with it again.
     sought: Vec<u8>,
+    /// The epoch in which the leaf was copied.
+    epoch: u64,
     /// The position: in front of record `gap` of the leaf.
     gap: usize,
     /// The record that was returned last.
@@ -47,6 +49,7 @@ impl Tree {
             loaded: false,
             copied: None,
             sought: Vec::new(),
+            epoch: 0,
             gap: 0,
             record: 0,
             key: Vec::new(),
@@ -59,10 +62,20 @@ impl Cursor<'_> {
     /// Moves in front of the first record whose key is not less than `key`.
     pub fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.leaves = 0;
-        self.load(Target::Covering(key), Some(key))?;
+        self.loaded = false;
         self.sought.clear();
         self.sought.extend_from_slice(key);
-        Ok(())
+        self.load(Target::Covering(key), Some(key))
+    }
+
+    /// A cursor that has no leaf yet, or whose last seek failed, seeks.
+    #[inline]
+    fn settle(&mut self) -> Result<()> {
+        if self.loaded {
+            return Ok(());
+        }
+        let sought = self.sought.clone();
+        self.seek(&sought)
     }
 
     /// Moves behind the next record; `false` at the end.
@@ -72,9 +85,7 @@ impl Cursor<'_> {
         reason = "a cursor moves both ways, may fail, and lends its records"
     )]
     pub fn next(&mut self) -> Result<bool> {
-        if !self.loaded {
-            self.seek(&[])?;
-        }
+        self.settle()?;
         loop {
             let copied = self.copied.as_ref().map_or(self.node().count(), |c| c.end);
             if self.gap < copied {
@@ -94,11 +105,9 @@ impl Cursor<'_> {
 
     /// Moves in front of the record before; `false` at the beginning.
     pub fn prev(&mut self) -> Result<bool> {
-        if !self.loaded {
-            return Ok(false);
-        }
+        self.settle()?;
         if self.copied.as_ref().is_some_and(|c| self.gap == c.start) {
-            let sought = std::mem::take(&mut self.sought);
+            let sought = self.sought.clone();
             self.load(Target::Covering(&sought), None)?;
             self.gap = self.node().search(&sought).unwrap_or_else(|i| i);
         }
@@ -159,12 +168,12 @@ impl Cursor<'_> {
         let tree = self.tree;
         let _index = tree.index.reader();
         let alive = tree.pool.enter();
-        self.loaded = false;
         let keep = self.leaves <= LONG_SCAN;
         let Some(found) = tree.find(&alive, target, 0, keep)? else {
             return Err(crate::Error::corrupt("tree", "it has no leaves"));
         };
         let node = Node(&found.page);
+        self.epoch = alive.epoch();
         self.copied = None;
         if let Some(key) = from {
             self.gap = node.search(key).unwrap_or_else(|i| i);
@@ -182,10 +191,9 @@ impl Cursor<'_> {
 
     /// A scan that began with a few records of a leaf goes on behind the last of them.
     fn load_rest(&mut self) -> Result<()> {
-        let key = std::mem::take(&mut self.key);
+        let key = self.key.clone();
         self.load(Target::Covering(&key), None)?;
         self.gap = self.node().search(&key).map_or_else(|i| i, |i| i + 1);
-        self.key = key;
         Ok(())
     }
 
@@ -201,12 +209,16 @@ impl Cursor<'_> {
         Ok(true)
     }
 
-    /// Takes the right sibling if it still is what the copy's link says. Between two calls it may have been merged away and
-    /// its place reused, even for data; then a descent finds the way, and real damage.
+    /// Takes the right sibling if it still is what the copy's link says. Since the copy was made it may have been merged away. Its
+    /// place is not reused before two epochs have passed, so in the copy's own epoch the link leads to a page of the tree; in
+    /// a later one only a descent is safe.
     fn follow(&mut self, right: PageId, high: &[u8]) -> bool {
         let tree = self.tree;
         let _index = tree.index.reader();
         let alive = tree.pool.enter();
+        if alive.epoch() != self.epoch {
+            return false;
+        }
         let page: PageRead<'_> = match tree.pool.read_hinted(right, self.leaves <= LONG_SCAN) {
             Ok(page) if page_type(&page) == TYPE_TREE => page,
             _ => return false,

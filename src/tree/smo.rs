@@ -132,7 +132,7 @@ fn section(body: &mut Vec<u8>, page: PageId, op: Op<'_>) {
 impl Tree {
     fn allocation(&self, page: PageId) -> Op<'static> {
         let start = self.pool.within_group(page.run());
-        Op::Allocate { start, len: BLOCKS_PER_PAGE, pages: true }
+        Op::Allocate { start, len: BLOCKS_PER_PAGE, pages: self.pool.marks_chunk(page) }
     }
 
     /// Splits a page that is not the root, and returns the new right page, latched; `None` if no page is reserved.

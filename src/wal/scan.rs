@@ -23,6 +23,10 @@ pub struct Scan {
 /// Bytes that one read of the log fetches.
 const WINDOW: usize = 256 << 10;
 
+/// Bytes behind the log's end that are hashed in vain before the log is called damaged. A crash leaves a few headers without
+/// their records there; a forger could write one at every place, each claiming all the rest.
+const WASTED_MAX: usize = 64 * RECORD_SIZE_MAX;
+
 /// A window onto the circular log.
 struct Window<'a> {
     storage: &'a dyn Storage,
@@ -105,7 +109,7 @@ pub fn scan(
 /// Looks for whole records behind the first that is not: their marks tell damage from the log's end.
 /// What was in flight at a crash is bounded by the log buffer, so the search is, too.
 fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> Result<()> {
-    let mut at = found.end.0;
+    let (mut at, mut wasted) = (found.end.0, 0);
     let limit = (at + 2 * BUFFER_MAX + RECORD_SIZE_MAX as u64).min(window.limit);
     if let Some(header) = window.header(at)?
         && header.is_plausible(found.end, incarnation)
@@ -135,6 +139,14 @@ fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> R
                     at += len as u64;
                     found.discarded = at - found.end.0;
                 } else {
+                    let header = window.header(at)?.filter(|h| h.is_plausible(Lsn(at), incarnation));
+                    wasted += header.map_or(0, |h| h.len);
+                    if wasted > WASTED_MAX {
+                        return Err(Error::corrupt(
+                            format_args!("log at {}", found.end),
+                            "headers without records",
+                        ));
+                    }
                     at += 1;
                 }
             }

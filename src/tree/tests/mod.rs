@@ -65,7 +65,7 @@ impl Keys {
                 key
             }
             // A hot spot.
-            4 if rng.chance(9, 10) => (1u64 << 40 | n % 64).to_be_bytes().to_vec(),
+            4 if rng.chance(9, 10) => ((1u64 << 40) | (n % 64)).to_be_bytes().to_vec(),
             // Of every length, the empty key among them.
             5 => n.to_be_bytes().repeat(40)[..(n % 300) as usize].to_vec(),
             // Ascending in several places at once.

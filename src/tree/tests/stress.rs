@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use super::*;
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+/// Keys and their new values; `None`: deleted.
+type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 const THREADS: u64 = 12;
 const SHARED: u64 = 40;
@@ -82,7 +84,7 @@ struct Worker<'t> {
     model: Model,
     /// The same as of the last commit, and what was applied since.
     committed: Model,
-    since: Vec<Vec<(Vec<u8>, Option<Vec<u8>>)>>,
+    since: Vec<Changes>,
     runs: Vec<(Run, u64)>,
     count: u64,
 }
@@ -112,7 +114,7 @@ impl<'t> Worker<'t> {
         key
     }
 
-    fn apply(&mut self, mut batch: Batch, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Lsn {
+    fn apply(&mut self, mut batch: Batch, changes: Changes) -> Lsn {
         for (key, value) in &changes {
             match value {
                 Some(value) => batch.put(key, value),
@@ -137,7 +139,7 @@ impl<'t> Worker<'t> {
     }
 
     fn write(&mut self) {
-        let growing = self.count / 400 % 2 == 0;
+        let growing = (self.count / 400).is_multiple_of(2);
         let mut changes = BTreeMap::new();
         for _ in 0..1 + self.rng.below(6) {
             let key = self.own_key();
@@ -293,7 +295,7 @@ impl Drop for Finish<'_> {
 struct Outcome {
     model: Model,
     committed: Model,
-    since: Vec<Vec<(Vec<u8>, Option<Vec<u8>>)>>,
+    since: Vec<Changes>,
 }
 
 fn run(tree: &Tree, seed: u64) -> Vec<Outcome> {
@@ -367,11 +369,10 @@ fn what_was_committed_under_load_survives_a_kill() {
     assert!(!tree.recovery().clean);
     let found = contents(&tree);
     let mut known = 0;
-    for (number, mut outcome) in outcomes.into_iter().enumerate() {
+    for (number, outcome) in outcomes.into_iter().enumerate() {
         let mine: Model = found.iter().filter(|(k, _)| owner(k) == Some(number)).map(copy).collect();
         let mut state = outcome.committed;
         state.retain(|k, _| k[0] != b'x');
-        outcome.model.clear();
         let mut later = outcome.since.into_iter();
         while state != mine {
             let batch =

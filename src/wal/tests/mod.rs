@@ -33,12 +33,15 @@ fn body(rng: &mut Rng, max: u64) -> Vec<u8> {
     body
 }
 
+/// Transactions by their ends.
+type Found = Vec<(Lsn, Vec<u8>)>;
+
 fn scan_from(
     storage: &dyn Storage,
     from: Lsn,
     incarnation: u32,
     floor: Lsn,
-) -> Result<(Scan, Vec<(Lsn, Vec<u8>)>)> {
+) -> Result<(Scan, Found)> {
     let mut found = Vec::new();
     let scan = scan(storage, PLACE, from, incarnation, floor, |_, end, body| {
         found.push((end, body.to_vec()));
@@ -56,7 +59,7 @@ fn every_committed_record_is_found_again_also_around_the_end_of_the_area() {
     let mut rng = Rng::new(1);
     let storage = storage();
     let log = log(&storage, 7, START);
-    let mut all: Vec<(Lsn, Vec<u8>)> = Vec::new();
+    let mut all: Found = Vec::new();
     let mut tail = START;
     for n in 0..600 {
         let body = body(&mut rng, 6000);
@@ -367,4 +370,26 @@ fn what_nobody_commits_is_durable_after_the_interval() {
         }
         log.stop();
     });
+}
+
+#[test]
+fn a_log_of_forged_headers_does_not_keep_the_opening_busy() {
+    let storage = Arc::new(MemStorage::new(48 << 20));
+    let place = Place { offset: 0, size: 40 << 20 };
+    let start = Lsn(place.size);
+    let mut bytes = vec![0; 40 << 20];
+    for at in (24..bytes.len() - 24).step_by(24) {
+        let len = (bytes.len() - at).min(RECORD_SIZE_MAX);
+        let lsn = Lsn(start.0 + at as u64);
+        let header = format::encode_header(
+            crc32fast::Hasher::new(),
+            len - RECORD_HEADER_SIZE,
+            lsn,
+            1,
+            Kind::Transaction,
+        );
+        bytes[at..at + 24].copy_from_slice(&header);
+    }
+    storage.write_at(0, &bytes).unwrap();
+    assert!(scan(&*storage, place, start, 1, start, |_, _, _| Ok(())).unwrap_err().is_corrupt());
 }

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use btfs::storage::OpKind;
+use btfs::storage::sim::Operation;
+
 /// Counts of states by site. A state counts at several sites.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
@@ -26,15 +29,37 @@ pub const REQUIRED: &[(&str, &[&str])] = &[
             "bulk load",
         ],
     ),
-    ("last record in the log", &["batch", "split", "post", "merge", "root growth", "root shrink", "load"]),
+    (
+        "last record in the log, or the one torn behind it",
+        &[
+            "batch",
+            "split",
+            "post",
+            "merge",
+            "root shrink",
+            "load",
+            "batch, torn",
+            "split, torn",
+            "merge, torn",
+            "root growth, torn",
+        ],
+    ),
     (
         "found by recovery",
-        &["half-split tree", "torn page repaired", "log record torn", "log wrapped", "group birth"],
+        &[
+            "half-split tree",
+            "torn page repaired",
+            "log record torn",
+            "log wrapped",
+            "group birth",
+            "tree larger than the pool",
+        ],
     ),
     (
         "recovery and work after it",
         &[
             "cut during recovery",
+            "cut during recovery: sync",
             "cut during recovery: page repair",
             "cut during recovery: doublewrite",
             "cut during recovery: home write",
@@ -51,12 +76,17 @@ pub const REQUIRED: &[(&str, &[&str])] = &[
 impl Coverage {
     /// Counts a state at a site.
     pub fn count(&mut self, site: &'static str) {
-        *self.counts.entry(site).or_default() += 1;
+        self.count_many(site, 1);
     }
 
-    /// Counts a state by the label of the operation that was in flight.
-    pub fn count_label(&mut self, label: &str, in_recovery: bool) {
-        let site = match (in_recovery, label) {
+    /// Counts several states, or whatever the site's name says.
+    pub fn count_many(&mut self, site: &'static str, count: u64) {
+        *self.counts.entry(site).or_default() += count;
+    }
+
+    /// Counts a state by the operation that was in flight.
+    pub fn count_operation(&mut self, operation: &Operation, in_recovery: bool) {
+        let site = match (in_recovery, operation.site) {
             (false, "log") => "log write",
             (false, "data") => "data write",
             (false, "doublewrite A") => "doublewrite half A",
@@ -68,6 +98,7 @@ impl Coverage {
             (false, "punch") => "punch",
             (false, "bulk load") => "bulk load",
             (false, _) => "elsewhere",
+            (true, "recovery") if operation.kind == OpKind::Sync => "cut during recovery: sync",
             (true, "recovery") => "cut during recovery: page repair",
             (true, "doublewrite A" | "doublewrite B") => "cut during recovery: doublewrite",
             (true, "home A" | "home B") => "cut during recovery: home write",

@@ -10,6 +10,9 @@ use crate::path::{Failure, Step};
 /// How many cuts of a recording are looked at, by how many cuts there were before. Behind the last number, none.
 const CUTS: [usize; 3] = [60, 8, 5];
 
+/// A log write of more bytes than this is a site of its own.
+const LONG: u64 = 6000;
+
 /// Whether recordings after so many cuts are explored at all.
 pub fn goes_deeper(depth: usize) -> bool {
     depth < CUTS.len()
@@ -22,7 +25,12 @@ pub fn choose(recording: &Recording, recovery_end: u64, depth: usize, rng: &mut 
     let mut sites: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
     for operation in recording.operations().filter(|o| o.kind != OpKind::Allocate) {
         all.push((operation.index, operation.len));
-        let site = if operation.index < recovery_end { "recovery" } else { operation.site };
+        let site = match operation.site {
+            _ if operation.index < recovery_end => "recovery",
+            // Splits, merges and root growth: the image of a page is in it.
+            "log" if operation.len > LONG => "long log write",
+            site => site,
+        };
         sites.entry(site).or_default().push((operation.index, operation.len));
     }
     let sites: Vec<&Vec<(u64, u64)>> = sites.values().collect();
@@ -33,8 +41,8 @@ pub fn choose(recording: &Recording, recovery_end: u64, depth: usize, rng: &mut 
         } else {
             // Of several the longest: it can be torn in more ways.
             let of = sites[rng.index(sites.len())];
-            let some = [of[rng.index(of.len())], of[rng.index(of.len())]];
-            if some[0].1 > some[1].1 { some[0] } else { some[1] }
+            let some = [of[rng.index(of.len())], of[rng.index(of.len())], of[rng.index(of.len())]];
+            some.into_iter().max_by_key(|(_, len)| *len).unwrap_or(some[0])
         };
         let failure = match rng.index(Policy::ALL.len() + 1) {
             0 => Failure::Process,

@@ -10,13 +10,14 @@ use btfs::page::{BLOCK_SIZE, PAGE_SIZE};
 use btfs::storage::sim::{CutCursor, Operation, Recording};
 use btfs::storage::{Image, OpKind, Rng, SimStorage};
 
+use crate::concurrent;
 use crate::coverage::Coverage;
 use crate::cuts::{self, Blocks};
 use crate::log_tail::{log_tail, superblock};
 use crate::path::{Failure, Path, Step};
-use crate::plan::Plan;
+use crate::plan::{POOL_PAGES_MIN, Plan};
 use crate::verify::{self, Opened};
-use crate::workload::{Allowed, Driver};
+use crate::workload::{Allowed, Done, Driver};
 
 /// A state that is not what it must be.
 #[derive(Clone, Debug)]
@@ -53,13 +54,15 @@ enum Then {
 }
 
 impl Then {
-    fn choose(rng: &mut Rng, depth: usize) -> Then {
-        let one_in = [1, 3, 4][depth.min(2)];
-        if !cuts::goes_deeper(depth) || !rng.chance(1, one_in) {
+    /// Chooses; a state in which recovery found something torn is worth more.
+    fn choose(rng: &mut Rng, depth: usize, torn: bool) -> Then {
+        let chance = if torn { 3 } else { 1 };
+        if !cuts::goes_deeper(depth) || !rng.chance(chance, 5) {
             return Then::Stop;
         }
-        match rng.below(3) {
+        match rng.below(5) {
             0 => Then::CutRecovery,
+            1 | 2 => Then::WorkOn(1 + rng.below(3)),
             _ => Then::WorkOn(1 + rng.below(25)),
         }
     }
@@ -71,12 +74,24 @@ struct Recorded {
     recording: Recording,
     /// The states after each batch.
     history: Vec<u64>,
+    /// In a concurrent run, the batches' LSNs, and the marks are LSNs.
+    lsns: Option<Vec<u64>>,
     /// Operations before this one belong to the recovery at the beginning.
     recovery_end: u64,
     /// Blocks that were written before this run began.
     written: Blocks,
     /// Those of them that were free when it began to change anything.
     reusable: Blocks,
+}
+
+impl Recorded {
+    /// The states that a cut with this mark may leave.
+    fn allowed(&self, mark: u64) -> Allowed {
+        match &self.lsns {
+            None => Allowed::unpack(mark),
+            Some(lsns) => Allowed { first: lsns.partition_point(|&l| l <= mark), last: lsns.len() },
+        }
+    }
 }
 
 /// What the operations before a cut have done.
@@ -119,17 +134,44 @@ impl<'a> Explorer<'a> {
             return Ok(());
         }
         let plan = self.plan;
-        let recorded = guarded(&path, "first run", || {
+        let (recorded, refused) = guarded(&path, "first run", || {
             let sim = plan.image()?;
             sim.start_recording();
             let mut driver = Driver::open(plan, sim.clone(), path.hash())?;
             driver.run(plan.steps)?;
-            let history = driver.into_history();
+            let Done { history, refused } = driver.finish();
             let recording = sim.finish_recording().ok_or("nothing was recorded")?;
             let (written, reusable) = (Blocks::none(), Blocks::none());
-            Ok(Recorded { path: path.clone(), recording, history, recovery_end: 0, written, reusable })
+            let path = path.clone();
+            let recorded =
+                Recorded { path, recording, history, lsns: None, recovery_end: 0, written, reusable };
+            Ok((recorded, refused))
         })?;
+        self.coverage.count_many("batches of first runs", recorded.history.len() as u64 - 1);
+        self.coverage.count_many("batches and reservations refused for lack of room", refused);
         self.explore(&recorded)
+    }
+
+    /// Explores a first run by several threads. It is not the same twice.
+    ///
+    /// # Errors
+    /// The first state that is wrong.
+    pub fn run_concurrent(&mut self) -> Result<(), Violation> {
+        let path = Path { seed: self.plan.seed, steps: Vec::new() };
+        if !self.observer.begin(&path) {
+            return Ok(());
+        }
+        let done = guarded(&path, "concurrent run", || concurrent::run(self.plan, path.hash()))?;
+        self.coverage.count_many("batches of concurrent runs", done.history.len() as u64 - 1);
+        self.explore(&Recorded {
+            path,
+            recording: done.recording,
+            history: done.history,
+            lsns: Some(done.lsns),
+            recovery_end: 0,
+            written: Blocks::none(),
+            reusable: Blocks::none(),
+        })
     }
 
     /// Looks at states after cuts of a recorded run.
@@ -185,8 +227,7 @@ impl<'a> Explorer<'a> {
         });
         let image = sim.image();
         let depth = path.steps.len();
-        let then = Then::choose(&mut rng, depth);
-        let allowed = Allowed::unpack(cursor.mark());
+        let allowed = recorded.allowed(cursor.mark());
         let in_recovery = step.cut < recorded.recovery_end;
         self.count_cut(cursor, step, depth, in_recovery, &past);
         self.count_log_tail(&image);
@@ -198,19 +239,24 @@ impl<'a> Explorer<'a> {
             Failure::Power(_) => Vec::new(),
             Failure::Process => allowed.states(&recorded.history).to_vec(),
         };
-        if then != Then::Stop {
+        if cuts::goes_deeper(depth) {
             sim.note(Allowed { first: 0, last: before.len() }.pack());
             sim.start_recording();
         }
         let opened = guarded(&path, "recovery", || {
-            let opened = verify::open(&sim, &self.plan.options())?;
+            let opened = verify::open(&sim, &self.plan.options(path.hash()), path.hash().is_multiple_of(8))?;
             let state = verify::find(opened.contents.hash(), &recorded.history, allowed)?;
             Ok((opened, state))
         });
         if self.only.is_some() {
-            tell_opened(&opened, then);
+            tell_opened(&opened);
+        } else if opened.is_err() && recorded.lsns.is_some() {
+            tell_cut(recorded, cursor, &path, allowed, &image);
+            tell_opened(&opened);
         }
         let (opened, _) = opened?;
+        let recovery = opened.tree.recovery();
+        let then = Then::choose(&mut rng, depth, recovery.discarded > 0 || recovery.repaired > 0);
         self.count_found(&opened);
         self.go_on(path, &sim, opened, then, before, past.written)
     }
@@ -239,12 +285,12 @@ impl<'a> Explorer<'a> {
                 let Opened { tree, contents, .. } = opened;
                 let mut driver = Driver::resume(self.plan, sim.clone(), tree, contents, before, seed);
                 driver.run(steps)?;
-                Ok(driver.into_history())
+                Ok(driver.finish().history)
             })?,
         };
         let Some(recording) = sim.finish_recording() else { return Ok(()) };
         let reusable = free_blocks(&image, &written);
-        self.explore(&Recorded { path, recording, history, recovery_end, written, reusable })
+        self.explore(&Recorded { path, recording, history, lsns: None, recovery_end, written, reusable })
     }
 
     fn count_cut(
@@ -260,7 +306,7 @@ impl<'a> Explorer<'a> {
             coverage.count("death of the process");
         }
         match cursor.operation() {
-            Some(operation) => coverage.count_label(operation.site, in_recovery),
+            Some(operation) => coverage.count_operation(operation, in_recovery),
             None => coverage.count("after the last operation"),
         }
         match depth {
@@ -281,6 +327,9 @@ impl<'a> Explorer<'a> {
             None => self.coverage.count("closed in order"),
             Some(tail) => {
                 self.coverage.count(tail.last);
+                if let Some(torn) = tail.torn {
+                    self.coverage.count(torn);
+                }
                 if tail.group_birth && tail.last != "group birth" {
                     self.coverage.count("group birth");
                 }
@@ -298,7 +347,7 @@ impl<'a> Explorer<'a> {
             ("torn page repaired", recovery.repaired > 0),
             ("log record torn", recovery.discarded > 0),
             ("nothing to redo", !recovery.clean && recovery.redone == 0),
-            ("tree larger than the pool", opened.report.leaves > self.plan.pool_pages as u64),
+            ("tree larger than the pool", opened.report.leaves > POOL_PAGES_MIN as u64 + 28),
             ("tree of three or more levels", opened.report.height > 2),
         ];
         for (site, _) in found.iter().filter(|(_, is)| *is) {
@@ -354,11 +403,11 @@ fn tell_cut(recorded: &Recorded, cursor: &CutCursor<'_>, path: &Path, allowed: A
     println!("  log: {:?}", log_tail(image));
 }
 
-fn tell_opened(opened: &Result<(Opened, usize), Violation>, then: Then) {
+fn tell_opened(opened: &Result<(Opened, usize), Violation>) {
     match opened {
         Ok((opened, state)) => {
             println!("  {}", opened.tree.recovery());
-            println!("  it is state {state}; {:?}; then: {then:?}", opened.report);
+            println!("  it is state {state}; {:?}", opened.report);
         }
         Err(violation) => println!("  {violation}"),
     }

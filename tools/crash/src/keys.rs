@@ -73,7 +73,7 @@ impl Keys {
                 key.resize(KEY_MAX - (n % 3) as usize, b'x');
                 key
             }
-            KeyKind::HotSpot if rng.chance(9, 10) => (1u64 << 40 | n % 64).to_be_bytes().to_vec(),
+            KeyKind::HotSpot if rng.chance(9, 10) => ((1u64 << 40) | (n % 64)).to_be_bytes().to_vec(),
             KeyKind::HotSpot => n.to_be_bytes().to_vec(),
             KeyKind::Ragged => n.to_be_bytes().repeat(40)[..(n % 300) as usize].to_vec(),
             KeyKind::Lanes => [(self.next % 5).to_be_bytes(), self.next.to_be_bytes()].concat(),

@@ -11,6 +11,8 @@ use btfs::wal::format::{Header, Kind, RECORD_HEADER_SIZE};
 pub struct LogTail {
     /// What the last transaction does: a name of a site.
     pub last: &'static str,
+    /// What the transaction does that is torn behind it, as far as its beginning is there.
+    pub torn: Option<&'static str>,
     /// Whether the log has been around.
     pub wrapped: bool,
     /// Whether a group is born in the part that recovery reads.
@@ -22,31 +24,58 @@ pub fn log_tail(image: &Image) -> Option<LogTail> {
     let superblock = superblock(image).filter(|s| !s.clean)?;
     let size = superblock.log_size;
     let start = superblock.checkpoint.0;
-    let mut log = vec![0; size as usize];
-    let (head, tail) = log.split_at_mut((size - start % size) as usize);
-    image.read(LOG_OFFSET + start % size, head).ok()?;
-    image.read(LOG_OFFSET, tail).ok()?;
+    let mut log = LogBytes { image, start, size, bytes: Vec::new() };
     let mut at = 0;
     let mut last = "no record";
+    let mut torn = None;
     let mut group_birth = false;
-    while let Some(header) = log.get(at..at + RECORD_HEADER_SIZE).and_then(|b| b.first_chunk()) {
-        let header_bytes: &[u8; RECORD_HEADER_SIZE] = header;
-        let header = Header::decode(header_bytes);
+    while let Some(header_bytes) = log.get(at, RECORD_HEADER_SIZE).and_then(|b| b.first_chunk()) {
+        let header_bytes: [u8; RECORD_HEADER_SIZE] = *header_bytes;
+        let header = Header::decode(&header_bytes);
         if !header.is_plausible(Lsn(start + at as u64), superblock.incarnation) {
             break;
         }
-        let Some(body) = log.get(at + RECORD_HEADER_SIZE..at + header.len) else { break };
-        match header.verify(header_bytes, body) {
+        let Some(record) = log.get(at, header.len) else { break };
+        let body = &record[RECORD_HEADER_SIZE..];
+        match header.verify(&header_bytes, body) {
             Some(Kind::Transaction) => {
                 last = kind(body);
                 group_birth |= last == "group birth";
             }
             Some(Kind::Mark) => {}
-            None => break,
+            None => {
+                torn = torn_kind(body);
+                break;
+            }
         }
         at += header.len;
     }
-    Some(LogTail { last, wrapped: start + at as u64 > 2 * size, group_birth })
+    Some(LogTail { last, torn, wrapped: start + at as u64 > 2 * size, group_birth })
+}
+
+/// The log from the checkpoint on, read as far as is asked for.
+struct LogBytes<'i> {
+    image: &'i Image,
+    start: u64,
+    size: u64,
+    bytes: Vec<u8>,
+}
+
+impl LogBytes<'_> {
+    fn get(&mut self, at: usize, len: usize) -> Option<&[u8]> {
+        const STEP: u64 = 4096;
+        if (at + len) as u64 > self.size {
+            return None;
+        }
+        while self.bytes.len() < at + len {
+            let from = (self.start + self.bytes.len() as u64) % self.size;
+            let count = (STEP - from % STEP).min(self.size - self.bytes.len() as u64) as usize;
+            let end = self.bytes.len();
+            self.bytes.resize(end + count, 0);
+            self.image.read(LOG_OFFSET + from, &mut self.bytes[end..]).ok()?;
+        }
+        Some(&self.bytes[at..at + len])
+    }
 }
 
 /// The superblock that counts.
@@ -81,4 +110,18 @@ fn kind(body: &[u8]) -> &'static str {
         (1, _) => "load",
         _ => "root growth",
     }
+}
+
+/// What a transaction that is not whole does, by its first operation.
+fn torn_kind(body: &[u8]) -> Option<&'static str> {
+    let (_, mut ops) = op::sections(body).next()?.ok()?;
+    Some(match ops.next()?.ok()? {
+        Op::Truncate { .. } => "split, torn",
+        Op::SplitDone => "post, torn",
+        Op::Absorb(_) => "merge, torn",
+        Op::Kill => "root shrink, torn",
+        Op::Image(_) => "root growth, torn",
+        Op::Put { .. } | Op::Delete { .. } => "batch, torn",
+        _ => return None,
+    })
 }

@@ -10,7 +10,7 @@ use btfs_crash::plan::Plan;
 use btfs_crash::runner::{self, Job};
 
 const USAGE: &str = "\
-usage: crash-explore [--states N] [--seed S] [--time SECONDS] [--threads T] [--defect NAME]
+usage: crash-explore [--states N] [--seed S] [--time SECONDS] [--threads T] [--concurrent] [--defect NAME]
        crash-explore --replay SEED[:CUT.POLICY.SALT]... [--defect NAME]
        crash-explore --list-defects
 
@@ -20,6 +20,7 @@ wrong, 2 for wrong usage, 3 if one hangs.
   --seed S        the first seed (default 1)
   --time SECONDS  ends earlier
   --threads T     default: one for each core
+  --concurrent    first runs by several threads (failures cannot be replayed)
   --defect NAME   plants a defect; ends when it has been found (then exit status 1)
   --replay PATH   follows one path, and tells the story";
 
@@ -40,7 +41,8 @@ impl Observer for Quiet {
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut job = Job { seed: 1, states: 100_000, time: None, threads, defect: None, progress: true };
+    let mut job = Job { seed: 1, states: 100_000, time: None, threads, ..Job::default() };
+    job.progress = true;
     let mut path = None;
     while let Some(option) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{option} needs a value"));
@@ -50,6 +52,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
             "--seed" => job.seed = number(value()?)?,
             "--time" => job.time = Some(Duration::from_secs(number(value()?)?)),
             "--threads" => job.threads = number(value()?)? as usize,
+            "--concurrent" => job.concurrent = true,
             "--defect" => job.defect = Some(defect(&value()?)?),
             "--replay" => path = Some(value()?.parse()?),
             "--list-defects" => return Ok(Command::ListDefects),

@@ -118,3 +118,19 @@ impl FromStr for Path {
         Ok(Path { seed, steps: parts.map(str::parse).collect::<Result<_, _>>()? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_path_is_read_back() {
+        let mut path = Path { seed: 17, steps: Vec::new() };
+        for (cut, policy) in Policy::ALL.iter().enumerate() {
+            path = path.then(Step { cut: cut as u64 * 1000, failure: Failure::Power(*policy), salt: 3 });
+        }
+        path = path.then(Step { cut: 5, failure: Failure::Process, salt: 999 });
+        assert_eq!(path.to_string().parse(), Ok(path));
+        assert!("17:5.Sideways.1".parse::<Path>().is_err());
+    }
+}

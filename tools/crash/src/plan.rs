@@ -14,6 +14,9 @@ use crate::workload::Driver;
 /// Bytes of memory that a page costs the pool, generously.
 const FRAME: usize = 16_600;
 
+/// Pages of the smallest pool.
+pub const POOL_PAGES_MIN: usize = 32;
+
 /// What the image holds before it is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -69,8 +72,6 @@ pub struct Plan {
     pub seed: u64,
     /// The image's size, the places of its parts.
     pub format: FormatOptions,
-    /// Pages of the buffer pool.
-    pub pool_pages: usize,
     /// What the image held before.
     pub origin: Origin,
     /// What the run is like.
@@ -104,12 +105,13 @@ impl Plan {
     pub fn new(seed: u64, defects: Defects) -> Plan {
         let mut rng = Rng::new(mix(seed));
         let rng = &mut rng;
-        let scenario = match rng.below(20) {
-            0..=9 => Scenario::Churn,
-            10..=13 => Scenario::LoadAndWipe,
-            14..=16 => Scenario::Blocks,
-            17..=18 => Scenario::Uniform,
-            _ => Scenario::TwoGroups,
+        // By turns, so that a few dozen seeds in a row contain them all.
+        let scenario = match seed % 20 {
+            4 | 9 | 14 | 19 => Scenario::LoadAndWipe,
+            2 | 7 | 12 => Scenario::Blocks,
+            1 | 11 => Scenario::Uniform,
+            6 => Scenario::TwoGroups,
+            _ => Scenario::Churn,
         };
         let values = one_of(
             rng,
@@ -139,7 +141,6 @@ impl Plan {
                 uuid,
                 ..FormatOptions::default()
             },
-            pool_pages: 32 + rng.index(29),
             origin: one_of(
                 rng,
                 &[Origin::Zeros, Origin::Garbage, Origin::OtherImage, Origin::SameImage, Origin::SameImage],
@@ -154,16 +155,19 @@ impl Plan {
             batch_max: if scenario == Scenario::Uniform { 1 } else { 1 + rng.below(6) },
             steps: 20 + rng.below(80),
             size_max: one_of(rng, &[60, 150, 350, 600]) << 10,
-            data_blocks_max: one_of(rng, &[2, 8, 16, 40]),
+            data_blocks_max: match scenario {
+                Scenario::Blocks => one_of(rng, &[16, 60, 100]),
+                _ => one_of(rng, &[2, 8, 16, 40]),
+            },
             frequencies: Frequencies::new(rng, scenario),
             defects,
         }
     }
 
-    /// How the engine is run.
-    pub fn options(&self) -> Options {
+    /// How the engine is run: with a pool of 32 to 60 pages, which `number` decides.
+    pub fn options(&self, number: u64) -> Options {
         Options {
-            cache_size: self.pool_pages * FRAME,
+            cache_size: (POOL_PAGES_MIN + mix(number) as usize % 29) * FRAME,
             background: false,
             defects: self.defects,
             ..Options::default()
@@ -214,7 +218,7 @@ impl Frequencies {
             reopen: one_of(rng, &[0, 20, 50]),
             kill: one_of(rng, &[0, 20, 50]),
             data,
-            wipe: one_of(rng, &[0, 15, 40]),
+            wipe: one_of(rng, &[0, 15, 40]) * if scenario == Scenario::Blocks { 2 } else { 1 },
         }
     }
 }

@@ -19,7 +19,7 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const VIOLATIONS_MAX: usize = 8;
 
 /// What to explore.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Job {
     /// The first seed; the others follow it.
     pub seed: u64,
@@ -29,6 +29,8 @@ pub struct Job {
     pub time: Option<Duration>,
     /// How many threads.
     pub threads: usize,
+    /// Whether the first runs are by several threads.
+    pub concurrent: bool,
     /// The defect that is planted. The exploration then ends when it has been found.
     pub defect: Option<Defect>,
     /// Whether to print progress to standard error.
@@ -148,7 +150,7 @@ fn work(shared: &Shared<'_>, worker: &Worker) {
         let seed = shared.next_seed.fetch_add(1, Ordering::Relaxed);
         let plan = Plan::new(seed, defects(shared.job.defect));
         let mut explorer = Explorer::new(&plan, &watch);
-        let result = explorer.run();
+        let result = if shared.job.concurrent { explorer.run_concurrent() } else { explorer.run() };
         let mut outcome = lock(&shared.outcome);
         outcome.coverage.add(&explorer.coverage);
         if let Err(violation) = result {
@@ -167,11 +169,11 @@ fn work(shared: &Shared<'_>, worker: &Worker) {
 /// Ends the program if a state hangs: there is no other way to end the thread.
 fn watch(shared: &Shared<'_>) {
     for worker in &shared.workers {
-        if let Some((since, path)) = &*lock(&worker.at) {
-            if since.elapsed() > HANG {
-                eprintln!("HANG {path}: no end after {} s", HANG.as_secs());
-                std::process::exit(3);
-            }
+        if let Some((since, path)) = &*lock(&worker.at)
+            && since.elapsed() > HANG
+        {
+            eprintln!("HANG {path}: no end after {} s", HANG.as_secs());
+            std::process::exit(3);
         }
     }
 }

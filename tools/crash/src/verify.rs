@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use btfs::page::BLOCK_SIZE;
+use btfs::page::{BLOCK_SIZE, BLOCKS_PER_PAGE};
 use btfs::storage::SimStorage;
 use btfs::tree::{CheckReport, Options, Tree};
 use btfs::{BlockNo, Run};
 
 use crate::contents::{Contents, DataRecord};
+use crate::log_tail::superblock;
 use crate::workload::Allowed;
 
 /// A tree that was opened, and what it contains.
@@ -20,14 +21,39 @@ pub struct Opened {
     pub report: CheckReport,
 }
 
-/// Opens an image, checks the tree's structure, reads all records, and all data that they name.
+/// Opens an image, checks the tree's structure, reads all records, and all data that they name; if `both_ways`, the
+/// records also backwards and one by one.
 ///
 /// # Errors
 /// What is wrong.
-pub fn open(sim: &Arc<SimStorage>, options: &Options) -> Result<Opened, String> {
+pub fn open(sim: &Arc<SimStorage>, options: &Options, both_ways: bool) -> Result<Opened, String> {
     let tree = Tree::open(sim.clone(), options).map_err(|e| format!("opening: {e}"))?;
-    let report = tree.check().map_err(|e| format!("structure check: {e}"))?;
     let contents = read(&tree)?;
+    let report = check_structure(&tree, sim, &contents)?;
+    for data in contents.data_records() {
+        check_data(&tree, data)?;
+    }
+    if both_ways {
+        read_backwards(&tree, &contents)?;
+    }
+    Ok(Opened { tree, contents, report })
+}
+
+/// Checks an open tree, of which no blocks are reserved, against what it must contain.
+///
+/// # Errors
+/// What is wrong.
+pub fn check(tree: &Tree, sim: &SimStorage, contents: &Contents) -> Result<(), String> {
+    check_structure(tree, sim, contents)?;
+    let found = read(tree)?;
+    if found.hash() != contents.hash() {
+        return Err(format!("{} records are not the {} that were put", found.len(), contents.len()));
+    }
+    contents.data_records().try_for_each(|data| check_data(tree, data))
+}
+
+fn check_structure(tree: &Tree, sim: &SimStorage, contents: &Contents) -> Result<CheckReport, String> {
+    let report = tree.check().map_err(|e| format!("structure check: {e}"))?;
     if contents.len() as u64 != report.records {
         return Err(format!("{} records counted, {} found by a scan", report.records, contents.len()));
     }
@@ -35,10 +61,16 @@ pub fn open(sim: &Arc<SimStorage>, options: &Options) -> Result<Opened, String> 
     if runs != joined(&report.data) {
         return Err(format!("blocks in use: {:?}, blocks that records name: {runs:?}", report.data));
     }
-    for data in contents.data_records() {
-        check_data(&tree, data)?;
+    let superblock = superblock(&sim.image()).ok_or("no superblock is whole")?;
+    let groups = superblock.group_count();
+    let total: u64 = (0..groups).map(|g| u64::from(superblock.group_blocks(g))).sum();
+    let pages = report.leaves + report.inner_pages + u64::from(groups);
+    let data: u64 = runs.iter().map(|r| u64::from(r.len)).sum();
+    let free = total - pages * u64::from(BLOCKS_PER_PAGE) - data;
+    if tree.free_blocks() != free {
+        return Err(format!("{} blocks are free, {} can be allocated", free, tree.free_blocks()));
     }
-    Ok(Opened { tree, contents, report })
+    Ok(report)
 }
 
 /// Runs with neighbours joined.
@@ -67,6 +99,23 @@ fn read(tree: &Tree) -> Result<Contents, String> {
         last.extend_from_slice(cursor.key());
     }
     Ok(contents)
+}
+
+fn read_backwards(tree: &Tree, contents: &Contents) -> Result<(), String> {
+    let mut backwards = Contents::default();
+    let mut cursor = tree.cursor();
+    cursor.seek_end().map_err(|e| format!("seek to the end: {e}"))?;
+    while cursor.prev().map_err(|e| format!("backward scan: {e}"))? {
+        backwards.put(cursor.key(), cursor.value());
+        let got = tree.get_with(cursor.key(), |v| v == cursor.value()).map_err(|e| format!("get: {e}"))?;
+        if got != Some(true) {
+            return Err(format!("get of key {:?} does not find what a scan finds", cursor.key()));
+        }
+    }
+    if backwards.hash() != contents.hash() || backwards.len() != contents.len() {
+        return Err(format!("{} records backwards, {} forwards", backwards.len(), contents.len()));
+    }
+    Ok(())
 }
 
 fn check_data(tree: &Tree, data: &DataRecord) -> Result<(), String> {

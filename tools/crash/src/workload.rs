@@ -53,6 +53,15 @@ pub struct Driver<'a> {
     acknowledged: usize,
     lsn: Lsn,
     shrinking: bool,
+    refused: u64,
+}
+
+/// What a workload has done.
+pub struct Done {
+    /// The states.
+    pub history: Vec<u64>,
+    /// How many batches there was no room for.
+    pub refused: u64,
 }
 
 /// A batch, and the model as it will be.
@@ -68,7 +77,7 @@ impl<'a> Driver<'a> {
     /// What the engine said.
     pub fn open(plan: &'a Plan, sim: Arc<SimStorage>, seed: u64) -> Result<Self, String> {
         let tree =
-            Tree::open(sim.clone(), &plan.options()).map_err(|e| format!("opening a new image: {e}"))?;
+            Tree::open(sim.clone(), &plan.options(seed)).map_err(|e| format!("opening a new image: {e}"))?;
         Ok(Self::resume(plan, sim, tree, Contents::default(), Vec::new(), seed))
     }
 
@@ -94,14 +103,15 @@ impl<'a> Driver<'a> {
             contents,
             lsn: Lsn(0),
             shrinking: seed.is_multiple_of(3),
+            refused: 0,
         };
         driver.note(0);
         driver
     }
 
-    /// The states so far.
-    pub fn into_history(self) -> Vec<u64> {
-        self.history
+    /// Ends the workload; the process dies, unless the run ended with closing.
+    pub fn finish(self) -> Done {
+        Done { history: self.history, refused: self.refused }
     }
 
     fn applied(&self) -> usize {
@@ -128,12 +138,16 @@ impl<'a> Driver<'a> {
     /// What the engine said, or how it differs from the model.
     pub fn run(&mut self, steps: u64) -> Result<(), String> {
         self.prepare()?;
-        for _ in 0..steps {
+        for step in 0..steps {
             self.step()?;
+            if step == 0 && self.rng.chance(1, 3) {
+                self.commit()?;
+            }
         }
         match self.rng.below(4) {
             0 => self.close(),
             1 => self.commit(),
+            2 => verify::check(self.tree()?, &self.sim, &self.contents),
             _ => Ok(()),
         }
     }
@@ -191,7 +205,7 @@ impl<'a> Driver<'a> {
 
     fn commit(&mut self) -> Result<(), String> {
         let tree = self.tree()?;
-        let result = if self.lsn.0 % 2 == 0 { tree.commit(self.lsn) } else { tree.commit_all() };
+        let result = if self.lsn.0.is_multiple_of(2) { tree.commit(self.lsn) } else { tree.commit_all() };
         result.map_err(|e| format!("commit: {e}"))?;
         self.acknowledge();
         Ok(())
@@ -208,7 +222,8 @@ impl<'a> Driver<'a> {
     /// Opens again, after an orderly close or the death of the process, and finds out which batches are there.
     fn reopen(&mut self, clean: bool) -> Result<(), String> {
         let allowed = Allowed { first: self.acknowledged, last: self.applied() };
-        let found = verify::open(&self.sim, &self.plan.options())?;
+        let options = self.plan.options(self.rng.next_u64());
+        let found = verify::open(&self.sim, &options, true)?;
         if clean != found.tree.recovery().clean {
             return Err(format!("clean flag {}, but closed in order: {clean}", !clean));
         }
@@ -233,6 +248,7 @@ impl<'a> Driver<'a> {
                 Ok(true)
             }
             Err(Error::NoSpace | Error::TooLarge { .. }) => {
+                self.refused += 1;
                 self.note(0);
                 Ok(false)
             }
@@ -338,7 +354,7 @@ impl<'a> Driver<'a> {
         let old = self.contents.data(&key).cloned();
         let mut reserved = None;
         match &old {
-            Some(old) if self.rng.chance(1, 3) || (self.shrinking && self.rng.chance(1, 2)) => {
+            Some(old) if self.rng.chance(1, 4) || (self.shrinking && self.rng.chance(1, 2)) => {
                 self.shorten(&mut change, &key, old);
             }
             _ => {
@@ -389,7 +405,10 @@ impl<'a> Driver<'a> {
         let want = if blocks_max > 100 { blocks_max } else { 1 + self.rng.below(blocks_max) };
         let run = match self.tree()?.reserve_blocks(want as u32) {
             Ok(run) => run,
-            Err(Error::NoSpace) => return Ok(None),
+            Err(Error::NoSpace) => {
+                self.refused += 1;
+                return Ok(None);
+            }
             Err(e) => return Err(format!("reserving blocks: {e}")),
         };
         let written = run.len.min(WRITTEN_MAX);

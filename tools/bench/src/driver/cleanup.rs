@@ -2,6 +2,7 @@
 //! error, and when the user or the system ends the program.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result};
@@ -10,6 +11,9 @@ use super::cgroup;
 
 static LEFTOVERS: Mutex<Leftovers> =
     Mutex::new(Leftovers { dir: None, processes: Vec::new(), cgroups: Vec::new() });
+
+/// Whether a signal is ending the program.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
 struct Leftovers {
     dir: Option<PathBuf>,
@@ -24,6 +28,7 @@ const PREFIX: &str = "run-";
 /// Cleans up on signals and panics, too.
 pub fn install() -> Result<()> {
     ctrlc::set_handler(|| {
+        IS_ENDING.store(true, Ordering::SeqCst);
         clean_up();
         std::process::exit(INTERRUPTED);
     })
@@ -34,6 +39,13 @@ pub fn install() -> Result<()> {
         clean_up();
     }));
     Ok(())
+}
+
+/// Does not return if a signal is ending the program: workers that die now are no failures to be told of.
+pub fn stay_if_ending() {
+    while IS_ENDING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
 }
 
 pub fn add_process(id: u32) {

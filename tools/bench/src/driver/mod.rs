@@ -64,6 +64,14 @@ struct Workers {
     floor: Option<Child>,
 }
 
+/// What came of asking a worker.
+enum Answer {
+    Measured(Box<Measurement>),
+    Nothing,
+    /// The worker can take no further part in the phase.
+    Lost,
+}
+
 impl Driver {
     fn run_phase(&mut self, round: u32, phase: Phase) -> Result<()> {
         let rows = self.rows_of(phase);
@@ -146,32 +154,24 @@ impl Driver {
     fn run_row(&mut self, round: u32, row: Row, workers: &mut Workers) {
         let mut totals: Vec<(EngineId, Measurement)> = Vec::new();
         for slice in 0..row.slices() {
-            let mut dead = Vec::new();
+            let mut lost = Vec::new();
             for (engine, child) in &mut workers.engines {
                 if !self.is_run_by(row, *engine) {
                     continue;
                 }
-                let request = Request::Row { row, slice, slices: row.slices() };
-                match child.ask(&request) {
-                    Ok(Response::Measured(measurement)) => {
+                match self.ask(row, slice, *engine, child) {
+                    Answer::Measured(measurement) => {
                         let log_len = log_bytes_per_operation(&measurement);
                         add(&mut totals, *engine, *measurement);
                         if *engine == EngineId::BTFS && row == Row::Durable {
                             self.run_floor(round, FloorKind::SameBytes, log_len, workers.floor.as_mut());
                         }
                     }
-                    Ok(Response::Skipped(reason)) => self.results.skip(row, *engine, reason),
-                    Ok(Response::Failed(reason)) => {
-                        self.fail(format!("{row} of {}: {reason}", engine.name()))
-                    }
-                    Ok(Response::Ready(_)) => self.fail(format!("{row} of {}: odd answer", engine.name())),
-                    Err(error) => {
-                        self.fail(format!("{row} of {}: {error:#}", engine.name()));
-                        dead.push(*engine);
-                    }
+                    Answer::Nothing => (),
+                    Answer::Lost => lost.push(*engine),
                 }
             }
-            workers.engines.retain(|(engine, _)| !dead.contains(engine));
+            workers.engines.retain(|(engine, _)| !lost.contains(engine));
             // Next time another one begins.
             let first = 1.min(workers.engines.len());
             workers.engines.rotate_left(first);
@@ -183,11 +183,30 @@ impl Driver {
             if row.slices() > 1 {
                 measurement.condense();
             }
-            let unit = row.unit();
             let us = measurement.ns_per_unit(row) / 1000.0;
-            eprintln!("round {} {row:20} {:14} {us:12.3} µs/{unit}", round + 1, engine.name());
+            eprintln!("round {} {row:20} {:14} {us:12.3} µs/{}", round + 1, engine.name(), row.unit());
             self.results.add(round, row, engine, measurement);
         }
+    }
+
+    /// Has one worker perform one slice of a row.
+    fn ask(&mut self, row: Row, slice: u64, engine: EngineId, child: &mut Child) -> Answer {
+        let failure = match child.ask(&Request::Row { row, slice, slices: row.slices() }) {
+            Ok(Response::Measured(measurement)) => return Answer::Measured(measurement),
+            Ok(Response::Skipped(reason)) => {
+                self.results.skip(row, engine, reason);
+                return Answer::Nothing;
+            }
+            Ok(Response::Failed(reason)) => reason,
+            Ok(Response::Ready(_)) => "odd answer".to_owned(),
+            Err(error) => {
+                self.fail(format!("{row} of {}: {error:#}", engine.name()));
+                return Answer::Lost;
+            }
+        };
+        self.fail(format!("{row} of {}: {failure}", engine.name()));
+        // The other rows of the phase would work on a tree that is not there.
+        if row == Row::InsertRandom { Answer::Lost } else { Answer::Nothing }
     }
 
     fn run_floor(&mut self, round: u32, kind: FloorKind, len: Option<u64>, floor: Option<&mut Child>) {
@@ -200,6 +219,7 @@ impl Driver {
     }
 
     fn fail(&mut self, failure: String) {
+        cleanup::stay_if_ending();
         eprintln!("FAILED {failure}");
         self.results.failures.push(failure);
     }

@@ -1,6 +1,6 @@
 //! The tree's own counters, and what the latch protocols make of the rows with several threads.
 
-use super::grid::{Grid, microseconds, number, percent, rate};
+use super::grid::{Grid, number, percent, rate};
 use crate::driver::Results;
 use crate::engines::{EngineId, counter, figure};
 use crate::rows::Row;
@@ -91,18 +91,25 @@ pub fn latch_protocols(results: &Results) -> String {
     if engines.len() < 2 {
         return String::new();
     }
-    let names: Vec<_> = engines.iter().map(|engine| format!("{} µs", engine.name())).collect();
     let mut header = vec![""];
-    header.extend(names.iter().map(String::as_str));
-    header.push("B-link is faster by");
+    header.extend(engines.iter().map(|engine| engine.name()));
+    header.push("first / best other");
     let mut grid = Grid::new(&header);
+    let mut add = |name: &str, rates: Vec<Option<f64>>| {
+        let best_other = rates[1..].iter().flatten().copied().reduce(f64::max);
+        let gain = rates[0].zip(best_other).map(|(first, other)| first / other);
+        let cells = rates.into_iter().map(rate).chain([number(gain)]);
+        grid.add(std::iter::once(name.to_owned()).chain(cells).collect());
+    };
     for row in results.rows().into_iter().filter(|row| row.is_concurrent()) {
-        let times: Vec<_> = engines.iter().map(|&engine| results.median_ns(row, engine)).collect();
-        let others = times[1..].iter().flatten().copied().reduce(f64::min);
-        let mut cells = vec![row.name().to_owned()];
-        cells.extend(times.iter().map(|&time| microseconds(time)));
-        cells.push(number(others.zip(times[0]).map(|(other, blink)| other / blink)));
-        grid.add(cells);
+        let rate_of = |&engine: &EngineId| results.median_ns(row, engine).map(|ns| 1e9 / ns);
+        add(row.name(), engines.iter().map(rate_of).collect());
+        if row == Row::Mixed {
+            let written = |&engine: &EngineId| {
+                results.median(row, engine, |measurement| measurement.figure("records_written_per_second"))
+            };
+            add("mixed: records written", engines.iter().map(written).collect());
+        }
     }
-    grid.render("latch protocols — time per call or record, all threads together; the last column against the better one")
+    grid.render("latch protocols — calls or records a second, all threads together")
 }

@@ -29,7 +29,8 @@ pub fn header(results: &Results) -> String {
         several threads are of all threads together. Rows of batches end with everything durable; that is part\n\
         of the time. «settle» is the time until everything lay in its place afterwards. Engines with read\n\
         transactions renew them every 1000 gets.\n\
-        Write amplification is bytes written to the device for each byte of keys and values: «written» during\n\
+        Write amplification is bytes that the device is given for each byte of keys and values (blocks of 4 KiB\n\
+        that became dirty between two syncs; not the journal of the file system): «written» during\n\
         the row, «settled» with a checkpoint forced after it, «steady» with that checkpoint shared among as many\n\
         records as fit in the log between two checkpoints (the same as settled where nothing is put off).\n\n"
 }

@@ -38,7 +38,7 @@ impl Floor {
         ensure!((1..=FILE_LEN).contains(&len), "cannot write {len} bytes at a time");
         let bytes = vec![0x5a; len as usize];
         let mut samples_ns = Vec::with_capacity(count as usize);
-        let io_before = super::process::bytes_written()?;
+        let device_before = super::written::device_bytes();
         for _ in 0..count {
             if self.offset + len > FILE_LEN {
                 self.offset = 0;
@@ -55,7 +55,7 @@ impl Floor {
             seconds: elapsed.as_secs_f64(),
             samples_ns,
             payload: len * count,
-            device_bytes: Some(super::process::bytes_written()?.saturating_sub(io_before)),
+            device_bytes: Some(super::written::device_bytes() - device_before),
             ..Measurement::default()
         })
     }

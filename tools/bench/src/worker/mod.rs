@@ -7,6 +7,7 @@ mod process;
 mod read;
 mod threads;
 mod write;
+mod written;
 
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
@@ -126,29 +127,30 @@ impl EngineWorker {
         if row == Row::InsertRandom {
             write::preload(&task)?;
         }
-        let io_before = process::bytes_written()?;
+        let device_before = written::device_bytes();
+        let calls_before = (process::bytes_by_calls()?, written::call_bytes());
         let counters_before = self.engine.counters();
         let outcome = task.perform(row)?;
         let counters = grown(&counters_before, self.engine.counters());
 
-        let io_between = process::bytes_written()?;
+        let device_between = written::device_bytes();
 
         let mut settle_seconds = 0.0;
         if row.writes() && slice + 1 == slices {
             let start = Instant::now();
             self.engine.settle()?;
-            process::wait_until_idle(IDLE_WAIT_MAX)?;
+            process::wait_until_idle(IDLE_WAIT_MAX);
             settle_seconds = start.elapsed().as_secs_f64();
         }
-        let settle_bytes = process::bytes_written()?.saturating_sub(io_between);
+        check_calls(calls_before)?;
         let mut measurement = Measurement {
             operations: outcome.operations,
             records: outcome.records,
             seconds: outcome.elapsed.as_secs_f64(),
             samples_ns: outcome.samples_ns,
             payload: outcome.payload,
-            device_bytes: row.writes().then_some(io_between.saturating_sub(io_before)),
-            settle_bytes,
+            device_bytes: row.writes().then_some(device_between - device_before),
+            settle_bytes: written::device_bytes() - device_between,
             log_between_checkpoints: self.engine.log_between_checkpoints(),
             settle_seconds,
             counters,
@@ -173,6 +175,19 @@ impl EngineWorker {
         figures.insert("doublewrite_bytes".to_owned(), sizes.doublewrite as f64);
         Ok(figures)
     }
+}
+
+/// Fails if files were written by other calls than those that are counted. `before` is the count of the kernel
+/// and our own before the row.
+fn check_calls(before: (u64, u64)) -> Result<()> {
+    let by_kernel = process::bytes_by_calls()?.saturating_sub(before.0);
+    let by_us = written::call_bytes() - before.1;
+    let slack = by_kernel / 100 + (1 << 20);
+    ensure!(
+        by_kernel <= by_us + slack,
+        "only {by_us} of {by_kernel} bytes were written by calls that are counted"
+    );
+    Ok(())
 }
 
 /// Whether the files are looked at after this row.

@@ -1,4 +1,4 @@
-//! What the kernel tells of this process: bytes written, memory, processor time.
+//! What the kernel tells of this process: memory, processor time, bytes written.
 
 use std::fs;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::written;
 use crate::protocol::Memory;
 
 const IDLE_WINDOW: Duration = Duration::from_millis(50);
@@ -23,12 +24,10 @@ pub fn join_cgroup(cgroup: &Path) -> Result<()> {
         .with_context(|| format!("cannot join the control group {}", cgroup.display()))
 }
 
-/// Bytes that this process caused to be written to the device. The kernel counts a page of the page cache when
-/// it becomes dirty, by write or through a memory map, and a direct write when it is issued.
-pub fn bytes_written() -> Result<u64> {
+/// Bytes that this process has written by any call, to whatever file.
+pub fn bytes_by_calls() -> Result<u64> {
     let text = fs::read_to_string("/proc/self/io")?;
-    let field = |name| number_after(&text, name).with_context(|| format!("no {name} in /proc/self/io"));
-    Ok(field("write_bytes:")?.saturating_sub(field("cancelled_write_bytes:")?))
+    number_after(&text, "wchar:").context("no wchar in /proc/self/io")
 }
 
 pub fn memory() -> Result<Memory> {
@@ -43,18 +42,17 @@ pub fn memory() -> Result<Memory> {
 }
 
 /// Waits until no thread of this process computes or writes, but no longer than `limit`.
-pub fn wait_until_idle(limit: Duration) -> Result<()> {
+pub fn wait_until_idle(limit: Duration) {
     let start = Instant::now();
-    let mut before = (cpu_time(), bytes_written()?);
+    let mut before = (cpu_time(), written::call_bytes());
     while start.elapsed() < limit {
         std::thread::sleep(IDLE_WINDOW);
-        let now = (cpu_time(), bytes_written()?);
+        let now = (cpu_time(), written::call_bytes());
         if (now.0 - before.0).as_secs_f64() < IDLE_SHARE * IDLE_WINDOW.as_secs_f64() && now.1 == before.1 {
             break;
         }
         before = now;
     }
-    Ok(())
 }
 
 fn cpu_time() -> Duration {
