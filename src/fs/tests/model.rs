@@ -260,7 +260,7 @@ impl Run {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "what the check before has found")]
     fn do_rename(
         &mut self,
         from: Id,
@@ -274,7 +274,7 @@ impl Run {
         if other == Some(id) {
             return;
         }
-        let mut place = |run: &mut Run, id: Id, from: Id, to: Id| {
+        let place = |run: &mut Run, id: Id, from: Id, to: Id| {
             if run.is_dir(id) {
                 run.items.get_mut(&from).unwrap().links -= 1;
                 run.items.get_mut(&to).unwrap().links += 1;
@@ -342,7 +342,7 @@ impl Run {
                 ino,
                 offset,
                 len,
-                if byte % 2 == 0 { Fallocate::Allocate } else { Fallocate::KeepSize },
+                if byte.is_multiple_of(2) { Fallocate::Allocate } else { Fallocate::KeepSize },
                 &ME,
             ),
         };
@@ -363,7 +363,7 @@ impl Run {
                         file[offset as usize..to].fill(0);
                     }
                 }
-                _ if byte % 2 == 0 => grow(file, end),
+                _ if byte.is_multiple_of(2) => grow(file, end),
                 _ => {}
             }
         });
@@ -379,13 +379,12 @@ impl Run {
             file[from..(from + len).min(file.len())].to_vec()
         });
         self.same("read", &real, &expected);
-        if let Ok(file) = self.contents(id).cloned() {
-            if let Ok(at) = self.fs().seek(ino, offset, true) {
+        if let Ok(file) = self.contents(id).cloned()
+            && let Ok(at) = self.fs().seek(ino, offset, true) {
                 let skipped = &file[(offset as usize).min(file.len())
                     ..at.map_or(file.len(), |a| a as usize).max(offset as usize).min(file.len())];
                 assert!(skipped.iter().all(|b| *b == 0), "seed {}: SEEK_DATA skips data", self.seed);
             }
-        }
     }
 
     fn xattr(&mut self) {
