@@ -36,12 +36,7 @@ fn body(rng: &mut Rng, max: u64) -> Vec<u8> {
 /// Transactions by their ends.
 type Found = Vec<(Lsn, Vec<u8>)>;
 
-fn scan_from(
-    storage: &dyn Storage,
-    from: Lsn,
-    incarnation: u32,
-    floor: Lsn,
-) -> Result<(Scan, Found)> {
+fn scan_from(storage: &dyn Storage, from: Lsn, incarnation: u32, floor: Lsn) -> Result<(Scan, Found)> {
     let mut found = Vec::new();
     let scan = scan(storage, PLACE, from, incarnation, floor, |_, end, body| {
         found.push((end, body.to_vec()));

@@ -450,7 +450,9 @@ impl<'a> Driver<'a> {
                 self.shrinking = true;
                 Ok(())
             }
-            Err(Error::NoSpace) => {
+            // A tree whose last records were deleted just before the cut may have empty leaves that are not merged yet.
+            Err(Error::NoSpace | Error::Unusable(_)) => {
+                self.refused += 1;
                 self.note(0);
                 Ok(())
             }
