@@ -39,7 +39,8 @@ impl Tree {
     /// crash before that the tree is empty.
     ///
     /// # Errors
-    /// [`Error::Unusable`] if the tree is not empty or the order is violated; nothing is loaded then.
+    /// [`Error::Unusable`] if the tree is not empty or the order is violated; nothing is loaded then. A tree from which everything was
+    /// deleted may keep a few empty pages, and counts as not empty then.
     pub fn bulk_load<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         records: impl IntoIterator<Item = (K, V)>,

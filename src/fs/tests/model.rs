@@ -380,11 +380,12 @@ impl Run {
         });
         self.same("read", &real, &expected);
         if let Ok(file) = self.contents(id).cloned()
-            && let Ok(at) = self.fs().seek(ino, offset, true) {
-                let skipped = &file[(offset as usize).min(file.len())
-                    ..at.map_or(file.len(), |a| a as usize).max(offset as usize).min(file.len())];
-                assert!(skipped.iter().all(|b| *b == 0), "seed {}: SEEK_DATA skips data", self.seed);
-            }
+            && let Ok(at) = self.fs().seek(ino, offset, true)
+        {
+            let skipped = &file[(offset as usize).min(file.len())
+                ..at.map_or(file.len(), |a| a as usize).max(offset as usize).min(file.len())];
+            assert!(skipped.iter().all(|b| *b == 0), "seed {}: SEEK_DATA skips data", self.seed);
+        }
     }
 
     fn xattr(&mut self) {
