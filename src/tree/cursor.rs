@@ -183,7 +183,7 @@ impl Cursor<'_> {
         } else {
             node.copy_to(&mut self.leaf);
         }
-        alive.add(Counter::Seeks, 1);
+        alive.add(Counter::Seeks, from.is_some() as u64);
         alive.add(Counter::ScanPages, found.visits as u64);
         self.loaded = true;
         Ok(())

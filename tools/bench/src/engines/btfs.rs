@@ -120,6 +120,7 @@ impl Engine for Btfs {
         Counters::from(
             [
                 (counter::PAGES_VISITED, stats.get_pages + stats.scan_pages),
+                (counter::READ_CALLS, stats.gets + stats.seeks),
                 (counter::PAGES_READ, stats.pages_read),
                 (counter::PAGES_WRITTEN, stats.pages_written),
                 (counter::LOG_BYTES, stats.log_end),

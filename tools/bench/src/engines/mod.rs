@@ -29,6 +29,8 @@ pub type Figures = BTreeMap<String, f64>;
 pub mod counter {
     /// Pages latched on the way to a record, and leaves that a scan copied.
     pub const PAGES_VISITED: &str = "pages_visited";
+    /// Gets and scans, those before the timing began included, as in the pages that they visited.
+    pub const READ_CALLS: &str = "read_calls";
     /// Pages read from the file.
     pub const PAGES_READ: &str = "pages_read";
     /// Pages written to their places in the file.

@@ -35,10 +35,12 @@ fn of_one(results: &Results, engine: EngineId) -> String {
         if total(counter::PAGES_VISITED).is_none() && total(counter::LOG_BYTES).is_none() {
             continue;
         }
+        let reads = total(counter::READ_CALLS).filter(|n| *n > 0.0);
+        let pages_per_read = total(counter::PAGES_VISITED).zip(reads).map(|(pages, reads)| pages / reads);
         let calls_per_sync = calls_per_log_sync(results, row, engine);
         grid.add(vec![
             row.name().to_owned(),
-            number(per_call(counter::PAGES_VISITED)),
+            number(pages_per_read),
             number(per_call(counter::PAGES_READ)),
             number(per_call(counter::LOG_BYTES).filter(|_| row.writes())),
             number(log_bytes_per_record.filter(|_| row.writes())),
