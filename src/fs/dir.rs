@@ -19,27 +19,43 @@ impl Fs {
         (hasher.finish() >> 9).clamp(1, HASH_MAX)
     }
 
-    /// The entry of a name in a directory that is locked, and its cookie; or else the first free cookie of its hash.
-    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8]) -> Result<Found> {
-        let hash = self.hash(name);
+    /// Looks through all slots of a hash, never stopping at a gap, for the record in which `matches` finds what is sought; or
+    /// else finds the lowest free slot.
+    pub(super) fn find_slot<T>(
+        &self,
+        hash: u64,
+        key: impl Fn(u64) -> Key,
+        place: impl Fn(&[u8]) -> Option<u64>,
+        mut matches: impl FnMut(&[u8]) -> Result<Option<T>>,
+    ) -> Result<Slot<T>> {
         let (mut free, mut expected) = (None, hash << 8);
         let mut cursor = self.tree.cursor();
-        cursor.seek(&entry_key(group, Cookie(hash << 8)))?;
+        cursor.seek(&key(hash << 8))?;
         while cursor.next()? {
-            let Some(cookie) = entry_cookie(group, cursor.key()).filter(|c| c.0 >> 8 == hash) else { break };
-            let entry = Entry::decode(dir, cursor.value())?;
-            if entry.name == name {
-                return Ok(Found::Entry(cookie, entry));
+            let Some(place) = place(cursor.key()).filter(|p| p >> 8 == hash) else { break };
+            if let Some(found) = matches(cursor.value())? {
+                return Ok(Slot::Taken(place, found));
             }
-            if cookie.0 > expected {
-                free = free.or(Some(Cookie(expected)));
+            if place > expected {
+                free = free.or(Some(expected));
             }
-            expected = cookie.0 + 1;
+            expected = place + 1;
         }
         if expected >> 8 == hash {
-            free = free.or(Some(Cookie(expected)));
+            free = free.or(Some(expected));
         }
-        Ok(Found::Free(free))
+        Ok(Slot::Free(free))
+    }
+
+    /// The entry of a name in a directory that is locked, and its cookie; or else the first free cookie of its hash.
+    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8]) -> Result<Found> {
+        let key = |place| entry_key(group, Cookie(place));
+        let place = |key: &[u8]| entry_cookie(group, key).map(|c| c.0);
+        let matches = |record: &[u8]| Ok(Some(Entry::decode(dir, record)?).filter(|e| e.name == name));
+        Ok(match self.find_slot(self.hash(name), key, place, matches)? {
+            Slot::Taken(place, entry) => Found::Entry(Cookie(place), entry),
+            Slot::Free(place) => Found::Free(place.map(Cookie)),
+        })
     }
 
     /// The inode under a name, without a new reference.
@@ -92,6 +108,14 @@ impl Fs {
         }
         Ok(())
     }
+}
+
+/// What a search through the slots of a hash found.
+pub(super) enum Slot<T> {
+    /// The record, at this hash and slot.
+    Taken(u64, T),
+    /// A place for it; `None` if all slots of its hash are taken.
+    Free(Option<u64>),
 }
 
 /// What a search for a name found.

@@ -1,5 +1,6 @@
 //! Extended attributes: small values in the tree, large ones in blocks of their own.
 
+use super::dir::Slot;
 use super::error::{FsError, Result};
 use super::format::*;
 use super::{Caller, Fs};
@@ -17,33 +18,12 @@ pub enum SetXattr {
     Replace,
 }
 
-/// An attribute's place, or a free one.
-enum Place {
-    Taken(u64, Xattr),
-    Free(Option<u64>),
-}
-
 impl Fs {
-    fn find_xattr(&self, ino: Ino, name: &[u8]) -> Result<Place> {
-        let hash = self.hash(name);
-        let (mut free, mut expected) = (None, hash << 8);
-        let mut cursor = self.tree.cursor();
-        cursor.seek(&xattr_key(ino, hash << 8))?;
-        while cursor.next()? {
-            let Some(place) = xattr_place(ino, cursor.key()).filter(|p| p >> 8 == hash) else { break };
-            let xattr = Xattr::decode(ino, cursor.value())?;
-            if xattr.name == name {
-                return Ok(Place::Taken(place, xattr));
-            }
-            if place > expected {
-                free = free.or(Some(expected));
-            }
-            expected = place + 1;
-        }
-        if expected >> 8 == hash {
-            free = free.or(Some(expected));
-        }
-        Ok(Place::Free(free))
+    fn find_xattr(&self, ino: Ino, name: &[u8]) -> Result<Slot<Xattr>> {
+        let key = |place| xattr_key(ino, place);
+        let place = |key: &[u8]| xattr_place(ino, key);
+        let matches = |record: &[u8]| Ok(Some(Xattr::decode(ino, record)?).filter(|x| x.name == name));
+        self.find_slot(self.hash(name), key, place, matches)
     }
 
     /// The value of an attribute.
@@ -54,8 +34,8 @@ impl Fs {
             return Err(FsError::NoAttribute);
         }
         match self.find_xattr(ino, name)? {
-            Place::Taken(_, xattr) => self.xattr_value(ino, &xattr),
-            Place::Free(_) => Err(FsError::NoAttribute),
+            Slot::Taken(_, xattr) => self.xattr_value(ino, &xattr),
+            Slot::Free(_) => Err(FsError::NoAttribute),
         }
     }
 
@@ -109,16 +89,16 @@ impl Fs {
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         let mut batch = Batch::new();
         let place = match (self.find_xattr(ino, name)?, how) {
-            (Place::Taken(..), SetXattr::Create) => return Err(FsError::Exists),
-            (Place::Free(_), SetXattr::Replace) => return Err(FsError::NoAttribute),
-            (Place::Taken(place, old), _) => {
+            (Slot::Taken(..), SetXattr::Create) => return Err(FsError::Exists),
+            (Slot::Free(_), SetXattr::Replace) => return Err(FsError::NoAttribute),
+            (Slot::Taken(place, old), _) => {
                 if let Some(run) = old.run() {
                     batch.free(run);
                     inode.blocks = inode.blocks.saturating_sub(run.len as u64);
                 }
                 place
             }
-            (Place::Free(place), _) => {
+            (Slot::Free(place), _) => {
                 inode.xattrs += 1;
                 place.ok_or(FsError::NoSpace)?
             }
@@ -161,7 +141,7 @@ impl Fs {
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
-        let Place::Taken(place, old) = self.find_xattr(ino, name)? else { return Err(FsError::NoAttribute) };
+        let Slot::Taken(place, old) = self.find_xattr(ino, name)? else { return Err(FsError::NoAttribute) };
         let mut batch = Batch::new();
         if let Some(run) = old.run() {
             batch.free(run);

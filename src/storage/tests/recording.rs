@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -137,45 +136,6 @@ fn what_concurrent_threads_acknowledged_is_there_after_every_cut() {
         }
     }
     assert_eq!(cursor.mark(), (0..THREADS).map(|thread| RECORDS << (16 * thread)).sum());
-}
-
-/// `cargo test --release -- --ignored --nocapture how_fast`
-#[test]
-#[ignore = "a measurement"]
-fn how_fast_crash_images_are_made() {
-    let sim = SimStorage::new(4 << 20, Some(1));
-    let mut rng = Rng::new(1);
-    for page in 0..256 {
-        sim.write_at(page * 16384, &[1; 16384]).unwrap();
-    }
-    sim.sync().unwrap();
-    sim.start_recording();
-    let start = Instant::now();
-    for number in 0..5000 {
-        match number % 10 {
-            0..=6 => sim.write_at(rng.below(256) * 16384, &[number as u8; 16384]).unwrap(),
-            7 | 8 => sim.write_durable_at(rng.below(8192) * 512, &[number as u8; 700]).unwrap(),
-            _ if number % 50 == 49 => sim.sync().unwrap(),
-            _ => sim.allocate(0, 4096).unwrap(),
-        }
-    }
-    let per_operation = start.elapsed() / 5000;
-    let recording = sim.finish_recording().unwrap();
-    let (mut images, mut pending) = (0, 0);
-    let start = Instant::now();
-    let mut cursor = recording.cursor();
-    while cursor.advance() {
-        for _ in 0..4 {
-            let _image = cursor.crash(&mut rng, Policy::Any);
-            pending += cursor.pending();
-            images += 1;
-        }
-    }
-    let rate = f64::from(images) / start.elapsed().as_secs_f64();
-    println!(
-        "{per_operation:?} an operation; {rate:.0} images/s, {} writes pending on average",
-        pending / images as usize
-    );
 }
 
 #[test]
