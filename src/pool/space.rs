@@ -234,11 +234,10 @@ impl Space {
 
     // -- pages --------------------------------------------------------------------------------------------------
 
-    /// Hands out `n` pages, or none.
+    /// Hands out `n` pages, or none. The last one is to be used first: pages that are used one after the other then ascend.
     pub fn take_pages(&mut self, n: usize) -> Option<Vec<PageId>> {
         let keep = self.pages.len().checked_sub(n)?;
-        let mut taken = self.pages.split_off(keep);
-        taken.reverse();
+        let taken = self.pages.split_off(keep);
         for page in &taken {
             self.uncarve(*page);
         }
@@ -261,9 +260,9 @@ impl Space {
         self.pages.contains(&page)
     }
 
-    /// Takes back pages that were handed out and not used.
+    /// Takes back pages that were handed out and not used, in the order in which they were.
     pub fn give_pages(&mut self, pages: &[PageId]) {
-        for page in pages.iter().rev() {
+        for page in pages {
             self.push_page(page.run());
         }
     }

@@ -94,7 +94,6 @@ impl Loader<'_> {
     fn page(&mut self) -> Result<PageId> {
         if self.free.is_empty() {
             self.free = self.tree.pool.take_pages(WINDOW)?;
-            self.free.reverse();
         }
         let id = self.free.pop().ok_or(Error::NoSpace)?;
         self.used.push(id);
