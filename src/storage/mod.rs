@@ -27,8 +27,10 @@
 //! - [`MemStorage`]: memory, for tests that need no crash.
 //! - [`SimStorage`]: the crash simulator. It makes the images that a power cut at any point could leave.
 //! - [`FaultStorage`]: counts the operations of another storage, and fails a chosen one of them.
+//! - [`AlignedBuf`]: memory whose contents a [`FileStorage`] reads and writes past the page cache.
 //! - [`Image`], [`Rng`]: what the simulator and the tests are made of.
 
+pub mod buffer;
 mod counts;
 mod fault;
 mod file;
@@ -44,6 +46,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
+pub use buffer::AlignedBuf;
 pub use counts::{Counts, OpKind};
 pub use fault::{Fault, FaultStorage};
 pub use file::{FileStorage, OpenMode};

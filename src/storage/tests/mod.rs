@@ -1,5 +1,6 @@
 //! Tests of the storage layer, each named after what a user would lose if it failed.
 
+mod buffer;
 mod fault;
 mod file;
 mod image;
