@@ -57,6 +57,9 @@ impl Pool {
     /// Writes all pages home that are dirty from before now, and frees the log behind the oldest that is left.
     pub fn checkpoint(&self) -> Result<()> {
         let mut flusher = self.flusher.lock();
+        if self.opened_read_only {
+            return Ok(());
+        }
         self.checkpoint_with(&mut flusher, false)
     }
 

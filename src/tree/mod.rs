@@ -51,6 +51,9 @@ pub struct Options {
     /// Whether to run background threads: flusher and log writer. Without them checkpoints and log writes run inside the calls
     /// that need them, and everything is deterministic.
     pub background: bool,
+    /// Whether not a byte of the image is to be written: every change fails with [`Error::ReadOnly`]. If the image was not closed
+    /// in order, recovery works on a copy in memory of what it changes. The storage may refuse writes.
+    pub read_only: bool,
     /// The latch protocol; others than the default are for comparison.
     pub latch_mode: LatchMode,
     /// Planted defects.
@@ -64,6 +67,7 @@ impl Default for Options {
             cache_size: pool.cache_size,
             commit_interval: pool.commit_interval,
             background: pool.background,
+            read_only: pool.read_only,
             latch_mode: LatchMode::default(),
             defects: pool.defects,
         }
@@ -94,12 +98,13 @@ impl Tree {
             cache_size: options.cache_size,
             commit_interval: options.commit_interval,
             background: options.background,
+            read_only: options.read_only,
             defects: options.defects,
         };
         let (pool, recovery) = Pool::open(storage, &pool_options)?;
         let pool = Arc::new(pool);
         let mut threads = Vec::new();
-        if options.background {
+        if options.background && !options.read_only {
             let (flusher, writer, interval) = (pool.clone(), pool.clone(), options.commit_interval);
             threads.push(thread::spawn(move || flusher.run_flusher()));
             threads.push(thread::spawn(move || writer.log.run_writer(interval)));
@@ -121,6 +126,11 @@ impl Tree {
     /// The declared size of the image, in bytes.
     pub fn size(&self) -> u64 {
         self.pool.geometry().size
+    }
+
+    /// Whether every change fails with [`Error::ReadOnly`].
+    pub fn is_read_only(&self) -> bool {
+        self.pool.is_read_only()
     }
 
     /// The root page, whose number never changes (T4).
@@ -222,7 +232,8 @@ impl Tree {
         }
     }
 
-    /// Makes everything durable, writes all pages home and marks the image as closed in order.
+    /// Makes everything durable, writes all pages home and marks the image as closed in order. What was opened read-only stays as
+    /// it was.
     pub fn close(mut self) -> Result<()> {
         self.stop();
         self.pool.close()
