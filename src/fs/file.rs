@@ -57,7 +57,7 @@ impl Fs {
         Ok(out)
     }
 
-    /// Writes. Clears suid and sgid unless user 0 writes.
+    /// Writes. Clears suid and sgid unless the caller is privileged.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
@@ -82,7 +82,7 @@ impl Fs {
         let end = offset + data.len() as u64;
         let size = inode.size.max(end);
         (inode.mtime, inode.ctime) = (caller.now, caller.now);
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         let mut batch = Batch::new();
@@ -149,7 +149,7 @@ impl Fs {
         if size != inode.size {
             inode.mtime = caller.now;
         }
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         inode.ctime = caller.now;
@@ -227,7 +227,7 @@ impl Fs {
         if zero {
             inode.mtime = caller.now;
         }
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         inode.ctime = caller.now;

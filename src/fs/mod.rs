@@ -17,6 +17,7 @@ pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
 pub use namespace::{New, RenameMode};
+pub use xattr::SetXattr;
 
 use std::sync::Arc;
 
@@ -36,6 +37,9 @@ pub struct Caller {
     pub gid: u32,
     /// The time of the call.
     pub now: Time,
+    /// Has CAP_FSETID; or, where a mode or an ACL is changed, belongs to the file's group, or somebody above has seen to it
+    /// already: what the call changes keeps suid and sgid.
+    pub privileged: bool,
 }
 
 /// What `stat` tells.
@@ -231,7 +235,8 @@ impl Fs {
 
     /// Changes attributes, and returns them all.
     ///
-    /// A new owner clears suid and sgid; a change of the size by anybody but user 0 does, too.
+    /// A new owner clears suid and sgid; a change of the size by somebody unprivileged does, too, and a mode set by such a caller
+    /// comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
@@ -240,25 +245,27 @@ impl Fs {
         }
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         if let Some(mode) = change.mode {
-            inode.mode = mode & 0o7777;
+            inode.mode = mode & if caller.privileged { 0o7777 } else { 0o5777 };
         }
         if change.uid.is_some() || change.gid.is_some() {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
-            if inode.kind == Kind::File && change.mode.is_none() {
+            if inode.kind != Kind::Directory && change.mode.is_none() {
                 clear_suid(&mut inode);
             }
         }
         inode.atime = change.atime.unwrap_or(inode.atime);
         inode.mtime = change.mtime.unwrap_or(inode.mtime);
         inode.ctime = caller.now;
+        let attributes = attributes(ino, &inode);
         self.update(&mut Batch::new(), &node, &mut state, inode)?;
-        state.get().map(|inode| attributes(ino, inode)).ok_or(FsError::NotFound)
+        Ok(attributes)
     }
 
     // -- references -----------------------------------------------------------------------------------------------
 
-    /// Keeps an inode in use, also when its last name goes.
+    /// Keeps an inode in use, also when its last name goes. [`Fs::lookup_attributes`], [`Fs::create`], [`Fs::link`] and
+    /// [`Fs::read_dir_plus`] do so themselves, for each inode that they return.
     pub fn retain(&self, ino: Ino) {
         self.table.retain(&self.node(ino));
     }

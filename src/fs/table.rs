@@ -55,7 +55,14 @@ impl State {
         self.inode.as_ref()
     }
 
-    /// Sets the record of an inode that has just been born.
+    /// Sets the record as it was read while the node was in use, unless somebody was faster.
+    pub fn fill(&mut self, inode: Inode) {
+        if !self.gone && self.inode.is_none() {
+            self.inode = Some(inode);
+        }
+    }
+
+    /// Sets the record of an inode that has been born or changed.
     pub fn set(&mut self, inode: Inode) {
         self.inode = Some(inode);
     }
