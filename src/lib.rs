@@ -17,6 +17,8 @@ pub mod error;
 // The filesystem's locks are not modelled under shuttle; it stands on the engine's, which are.
 #[cfg(not(shuttle))]
 pub mod fs;
+#[cfg(not(shuttle))]
+pub mod mount;
 pub mod page;
 pub mod pool;
 pub mod storage;
