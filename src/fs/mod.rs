@@ -3,6 +3,7 @@
 //! A plain Rust API that knows nothing of FUSE. Every call is one batch of the tree, or a bounded row of them where its
 //! size has no bound, so a crash leaves each request applied or not. Permissions are the caller's business.
 
+pub mod acl;
 mod dir;
 pub mod error;
 mod extents;
@@ -235,7 +236,7 @@ impl Fs {
 
     /// Changes attributes, and returns them all.
     ///
-    /// A new owner clears suid and sgid; a change of the size by somebody unprivileged does, too, and a mode set by such a caller
+    /// A new owner clears suid, sgid and capabilities; a change of the size by somebody unprivileged does, too, and a mode set by such a caller
     /// comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
@@ -244,21 +245,26 @@ impl Fs {
             self.resize(&node, &mut state, size, caller)?;
         }
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+        let mut batch = Batch::new();
         if let Some(mode) = change.mode {
             inode.mode = mode & if caller.privileged { 0o7777 } else { 0o5777 };
+            self.chmod_acl(ino, &inode, &mut batch)?;
         }
         if change.uid.is_some() || change.gid.is_some() {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
-            if inode.kind != Kind::Directory && change.mode.is_none() {
-                clear_suid(&mut inode);
+            if inode.kind != Kind::Directory {
+                self.drop_capability(ino, &mut inode, &mut batch)?;
+                if change.mode.is_none() {
+                    clear_suid(&mut inode);
+                }
             }
         }
         inode.atime = change.atime.unwrap_or(inode.atime);
         inode.mtime = change.mtime.unwrap_or(inode.mtime);
         inode.ctime = caller.now;
         let attributes = attributes(ino, &inode);
-        self.update(&mut Batch::new(), &node, &mut state, inode)?;
+        self.update(&mut batch, &node, &mut state, inode)?;
         Ok(attributes)
     }
 
