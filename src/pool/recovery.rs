@@ -322,6 +322,7 @@ impl Pool {
             background: options.background && !options.read_only,
             read_only: AtomicBool::new(options.read_only),
             opened_read_only: options.read_only,
+            switching: Mutex::new(()),
             defects: options.defects,
             stats: PoolStats::default(),
         })

@@ -128,6 +128,17 @@ impl Tree {
         self.pool.geometry().size
     }
 
+    /// Refuses all changes with [`Error::ReadOnly`] from now on, or admits them again. When this returns after `true`, every batch
+    /// that was applied is durable, and the image is one that was closed in order. Waits for batches under way and for
+    /// their writes; the caller holds no lock that one of them needs.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] if the image was opened read-only and is to be writable. The latched error after a failed write; changes
+    /// stay refused then.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        self.pool.set_read_only(read_only)
+    }
+
     /// Whether every change fails with [`Error::ReadOnly`].
     pub fn is_read_only(&self) -> bool {
         self.pool.is_read_only()
