@@ -151,7 +151,9 @@ impl Fs {
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
         };
-        fs.finish_orphans()?;
+        if !options.read_only {
+            fs.finish_orphans()?;
+        }
         Ok(fs)
     }
 
@@ -167,7 +169,9 @@ impl Fs {
 
     /// Finishes deletions, makes everything durable and marks the image as closed in order.
     pub fn close(self) -> Result<()> {
-        self.finish_orphans()?;
+        if !self.tree.is_read_only() {
+            self.finish_orphans()?;
+        }
         Ok(self.tree.close()?)
     }
 

@@ -17,7 +17,8 @@ mod session;
 mod volume;
 
 pub use adapter::OnError;
+pub use convert::now;
 pub use mounts::{MountError, MountFlags};
 pub use options::{MountOptions, OptionError, parse_size};
 pub use session::{Mount, SessionError, block_signals};
-pub use volume::{Callback, EachEntry, Volume};
+pub use volume::{Callback, EachEntry, EachName, Volume};

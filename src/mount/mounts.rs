@@ -201,6 +201,8 @@ pub struct Mounted {
     pub fs_type: String,
     /// What: the path of the image.
     pub source: PathBuf,
+    /// Whether nothing can be changed there.
+    pub read_only: bool,
 }
 
 impl Mounted {
@@ -209,9 +211,13 @@ impl Mounted {
         let mut left = left.split(' ').skip(2);
         let device = left.next()?.to_owned();
         let dir = unescaped(left.nth(1)?);
+        let is_ro = |options: &str| options.split(',').any(|o| o == "ro");
+        let flags = left.next()?;
         let mut right = right.split(' ');
         let fs_type = right.next()?.to_owned();
-        Some(Mounted { device, dir, fs_type, source: unescaped(right.next()?) })
+        let source = unescaped(right.next()?);
+        let read_only = is_ro(flags) || right.next().is_some_and(is_ro);
+        Some(Mounted { device, dir, fs_type, source, read_only })
     }
 }
 
@@ -233,8 +239,14 @@ fn unescaped(text: &str) -> PathBuf {
 pub fn find(dir: &Path) -> Option<Mounted> {
     let dir = absolute(dir).ok()?;
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let found = table.lines().filter_map(Mounted::parse).filter(|m| m.dir == dir).last();
+    let found = table.lines().filter_map(Mounted::parse).rfind(|m| m.dir == dir);
     found.filter(|m| m.fs_type == FS_TYPE)
+}
+
+/// The mount of this image, if it is mounted.
+pub fn find_source(image: &Path) -> Option<Mounted> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    table.lines().filter_map(Mounted::parse).find(|m| m.fs_type == FS_TYPE && m.source == image)
 }
 
 /// The absolute path, without following what the last component may be a dead mount of.

@@ -11,6 +11,9 @@ pub type Callback = Box<dyn FnOnce(Result<()>) + Send>;
 /// Receives an entry of a directory: its cookie, attributes and name; whether it was taken. After one that was not, no more come.
 pub type EachEntry<'a> = dyn FnMut(Cookie, &Attributes, &[u8]) -> bool + 'a;
 
+/// Receives an entry of a directory without attributes: cookie, inode, kind, name; whether to go on.
+pub type EachName<'a> = dyn FnMut(Cookie, Ino, Kind, &[u8]) -> bool + 'a;
+
 /// A filesystem that can be mounted. Calls run in parallel; each is whole or not done.
 ///
 /// `lookup`, `create`, `link` and each entry that `read_dir_plus` reports (but `.` and `..`) add one reference to the inode,
@@ -56,13 +59,8 @@ pub trait Volume: Send + Sync + 'static {
         mode: RenameMode,
         caller: &Caller,
     ) -> Result<()>;
-    /// Calls `each` with the entries behind `after`, without attributes: cookie, inode, kind, name, until it returns `false`.
-    fn read_dir(
-        &self,
-        ino: Ino,
-        after: Cookie,
-        each: &mut dyn FnMut(Cookie, Ino, Kind, &[u8]) -> bool,
-    ) -> Result<()>;
+    /// Calls `each` with the entries behind `after`, until it returns `false`.
+    fn read_dir(&self, ino: Ino, after: Cookie, each: &mut EachName<'_>) -> Result<()>;
     /// Calls `each` with the entries behind `after`, at most `limit`, each with a reference if it was taken.
     fn read_dir_plus(&self, ino: Ino, after: Cookie, limit: usize, each: &mut EachEntry<'_>) -> Result<()>;
     /// Reads; fewer bytes than asked for only at the file's end. `reply` gets the bytes, once, unless there was an error. Atime
@@ -173,12 +171,7 @@ impl Volume for Fs {
     ) -> Result<()> {
         Fs::rename(self, parent, name, new_parent, new_name, mode, caller)
     }
-    fn read_dir(
-        &self,
-        ino: Ino,
-        after: Cookie,
-        each: &mut dyn FnMut(Cookie, Ino, Kind, &[u8]) -> bool,
-    ) -> Result<()> {
+    fn read_dir(&self, ino: Ino, after: Cookie, each: &mut EachName<'_>) -> Result<()> {
         Fs::read_dir(self, ino, after, each)
     }
     fn read_dir_plus(&self, ino: Ino, after: Cookie, limit: usize, each: &mut EachEntry<'_>) -> Result<()> {
