@@ -24,7 +24,7 @@ pub struct Args {
     /// Stay in the foreground and print every request
     #[arg(short = 'd', long)]
     debug: bool,
-    /// Make the image if there is none
+    /// Make the image and the directory if they are not there
     #[arg(long)]
     create: bool,
     /// The size of an image made by --create [default: 64G]
@@ -140,15 +140,29 @@ pub fn run(args: Args) -> CliResult {
     if options.remount {
         return Err(Failure::new(status::USAGE, "to remount, use `mount -o remount,… DIR`"));
     }
-    if args.create && !args.image.exists() {
-        let format = mkfs::default_options(args.size).map_err(|e| Failure::new(status::SYSTEM, e))?;
-        mkfs::create(&args.image, &format, false)?;
+    if args.create {
+        create(&args)?;
     }
     let background = match args.foreground || args.debug {
         true => Background::No { debug: args.debug },
         false => Background::Yes,
     };
     mount(&args.image, &args.dir, &options, background)
+}
+
+/// Makes what is missing.
+fn create(args: &Args) -> Result<(), Failure> {
+    if !args.image.exists() {
+        let format = mkfs::default_options(args.size).map_err(|e| Failure::new(status::SYSTEM, e))?;
+        mkfs::create(&args.image, &format, false)?;
+    }
+    match fs::create_dir(&args.dir) {
+        // What is there may be a directory, or a mount whose daemon is dead; that is looked at later.
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Failure::new(status::MOUNT, format_args!("{}: {e}", args.dir.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes sure that the directory can be mounted at, and takes away what a daemon that died has left there.
