@@ -4,6 +4,7 @@
 //! size has no bound, so a crash leaves each request applied or not. Permissions are the caller's business.
 
 pub mod acl;
+mod atime;
 mod dir;
 pub mod error;
 mod extents;
@@ -14,6 +15,7 @@ mod orphan;
 mod table;
 mod xattr;
 
+pub use atime::Atime;
 pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
@@ -21,6 +23,7 @@ pub use namespace::{New, RenameMode};
 pub use xattr::SetXattr;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
@@ -110,6 +113,8 @@ pub struct Fs {
     renames: Mutex<()>,
     groups: Mutex<Groups>,
     hash_seed: [u8; 16],
+    /// The [`Atime`].
+    atime: AtomicU8,
 }
 
 /// Numbers for new groups.
@@ -150,6 +155,7 @@ impl Fs {
             table: Table::default(),
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
+            atime: AtomicU8::default(),
         };
         fs.finish_orphans()?;
         Ok(fs)
@@ -162,12 +168,14 @@ impl Fs {
 
     /// Makes everything done so far durable.
     pub fn sync(&self) -> Result<()> {
+        self.save_atimes(usize::MAX);
         Ok(self.tree.commit_all()?)
     }
 
     /// Finishes deletions, makes everything durable and marks the image as closed in order.
     pub fn close(self) -> Result<()> {
         self.finish_orphans()?;
+        self.save_atimes(usize::MAX);
         Ok(self.tree.close()?)
     }
 
@@ -281,6 +289,7 @@ impl Fs {
         let node = self.node(ino);
         if self.table.release(&node, n) {
             self.reclaim_if_unlinked(&node)?;
+            self.table.forget(&node);
         }
         Ok(())
     }
