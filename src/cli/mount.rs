@@ -11,7 +11,7 @@ use clap::Parser;
 
 use super::daemon::{self, Parent};
 use super::{CliResult, Failure, image, log_to_stderr, mkfs, size, status};
-use crate::fs::Fs;
+use crate::fs::{Atime, Fs};
 use crate::mount::{Mount, MountOptions, block_signals, mounts};
 use crate::storage::{FileStorage, OpenMode};
 use crate::tree::Options;
@@ -243,6 +243,7 @@ fn open_and_mount(
     if !fs.tree().recovery().clean {
         log::warn!("{}: {}", image.display(), fs.tree().recovery());
     }
+    fs.set_atime_mode(if options.flags.read_only { Atime::None } else { options.atime });
     Mount::new(fs, image, dir, options).map_err(|e| Failure::new(status::MOUNT, e))
 }
 

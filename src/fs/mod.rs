@@ -4,6 +4,7 @@
 //! size has no bound, so a crash leaves each request applied or not. Permissions are the caller's business.
 
 pub mod acl;
+mod atime;
 mod dir;
 pub mod error;
 mod extents;
@@ -14,6 +15,7 @@ mod orphan;
 mod table;
 mod xattr;
 
+pub use atime::Atime;
 pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
@@ -21,6 +23,7 @@ pub use namespace::{New, RenameMode};
 pub use xattr::SetXattr;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
@@ -100,6 +103,8 @@ pub struct SetAttributes {
     pub atime: Option<Time>,
     /// Modification time.
     pub mtime: Option<Time>,
+    /// Change time, from a kernel that keeps the times of files that it writes back; otherwise it is the time of the call.
+    pub ctime: Option<Time>,
 }
 
 /// An open filesystem.
@@ -110,6 +115,8 @@ pub struct Fs {
     renames: Mutex<()>,
     groups: Mutex<Groups>,
     hash_seed: [u8; 16],
+    /// The [`Atime`].
+    atime: AtomicU8,
 }
 
 /// Numbers for new groups.
@@ -150,6 +157,7 @@ impl Fs {
             table: Table::default(),
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
+            atime: AtomicU8::default(),
         };
         if !options.read_only {
             fs.finish_orphans()?;
@@ -164,6 +172,7 @@ impl Fs {
 
     /// Makes everything done so far durable.
     pub fn sync(&self) -> Result<()> {
+        self.save_atimes(usize::MAX);
         Ok(self.tree.commit_all()?)
     }
 
@@ -171,6 +180,7 @@ impl Fs {
     pub fn close(self) -> Result<()> {
         if !self.tree.is_read_only() {
             self.finish_orphans()?;
+            self.save_atimes(usize::MAX);
         }
         Ok(self.tree.close()?)
     }
@@ -266,7 +276,7 @@ impl Fs {
         }
         inode.atime = change.atime.unwrap_or(inode.atime);
         inode.mtime = change.mtime.unwrap_or(inode.mtime);
-        inode.ctime = caller.now;
+        inode.ctime = change.ctime.unwrap_or(caller.now);
         let attributes = attributes(ino, &inode);
         self.update(&mut batch, &node, &mut state, inode)?;
         Ok(attributes)
@@ -285,6 +295,7 @@ impl Fs {
         let node = self.node(ino);
         if self.table.release(&node, n) {
             self.reclaim_if_unlinked(&node)?;
+            self.table.forget(&node);
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use fuser::{
 };
 
 use super::control::Control;
-use super::convert::{errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time_or_now};
+use super::convert::{errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now};
 use super::counters::{Counters, Request};
 use super::flusher::Flusher;
 use super::volume::Volume;
@@ -315,7 +315,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         _: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -334,6 +334,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
             size,
             atime: atime.map(|t| time_or_now(t, caller.now)),
             mtime: mtime.map(|t| time_or_now(t, caller.now)),
+            ctime: ctime.map(time),
         };
         let result = self.volume.set_attributes(ino(n), &change, &caller);
         self.reply_attr(run, ino(n), result, reply);

@@ -4,18 +4,7 @@ use std::time::Duration;
 
 use super::adapter::OnError;
 use super::mounts::MountFlags;
-
-/// When reading a file changes its access time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum AtimeMode {
-    /// If it would be older than the last change, or is older than a day.
-    #[default]
-    Relatime,
-    /// Never.
-    None,
-    /// Always.
-    Strict,
-}
+use crate::fs::Atime;
 
 /// What `-o` has chosen.
 #[derive(Clone, Debug)]
@@ -37,7 +26,7 @@ pub struct MountOptions {
     /// What to do about errors.
     pub on_error: OnError,
     /// Whether reading changes access times.
-    pub atime: AtimeMode,
+    pub atime: Atime,
 }
 
 impl Default for MountOptions {
@@ -51,7 +40,7 @@ impl Default for MountOptions {
             cache_size: None,
             threads: None,
             on_error: OnError::default(),
-            atime: AtimeMode::default(),
+            atime: Atime::default(),
         }
     }
 }
@@ -96,9 +85,9 @@ impl MountOptions {
             ("nodev", None) => self.flags.no_dev = true,
             ("exec", None) => self.flags.no_exec = false,
             ("noexec", None) => self.flags.no_exec = true,
-            ("atime" | "relatime", None) => (self.flags.no_atime, self.atime) = (false, AtimeMode::Relatime),
-            ("strictatime", None) => (self.flags.no_atime, self.atime) = (false, AtimeMode::Strict),
-            ("noatime", None) => (self.flags.no_atime, self.atime) = (true, AtimeMode::None),
+            ("atime" | "relatime", None) => (self.flags.no_atime, self.atime) = (false, Atime::Relatime),
+            ("strictatime", None) => (self.flags.no_atime, self.atime) = (false, Atime::Strict),
+            ("noatime", None) => (self.flags.no_atime, self.atime) = (true, Atime::None),
             ("allow_other", None) => self.flags.allow_other = true,
             ("allow_root", None) => self.allow_root = true,
             ("remount", None) => self.remount = true,
@@ -163,7 +152,7 @@ mod tests {
         let o = parsed("rw,noatime,nofail,x-systemd.automount,allow_other,commit=30,cache_size=64M").unwrap();
         assert!(o.flags.no_atime && o.flags.allow_other && !o.flags.read_only);
         assert_eq!((o.commit.as_secs(), o.cache_size), (30, Some(64 << 20)));
-        assert_eq!(o.atime, AtimeMode::None);
+        assert_eq!(o.atime, Atime::None);
     }
 
     #[test]

@@ -185,8 +185,9 @@ impl Volume for Fs {
         now: Time,
         reply: impl FnOnce(&[u8]) -> R,
     ) -> Result<R> {
-        let _ = now;
-        Ok(reply(&Fs::read(self, ino, offset, len)?))
+        let contents = Fs::read(self, ino, offset, len)?;
+        self.touch_atime(ino, now)?;
+        Ok(reply(&contents))
     }
     fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         Fs::write(self, ino, offset, data, caller)
