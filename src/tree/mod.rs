@@ -21,6 +21,7 @@ mod smo;
 mod stats;
 
 pub use crate::pool::{FormatOptions, RecoveryReport};
+pub use crate::wal::Callback;
 pub use batch::{Batch, Change};
 pub use check::CheckReport;
 pub use cursor::Cursor;
@@ -176,6 +177,14 @@ impl Tree {
     /// Waits until everything applied so far is durable.
     pub fn commit_all(&self) -> Result<()> {
         self.commit(self.pool.log.end())
+    }
+
+    /// Calls back once everything applied so far is durable, with the same result as [`Tree::commit_all`]. The caller waits for
+    /// nothing, unless there are no background threads ([`Options::background`]): then the commit runs inside this call. If
+    /// everything is durable already, the callback runs inside this call, too. Every callback is called, once, also when the tree
+    /// is closed or dropped or writing has failed. What it may do is told at [`Callback`].
+    pub fn commit_then(&self, callback: Callback) {
+        self.pool.log.commit_then(self.pool.log.end(), callback);
     }
 
     /// Takes up to `count` adjacent blocks (at least one) for data. Write them, then [`Batch::allocate`] the run, or give it back
