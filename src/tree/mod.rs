@@ -75,6 +75,9 @@ impl Default for Options {
     }
 }
 
+/// Blocks fewer than this many bytes may ride in the log. Longer ones bypass the page cache on their way home.
+const LOGGED_MAX: usize = 16 << 10;
+
 /// An open tree.
 pub struct Tree {
     pool: Arc<Pool>,
@@ -198,14 +201,32 @@ impl Tree {
         self.pool.unreserve_blocks(run);
     }
 
+    /// Writes whole blocks like [`Tree::write_blocks`], for a batch that makes them part of a file. If they are few, and little has
+    /// been written so since the last commit that somebody asked for, the batch's log record carries them: its commit needs no
+    /// other sync then. In a stream of writes nobody waits for each, and they are not written twice.
+    pub fn write_blocks_logged(&self, start: BlockNo, data: &[u8], batch: &mut Batch) -> Result<()> {
+        let fits = data.len() < LOGGED_MAX
+            && (batch.size() + data.len()) as u64 <= self.pool.log.reservation_max() / 4;
+        if !fits || !self.pool.log.take_data_allowance(data.len()) {
+            return self.write_blocks(start, data);
+        }
+        self.write_home(start, data)?;
+        batch.log_data(start, data);
+        Ok(())
+    }
+
     /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards.
     pub fn write_blocks(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        let written = self.write_home(start, data);
+        self.pool.log.data_written();
+        written
+    }
+
+    fn write_home(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         debug_assert!(data.len().is_multiple_of(BLOCK_SIZE));
         self.check_blocks(start, data.len())?;
         self.pool.writable()?;
-        let written = self.pool.storage().write_at(start.offset(), data);
-        self.pool.log.data_written();
-        written.map_err(|e| match e.raw_os_error() {
+        self.pool.storage().write_at(start.offset(), data).map_err(|e| match e.raw_os_error() {
             // The host's disk is full: nothing but this write is lost.
             Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
             _ => self.pool.log.fail(Error::io("writing data", e)),

@@ -88,6 +88,10 @@ impl Place {
     }
 }
 
+/// Bytes of file data that may be logged between two commits that somebody asked for. Who commits small writes one by one waits
+/// for one write of the log each; who streams them without commits does not have them written twice.
+const DATA_ALLOWANCE: u64 = 512 << 10;
+
 /// Why a reservation was not granted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shortage {
@@ -148,6 +152,8 @@ pub struct Log {
     stopping: AtomicBool,
     /// File data was written that no sync has covered yet.
     data_pending: AtomicBool,
+    /// Bytes of file data logged since the last commit that somebody asked for.
+    data_logged: AtomicU64,
     failed: OnceLock<Error>,
     defects: Defects,
     /// Counters.
@@ -189,6 +195,7 @@ impl Log {
             kick: Condvar::new(),
             stopping: AtomicBool::new(false),
             data_pending: AtomicBool::new(false),
+            data_logged: AtomicU64::new(0),
             failed: OnceLock::new(),
             defects,
             stats: LogStats::default(),
@@ -296,6 +303,12 @@ impl Log {
         state.end += (RECORD_HEADER_SIZE + body.len()) as u64;
     }
 
+    /// Whether so many bytes of file data may be logged: not more than [`DATA_ALLOWANCE`] between two commits that were asked for.
+    pub fn take_data_allowance(&self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        self.data_logged.fetch_add(bytes, Ordering::Relaxed) + bytes <= DATA_ALLOWANCE
+    }
+
     /// File data was written; the next group syncs it before its records (L4).
     pub fn data_written(&self) {
         self.data_pending.store(true, Ordering::SeqCst);
@@ -303,6 +316,7 @@ impl Log {
 
     /// Waits until everything before `lsn` is durable. The caller holds no latch and no epoch.
     pub fn commit(&self, lsn: Lsn) -> Result<()> {
+        self.data_logged.store(0, Ordering::Relaxed);
         if self.durable() >= lsn {
             return self.check();
         }
@@ -333,6 +347,7 @@ impl Log {
     /// already, or if no background writer runs (which then waits for the disk). Otherwise the caller waits for nothing:
     /// whoever writes the group calls. The caller holds no latch and no epoch.
     pub fn commit_then(&self, lsn: Lsn, call: Callback) {
+        self.data_logged.store(0, Ordering::Relaxed);
         let lsn = lsn.min(self.end());
         if self.durable() < lsn && !self.defects.has(Defect::AcknowledgeBeforeSync) {
             let mut state = self.state.lock();
