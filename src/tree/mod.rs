@@ -17,6 +17,7 @@ mod cursor;
 mod descend;
 mod index;
 mod root;
+mod scan;
 mod smo;
 mod stats;
 

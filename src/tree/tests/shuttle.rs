@@ -12,6 +12,7 @@ use ::shuttle::thread;
 
 use super::*;
 use crate::storage::{Fault, FaultStorage, Image, OpKind};
+use crate::sync::atomic::Ordering;
 
 type Model = BTreeMap<u32, u8>;
 
