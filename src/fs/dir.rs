@@ -9,12 +9,12 @@ use siphasher::sip::SipHasher24;
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::Node;
-use super::{Attributes, Fs, attributes};
+use super::{Attributes, Fs, Inner, attributes};
 
 /// The greatest hash; 0 and this + 1 are left free for marks.
 const HASH_MAX: u64 = (1 << 55) - 2;
 
-impl Fs {
+impl Inner {
     /// The hash of a name: SipHash-2-4 with the image's own seed, so that nobody can aim collisions.
     pub(super) fn hash(&self, name: &[u8]) -> u64 {
         let mut hasher = SipHasher24::new_with_key(&self.hash_seed);
@@ -64,7 +64,9 @@ impl Fs {
             Slot::Free(place) => Found::Free(place.map(Cookie)),
         })
     }
+}
 
+impl Fs {
     /// The inode under a name, and its attributes; adds a reference to it, before anybody can take the name away.
     pub fn lookup_attributes(&self, parent: Ino, name: &[u8]) -> Result<Attributes> {
         check_name(name)?;
