@@ -1,0 +1,3 @@
+pub fn cases() -> Vec<btfs_mount_tests::runner::Case> {
+    vec![]
+}
