@@ -127,11 +127,17 @@ impl Mount {
 
     /// Makes an empty filesystem.
     pub fn format(&self) {
+        self.format_with_size("64G");
+    }
+
+    /// Makes an empty filesystem with a limit to its size.
+    pub fn format_with_size(&self, size: &str) {
         match self.peer {
-            Peer::Btfs => must(self.btfs(["mkfs", "--size", "64G"]).arg(&self.image)),
+            Peer::Btfs => must(self.btfs(["mkfs", "--size", size]).arg(&self.image)),
             Peer::Ext4 => {
-                File::create(&self.image).and_then(|f| f.set_len(4 << 30)).expect("an image");
-                must(Command::new("mkfs.ext4").args(["-q", "-F", "-N", "400000"]).arg(&self.image))
+                must(Command::new("truncate").args(["-s", size]).arg(&self.image));
+                let inodes = if size == "64G" { ["-N", "400000"] } else { ["-N", "4000"] };
+                must(Command::new("mkfs.ext4").args(["-q", "-F"]).args(inodes).arg(&self.image))
             }
         };
     }

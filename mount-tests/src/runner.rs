@@ -92,6 +92,7 @@ pub fn main(cases: &[Case]) -> i32 {
     }
     if sys::is_root() {
         sys::private_mounts().expect("a mount namespace of its own");
+        open_fuse_to_users();
     }
     sys::umask(0o022);
     // The message and the place are enough, and say more without a backtrace around them.
@@ -102,6 +103,21 @@ pub fn main(cases: &[Case]) -> i32 {
     failed.iter().for_each(|name| println!("FAILED  {name}"));
     not_run.iter().for_each(|name| println!("NOT RUN {name}"));
     i32::from(!failed.is_empty() || passed == 0)
+}
+
+/// Gives ordinary users `/dev/fuse`, as every distribution does, where only root has it: in this namespace only.
+fn open_fuse_to_users() {
+    use std::os::unix::fs::MetadataExt;
+    let device = Path::new("/dev/fuse");
+    if fs::metadata(device).is_ok_and(|facts| facts.mode() & 0o006 != 0o006) {
+        let open = std::env::temp_dir().join(format!("btfs-mount-tests-fuse.{}", std::process::id()));
+        let made = sys::mknod(&open, libc::S_IFCHR | 0o666, 10, 229).and_then(|()| sys::chmod(&open, 0o666));
+        made.expect("a device node");
+        let status = Command::new("mount").arg("--bind").args([&open, device]).status().expect("mount starts");
+        assert!(status.success(), "mount --bind: {status}");
+        // What is mounted stays, without its name.
+        fs::remove_file(&open).expect("unlink");
+    }
 }
 
 fn run_all(chosen: &[&Case]) -> (usize, Vec<String>, Vec<String>) {
@@ -158,6 +174,10 @@ fn start(case: &Case, base: PathBuf) -> Running<'_> {
     let pid = sys::fork(|| {
         sys::detach_into(&log);
         let mut mount = Mount::plan(&base, case.options, case.by_user);
+        let fusermount = || Command::new("fusermount3").arg("-V").output().is_ok_and(|o| o.status.success());
+        if case.by_user && Peer::chosen() == Peer::Btfs && !fusermount() {
+            not_run("without fusermount3 only root can mount");
+        }
         mount.format();
         mount.mount();
         (case.run)(&mut mount);
