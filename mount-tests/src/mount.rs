@@ -192,6 +192,11 @@ impl Mount {
         mounts.lines().any(|line| line.split(' ').nth(1) == Some(point))
     }
 
+    /// Whether the mounted filesystem answers.
+    pub fn is_alive(&self) -> bool {
+        fs::metadata(&self.point).is_ok() && self.find_daemon().is_some()
+    }
+
     /// Unmounts and waits until everything is in the image.
     pub fn unmount(&mut self) {
         match self.peer {
@@ -266,6 +271,19 @@ impl Mount {
     pub fn set_mounted(&mut self, mounted: bool) {
         assert_eq!(self.is_mounted(), mounted);
         self.mounted = mounted;
+    }
+}
+
+/// Names under which mount(8), mkfs(8) and fsck(8) find btfs.
+pub const HELPERS: [&str; 3] = ["mount.fuse.btfs", "mkfs.btfs", "fsck.btfs"];
+
+/// Leaves the case where mount(8) could not find btfs.
+pub fn need_helpers(mount: &Mount) {
+    let installed = HELPERS.iter().all(|name| {
+        fs::canonicalize(Path::new("/sbin").join(name)).is_ok_and(|path| path == binary())
+    });
+    if mount.peer == Peer::Btfs && !installed {
+        not_run("/sbin/mount.fuse.btfs cannot be put in place without root and overlayfs");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs cases, each in a process of its own with a mount of its own and a time limit, so that a filesystem that
 //! hangs fails one case and not all. What could not be run is counted apart and never as passed.
 
-use crate::mount::{Mount, Peer, processes_at};
+use crate::mount::{HELPERS, Mount, Peer, binary, processes_at};
 use crate::sys;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -93,6 +93,9 @@ pub fn main(cases: &[Case]) -> i32 {
     if sys::is_root() {
         sys::private_mounts().expect("a mount namespace of its own");
         open_fuse_to_users();
+        if Peer::chosen() == Peer::Btfs {
+            install_helpers();
+        }
     }
     sys::umask(0o022);
     // The message and the place are enough, and say more without a backtrace around them.
@@ -117,6 +120,22 @@ fn open_fuse_to_users() {
         assert!(status.success(), "mount --bind: {status}");
         // What is mounted stays, without its name.
         fs::remove_file(&open).expect("unlink");
+    }
+}
+
+/// Puts the names under which mount(8) looks for btfs over `/sbin`, in this namespace only. Where that fails, the
+/// cases that need them say so.
+fn install_helpers() {
+    let place = std::env::temp_dir().join(format!("btfs-mount-tests-sbin.{}", std::process::id()));
+    fs::create_dir_all(&place).expect("a temporary directory");
+    for name in HELPERS {
+        std::os::unix::fs::symlink(binary(), place.join(name)).expect("symlink");
+    }
+    let sbin = fs::canonicalize("/sbin").expect("/sbin");
+    let layers = format!("lowerdir={}:{}", place.display(), sbin.display());
+    let mount = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &layers]).arg(&sbin).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        println!("overlayfs cannot be mounted over {}", sbin.display());
     }
 }
 

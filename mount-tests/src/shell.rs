@@ -1,5 +1,6 @@
 //! Commands as a user types them. Their output goes to the log of the case; a command that fails ends the case.
 
+use crate::mount::wait_until;
 use crate::sys;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -77,6 +78,8 @@ impl Shell {
 pub fn end(mut child: Child) {
     sys::kill(-(child.id() as i32), libc::SIGKILL).ok();
     child.wait().expect("a child can be waited for");
+    // Its children too, so that none of them keeps a file open.
+    wait_until("all processes of a script have ended", || sys::kill(-(child.id() as i32), 0).is_err());
 }
 
 /// Runs a command that must succeed, silently; on failure both outputs are shown.
