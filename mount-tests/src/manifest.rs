@@ -120,8 +120,8 @@ fn describe(path: &Path, facts: &Metadata, detail: Detail) -> String {
     line
 }
 
-/// Of the blocks that are not all zero: the same whether or not zeros are stored as holes.
-fn digest(path: &Path) -> String {
+/// A digest of a file's contents, of the blocks that are not all zero: the same whether or not zeros are stored as holes.
+pub fn digest(path: &Path) -> String {
     const BLOCK: u64 = 4096;
     let file = match File::open(path) {
         Ok(file) => file,

@@ -104,7 +104,10 @@ impl Mount {
 
     /// A shell in the root of the mount; `$SCRATCH` is the directory beside it.
     pub fn shell(&self) -> Shell {
-        Shell::new(&self.point).set("SCRATCH", &self.scratch).set("IMAGE", &self.image).set("MNT", &self.point)
+        Shell::new(&self.point)
+            .set("SCRATCH", &self.scratch)
+            .set("IMAGE", &self.image)
+            .set("MNT", &self.point)
     }
 
     /// Leaves the case where it asks for something only btfs has.
@@ -166,7 +169,9 @@ impl Mount {
         };
         let options: Vec<_> = match self.peer {
             Peer::Btfs => options.split(',').filter(|o| !o.is_empty()).collect(),
-            Peer::Ext4 => [&["loop"], &options.split(',').filter(|o| *o == "ro").collect::<Vec<_>>()[..]].concat(),
+            Peer::Ext4 => {
+                [&["loop"], &options.split(',').filter(|o| *o == "ro").collect::<Vec<_>>()[..]].concat()
+            }
         };
         if !options.is_empty() {
             command.args(["-o", &options.join(",")]);
@@ -279,9 +284,9 @@ pub const HELPERS: [&str; 3] = ["mount.fuse.btfs", "mkfs.btfs", "fsck.btfs"];
 
 /// Leaves the case where mount(8) could not find btfs.
 pub fn need_helpers(mount: &Mount) {
-    let installed = HELPERS.iter().all(|name| {
-        fs::canonicalize(Path::new("/sbin").join(name)).is_ok_and(|path| path == binary())
-    });
+    let installed = HELPERS
+        .iter()
+        .all(|name| fs::canonicalize(Path::new("/sbin").join(name)).is_ok_and(|path| path == binary()));
     if mount.peer == Peer::Btfs && !installed {
         not_run("/sbin/mount.fuse.btfs cannot be put in place without root and overlayfs");
     }

@@ -116,7 +116,8 @@ fn open_fuse_to_users() {
         let open = std::env::temp_dir().join(format!("btfs-mount-tests-fuse.{}", std::process::id()));
         let made = sys::mknod(&open, libc::S_IFCHR | 0o666, 10, 229).and_then(|()| sys::chmod(&open, 0o666));
         made.expect("a device node");
-        let status = Command::new("mount").arg("--bind").args([&open, device]).status().expect("mount starts");
+        let status =
+            Command::new("mount").arg("--bind").args([&open, device]).status().expect("mount starts");
         assert!(status.success(), "mount --bind: {status}");
         // What is mounted stays, without its name.
         fs::remove_file(&open).expect("unlink");

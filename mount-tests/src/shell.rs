@@ -43,7 +43,10 @@ impl Shell {
         command.arg("-c").arg(format!("{PRELUDE}{script}")).current_dir(&self.directory).stdin(Stdio::null());
         // Nothing of the caller's configuration: not of git, nor of the locale.
         command.env("LC_ALL", "C").env("HOME", &self.directory).env("GIT_CONFIG_NOSYSTEM", "1");
-        command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", "safe.directory").env("GIT_CONFIG_VALUE_0", "*");
+        command
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", "safe.directory")
+            .env("GIT_CONFIG_VALUE_0", "*");
         for (name, value) in &self.variables {
             command.env(name, value);
         }

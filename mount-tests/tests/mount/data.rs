@@ -63,8 +63,13 @@ fn a_copy_of_a_file_that_is_still_being_written_has_its_data(mount: &mut Mount) 
         let mut file = File::create(mount.path(format!("open-{number}"))).expect("create");
         file.write_all(&bytes[..length]).expect("write");
         // By another process, while the descriptor is open: `cp` looks for holes first.
-        mount.shell().run(&format!("cp open-{number} copy-{number}; cp --reflink=never --sparse=always open-{number} $SCRATCH/"));
-        assert!(fs::read(mount.path(format!("copy-{number}"))).expect("read") == bytes[..length], "{length} bytes");
+        mount.shell().run(&format!(
+            "cp open-{number} copy-{number}; cp --reflink=never --sparse=always open-{number} $SCRATCH/"
+        ));
+        assert!(
+            fs::read(mount.path(format!("copy-{number}"))).expect("read") == bytes[..length],
+            "{length} bytes"
+        );
         let outside = fs::read(mount.scratch.join(format!("open-{number}"))).expect("read");
         assert!(outside == bytes[..length], "{length} bytes, to another filesystem");
         drop(file);
@@ -112,7 +117,9 @@ fn a_file_renamed_over_another_before_its_close_is_whole(mount: &mut Mount) {
 
 fn cutting_inside_a_block_leaves_no_old_bytes(mount: &mut Mount) {
     let bytes = vec![0xabu8; 20_000];
-    for (cut, grown) in [(1u64, 20_000u64), (100, 4096), (4095, 4097), (4096, 9000), (5000, 300_000), (19_999, 20_001)] {
+    for (cut, grown) in
+        [(1u64, 20_000u64), (100, 4096), (4095, 4097), (4096, 9000), (5000, 300_000), (19_999, 20_001)]
+    {
         let path = mount.path(format!("{cut}-{grown}"));
         for reopened in [false, true] {
             fs::write(&path, &bytes).expect("write");
@@ -170,9 +177,16 @@ fn a_huge_sparse_file_cut_by_a_daemon_that_dies_reads_zeros(mount: &mut Mount) {
         drop(file);
         cut_and_die(mount, FULL, 123, Duration::from_millis(milliseconds));
         let file = open(&mount.path("victim"));
-        assert_eq!(sys::seek(&file, 4096, libc::SEEK_DATA).err().and_then(|e| e.raw_os_error()), Some(libc::ENXIO));
+        assert_eq!(
+            sys::seek(&file, 4096, libc::SEEK_DATA).err().and_then(|e| e.raw_os_error()),
+            Some(libc::ENXIO)
+        );
         for island in 1..3000u64 {
-            must_be_zero(&file, island * (FULL / 3000)..island * (FULL / 3000) + 5000, "an island that was cut");
+            must_be_zero(
+                &file,
+                island * (FULL / 3000)..island * (FULL / 3000) + 5000,
+                "an island that was cut",
+            );
         }
         must_be_zero(&file, 123..5000, "the rest of the first island");
         assert_eq!(read_at(&file, 0, 123), [0xcd; 123]);
@@ -213,8 +227,13 @@ fn a_reader_never_sees_bytes_of_another_file(mount: &mut Mount) {
                     let at = random.below(SIZE - 70_000);
                     match random.below(4) {
                         0 => file.set_len(at).expect("cut"),
-                        1 => sys::fallocate(&file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at, 65_536)
-                            .expect("punch"),
+                        1 => sys::fallocate(
+                            &file,
+                            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                            at,
+                            65_536,
+                        )
+                        .expect("punch"),
                         _ => drop(file.write_at(&vec![number + 1; 65_536], at).expect("write")),
                     }
                 }
@@ -249,14 +268,22 @@ fn what_was_written_through_any_descriptor_is_durable_after_fsync(mount: &mut Mo
     File::open(mount.path("by-its-own")).expect("open").sync_all().expect("fsync of a read-only descriptor");
     mount.kill();
     mount.recover();
-    assert_eq!(fs::read(mount.path("by-its-own")).expect("read"), b"own", "after fsync of a read-only descriptor");
+    assert_eq!(
+        fs::read(mount.path("by-its-own")).expect("read"),
+        b"own",
+        "after fsync of a read-only descriptor"
+    );
 
     fs::write(mount.path("directory/new"), "new").expect("write");
     open(&mount.path("directory/new")).sync_all().expect("fsync of the file");
     File::open(mount.path("directory")).expect("open").sync_all().expect("fsync of a directory");
     mount.kill();
     mount.recover();
-    assert_eq!(fs::read(mount.path("directory/new")).expect("read"), b"new", "after fsync of file and directory");
+    assert_eq!(
+        fs::read(mount.path("directory/new")).expect("read"),
+        b"new",
+        "after fsync of file and directory"
+    );
 
     let mut file = OpenOptions::new().append(true).open(mount.path("directory/new")).expect("open");
     file.write_all(b" data").expect("write");
@@ -287,9 +314,19 @@ fn what_was_written_through_any_descriptor_is_durable_after_fsync(mount: &mut Mo
     }
     mount.kill();
     mount.recover();
-    assert_eq!(fs::read(mount.path("renamed")).expect("read"), b"new data", "renamed, then fsync of the directory");
-    assert!(!mount.path("directory/new").exists() && !mount.path("mapped").exists(), "removed names came back");
-    assert!(mount.peer == Peer::Ext4 || fs::read(mount.path("last")).expect("read") == b"last", "after btfs sync");
+    assert_eq!(
+        fs::read(mount.path("renamed")).expect("read"),
+        b"new data",
+        "renamed, then fsync of the directory"
+    );
+    assert!(
+        !mount.path("directory/new").exists() && !mount.path("mapped").exists(),
+        "removed names came back"
+    );
+    assert!(
+        mount.peer == Peer::Ext4 || fs::read(mount.path("last")).expect("read") == b"last",
+        "after btfs sync"
+    );
 }
 
 fn an_unlinked_open_file_stays_readable_and_writable(mount: &mut Mount) {
@@ -331,7 +368,10 @@ fn an_unlinked_open_file_stays_readable_and_writable(mount: &mut Mount) {
         if now.0 + 65_536 >= before.0 && now.1 <= before.1 {
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "free bytes and inodes: {before:?} before, now {now:?}");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "free bytes and inodes: {before:?} before, now {now:?}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     // Left over by a daemon that dies.
@@ -396,7 +436,8 @@ fn direct_reads_and_writes_agree_with_cached_ones(mount: &mut Mount) {
     let mut random = Random::new(5);
     let path = mount.path("direct");
     let cached = open(&path);
-    let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).expect("O_DIRECT");
+    let direct =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).expect("O_DIRECT");
     let mut memory = Map::memory(SIZE).expect("memory");
     let mut model = random.bytes(SIZE);
     memory.bytes_mut().copy_from_slice(&model);
@@ -450,7 +491,8 @@ fn seek_finds_data_and_holes(mount: &mut Mount) {
     mount.remount();
     let file = open(&mount.path("sparse"));
     expect(&file);
-    sys::fallocate(&file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 2 * MIB, MIB).expect("punch");
+    sys::fallocate(&file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 2 * MIB, MIB)
+        .expect("punch");
     assert_eq!(sys::seek(&file, 0, libc::SEEK_DATA).expect("data"), 5 * MIB, "after a punch");
     // The end of a dense file is a hole.
     fs::write(mount.path("dense"), vec![1; 5000]).expect("write");
@@ -473,7 +515,8 @@ fn copy_file_range_copies_what_it_says(mount: &mut Mount) {
         let into = (random.below(2_600_000 / unit) * unit) as usize;
         let mut done = 0;
         while done < length {
-            let more = sys::copy_file_range(&from, (at + done) as u64, &to, (into + done) as u64, length - done);
+            let more =
+                sys::copy_file_range(&from, (at + done) as u64, &to, (into + done) as u64, length - done);
             let more = more.expect("copy_file_range");
             assert!(more > 0, "round {round}: nothing copied");
             done += more;
@@ -491,7 +534,10 @@ fn copy_file_range_copies_what_it_says(mount: &mut Mount) {
     assert_eq!(sys::copy_file_range(&from, 2_999_990, &to, 3_000_000, 100).expect("over the end"), 10);
     model.extend_from_slice(&bytes[2_999_990..]);
     // Within one file, and overlapping, which is refused.
-    assert_eq!(sys::errno(sys::copy_file_range(&from, 0, &open(&mount.path("from")), 100, 1000)), libc::EINVAL);
+    assert_eq!(
+        sys::errno(sys::copy_file_range(&from, 0, &open(&mount.path("from")), 100, 1000)),
+        libc::EINVAL
+    );
     drop((from, to));
     fs::remove_file(mount.path("from")).expect("unlink");
     mount.remount();
@@ -535,7 +581,8 @@ fn appending_processes_never_overwrite_each_other(mount: &mut Mount) {
             sys::fork(|| {
                 let mut file = OpenOptions::new().append(true).create(true).open(&path).expect("open");
                 for line in 0..500 {
-                    file.write_all(format!("{number} {line} {}\n", "x".repeat(line % 90)).as_bytes()).expect("append");
+                    file.write_all(format!("{number} {line} {}\n", "x".repeat(line % 90)).as_bytes())
+                        .expect("append");
                 }
             })
         })
@@ -548,7 +595,11 @@ fn appending_processes_never_overwrite_each_other(mount: &mut Mount) {
     for number in 0..4 {
         let own: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("{number} "))).collect();
         for (line, found) in own.iter().enumerate() {
-            assert_eq!(*found, format!("{number} {line} {}", "x".repeat(line % 90)), "lines of process {number}");
+            assert_eq!(
+                *found,
+                format!("{number} {line} {}", "x".repeat(line % 90)),
+                "lines of process {number}"
+            );
         }
     }
 }
@@ -661,7 +712,8 @@ fn random_writes_cuts_and_punches_match_a_model(mount: &mut Mount) {
             }
             6 | 7 => {
                 let mode = if action == 6 { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
-                sys::fallocate(&file, mode | libc::FALLOC_FL_KEEP_SIZE, at as u64, length as u64).expect("fallocate");
+                sys::fallocate(&file, mode | libc::FALLOC_FL_KEEP_SIZE, at as u64, length as u64)
+                    .expect("fallocate");
                 let (start, end) = (at.min(model.len()), (at + length).min(model.len()));
                 model[start..end].fill(0);
             }
@@ -677,12 +729,20 @@ fn random_writes_cuts_and_punches_match_a_model(mount: &mut Mount) {
             }
         }
         let file = open(&mount.path("model"));
-        assert_eq!(file.metadata().expect("stat").len(), model.len() as u64, "round {round}, action {action}");
+        assert_eq!(
+            file.metadata().expect("stat").len(),
+            model.len() as u64,
+            "round {round}, action {action}"
+        );
         let (from, to) = (at.saturating_sub(20_000), (at + length + 20_000).min(model.len()));
         if from < to {
             let found = read_at(&file, from as u64, to - from);
             let wrong = found.iter().zip(&model[from..to]).position(|(a, b)| a != b);
-            assert!(wrong.is_none(), "round {round}, action {action}, {length} at {at}: at {:?}", wrong.map(|w| w + from));
+            assert!(
+                wrong.is_none(),
+                "round {round}, action {action}, {length} at {at}: at {:?}",
+                wrong.map(|w| w + from)
+            );
         }
     }
     assert!(fs::read(mount.path("model")).expect("read") == model, "in the end");

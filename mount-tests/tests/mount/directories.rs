@@ -52,8 +52,12 @@ fn listing_a_directory_that_changes_misses_and_repeats_nothing(mount: &mut Mount
                         let mut seen = HashMap::new();
                         names(place).into_iter().for_each(|name| *seen.entry(name).or_insert(0) += 1);
                         for number in (0..entries).filter(|number| number % 10 != 0) {
-                            let times = seen.get(&OsString::from(format!("staying-{number}"))).copied().unwrap_or(0);
-                            assert_eq!(times, 1, "listing {listing}: staying-{number} was seen {times} times");
+                            let times =
+                                seen.get(&OsString::from(format!("staying-{number}"))).copied().unwrap_or(0);
+                            assert_eq!(
+                                times, 1,
+                                "listing {listing}: staying-{number} was seen {times} times"
+                            );
                         }
                     }
                 })
@@ -145,7 +149,8 @@ fn many_births_in_one_directory_are_all_there(mount: &mut Mount) {
                 for number in 0..EACH {
                     match number % 4 {
                         0 => fs::create_dir(place.join(format!("{process}-{number}"))).expect("mkdir"),
-                        1 => std::os::unix::fs::symlink("to", place.join(format!("{process}-{number}"))).expect("symlink"),
+                        1 => std::os::unix::fs::symlink("to", place.join(format!("{process}-{number}")))
+                            .expect("symlink"),
                         _ => drop(File::create(place.join(format!("{process}-{number}"))).expect("create")),
                     }
                 }
@@ -160,7 +165,10 @@ fn many_births_in_one_directory_are_all_there(mount: &mut Mount) {
         assert_eq!(found.len() as u32, 4 * EACH);
         for process in 0..4 {
             for number in 0..EACH {
-                assert!(found.contains(&OsString::from(format!("{process}-{number}"))), "{process}-{number} is missing");
+                assert!(
+                    found.contains(&OsString::from(format!("{process}-{number}"))),
+                    "{process}-{number} is missing"
+                );
             }
         }
         use std::os::unix::fs::MetadataExt;
@@ -197,8 +205,8 @@ fn a_directory_can_be_emptied_while_it_is_listed(mount: &mut Mount) {
 
 fn deep_and_wide_trees_work(mount: &mut Mount) {
     mount.shell().run(
-        "for i in $(seq 600); do mkdir d; cd d; done; echo bottom > file; cd \"$MNT\"
-         for i in $(seq 500); do mkdir -p wide/$((i % 10))/$i/x/y; done",
+        "deep=$(printf 'd/%.0s' $(seq 600)); mkdir -p $deep; echo bottom > $deep/file
+         wide=(); for i in $(seq 500); do wide+=(wide/$((i % 10))/$i/x/y); done; mkdir -p ${wide[@]}",
     );
     mount.remount();
     mount.shell().run(

@@ -84,9 +84,14 @@ fn a_name_of_256_bytes_is_refused_by_every_call(mount: &mut Mount) {
 }
 
 fn names_of_any_bytes_are_kept(mount: &mut Mount) {
-    let mut all: Vec<OsString> = (1..=255u8).filter(|byte| *byte != b'/' && *byte != b'.').map(|byte| OsString::from_vec(vec![byte])).collect();
+    let mut all: Vec<OsString> = (1..=255u8)
+        .filter(|byte| *byte != b'/' && *byte != b'.')
+        .map(|byte| OsString::from_vec(vec![byte]))
+        .collect();
     all.extend((1..=255u8).filter(|byte| *byte != b'/').map(|byte| OsString::from_vec(vec![byte; 255])));
-    all.extend(["...", " ", ".hidden", "a ", "A", "a", "e\u{301}", "é", "\u{202e}x", "con", "~"].map(OsString::from));
+    all.extend(
+        ["...", " ", ".hidden", "a ", "A", "a", "e\u{301}", "é", "\u{202e}x", "con", "~"].map(OsString::from),
+    );
     // 'a' and the like are there twice.
     let unique: std::collections::BTreeSet<OsString> = all.into_iter().collect();
     let place = mount.path("names");
@@ -112,7 +117,8 @@ fn names_of_any_bytes_are_kept(mount: &mut Mount) {
 fn a_symbolic_link_of_4095_bytes_is_kept(mount: &mut Mount) {
     let lengths = [1, 59, 60, 100, 1000, 2000, 3000, 4000, 4094, 4095];
     for length in lengths {
-        symlink("t".repeat(length), mount.path(format!("link-{length}"))).unwrap_or_else(|e| panic!("{length}: {e}"));
+        symlink("t".repeat(length), mount.path(format!("link-{length}")))
+            .unwrap_or_else(|e| panic!("{length}: {e}"));
     }
     assert_eq!(sys::errno(symlink("t".repeat(4096), mount.path("too-long"))), libc::ENAMETOOLONG);
     // One that can be followed, of many short steps.
@@ -137,17 +143,25 @@ fn changed_programs_lose_their_privileges(mount: &mut Mount) {
     let path = mount.path("program");
     type Change = fn(&Path);
     let changes: [(&str, Change); 9] = [
-        ("write", |path| OpenOptions::new().write(true).open(path).expect("open").write_all(b"x").expect("write")),
-        ("append", |path| OpenOptions::new().append(true).open(path).expect("open").write_all(b"x").expect("write")),
+        ("write", |path| {
+            OpenOptions::new().write(true).open(path).expect("open").write_all(b"x").expect("write")
+        }),
+        ("append", |path| {
+            OpenOptions::new().append(true).open(path).expect("open").write_all(b"x").expect("write")
+        }),
         ("truncate", |path| sys::truncate(path, 3).expect("truncate")),
-        ("ftruncate", |path| OpenOptions::new().write(true).open(path).expect("open").set_len(20_000).expect("ftruncate")),
+        ("ftruncate", |path| {
+            OpenOptions::new().write(true).open(path).expect("open").set_len(20_000).expect("ftruncate")
+        }),
         ("open with O_TRUNC", |path| drop(File::create(path).expect("open"))),
         ("fallocate", |path| {
-            sys::fallocate(&OpenOptions::new().write(true).open(path).expect("open"), 0, 0, 50_000).expect("fallocate");
+            sys::fallocate(&OpenOptions::new().write(true).open(path).expect("open"), 0, 0, 50_000)
+                .expect("fallocate");
         }),
         ("punch", |path| {
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            sys::fallocate(&OpenOptions::new().write(true).open(path).expect("open"), mode, 0, 5000).expect("punch");
+            sys::fallocate(&OpenOptions::new().write(true).open(path).expect("open"), mode, 0, 5000)
+                .expect("punch");
         }),
         ("chown", |path| std::os::unix::fs::chown(path, Some(sys::ordinary_user().0), None).expect("chown")),
         ("chgrp", |path| std::os::unix::fs::chown(path, None, Some(sys::ordinary_user().1)).expect("chgrp")),
@@ -165,12 +179,20 @@ fn changed_programs_lose_their_privileges(mount: &mut Mount) {
             fresh(mode);
             sys::as_user(|| change(&path));
             // Setting the owner to what it is clears as well.
-            assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, mode & 0o777, "{what} by a user, mode was {mode:o}");
+            assert_eq!(
+                fs::metadata(&path).expect("stat").mode() & 0o7777,
+                mode & 0o777,
+                "{what} by a user, mode was {mode:o}"
+            );
             fresh(mode);
             change(&path);
             // Root may keep them, except with a change of owner.
             let kept = if what.starts_with("ch") { mode & 0o777 } else { mode };
-            assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, kept, "{what} by root, mode was {mode:o}");
+            assert_eq!(
+                fs::metadata(&path).expect("stat").mode() & 0o7777,
+                kept,
+                "{what} by root, mode was {mode:o}"
+            );
         }
         // Capabilities go whoever does it.
         fresh(0o755);
@@ -250,7 +272,11 @@ fn handles_open_what_they_were_taken_of(mount: &mut Mount) {
         let mut opened = open(mount, &file).unwrap_or_else(|e| panic!("{when}: {e}"));
         opened.read_to_string(&mut text).expect("read");
         assert_eq!(text, "by handle", "{when}");
-        let number = open(mount, &directory).unwrap_or_else(|e| panic!("{when}: {e}")).metadata().expect("fstat").ino();
+        let number = open(mount, &directory)
+            .unwrap_or_else(|e| panic!("{when}: {e}"))
+            .metadata()
+            .expect("fstat")
+            .ino();
         assert_eq!(number, fs::metadata(mount.path("a/b")).expect("stat").ino(), "{when}");
     };
     content(mount, "at once");
@@ -284,7 +310,11 @@ fn hard_links_are_one_file(mount: &mut Mount) {
         let number = fs::metadata(mount.path("link-0")).expect("stat").ino();
         for link in 0..500 {
             let facts = fs::metadata(mount.path(format!("link-{link}"))).expect("stat");
-            assert_eq!((facts.nlink(), facts.ino(), facts.mode() & 0o777), (500, number, 0o600), "link {link}");
+            assert_eq!(
+                (facts.nlink(), facts.ino(), facts.mode() & 0o777),
+                (500, number, 0o600),
+                "link {link}"
+            );
         }
         assert_eq!(fs::read(mount.path("link-499")).expect("read"), b"changed through a link");
         mount.remount();
@@ -301,7 +331,10 @@ fn renames_exchange_and_refuse_as_asked(mount: &mut Mount) {
     fs::create_dir_all(b.join("sub")).expect("mkdir");
     fs::write(b.join("file"), "in b").expect("write");
     sys::rename(&a, &b, libc::RENAME_EXCHANGE).expect("exchange of a file and a directory");
-    assert_eq!((fs::read(&b).expect("read"), fs::read(a.join("file")).expect("read")), (b"was a".to_vec(), b"in b".to_vec()));
+    assert_eq!(
+        (fs::read(&b).expect("read"), fs::read(a.join("file")).expect("read")),
+        (b"was a".to_vec(), b"in b".to_vec())
+    );
     // Between directories: the links of both parents change.
     fs::create_dir(mount.path("other")).expect("mkdir");
     fs::write(mount.path("other/leaf"), "leaf").expect("write");
@@ -336,7 +369,8 @@ fn extended_attributes_have_their_limits(mount: &mut Mount) {
     symlink("file", mount.path("link")).expect("symlink");
     assert_eq!(sys::errno(sys::set_xattr(&mount.path("link"), "user.x", b"x")), libc::EPERM, "of a link");
     for attribute in 0..number {
-        sys::set_xattr(&path, &format!("user.number-{attribute}"), attribute.to_string().as_bytes()).expect("setxattr");
+        sys::set_xattr(&path, &format!("user.number-{attribute}"), attribute.to_string().as_bytes())
+            .expect("setxattr");
     }
     for attribute in (0..number).step_by(2) {
         sys::remove_xattr(&path, &format!("user.number-{attribute}")).expect("removexattr");
@@ -347,7 +381,11 @@ fn extended_attributes_have_their_limits(mount: &mut Mount) {
         assert_eq!(sys::list_xattrs(&path).expect("listxattr").len(), number / 2 + 2);
         for attribute in 0..number {
             let value = sys::get_xattr(&path, OsStr::new(&format!("user.number-{attribute}"))).ok();
-            assert_eq!(value, (attribute % 2 == 1).then(|| attribute.to_string().into_bytes()), "{attribute}");
+            assert_eq!(
+                value,
+                (attribute % 2 == 1).then(|| attribute.to_string().into_bytes()),
+                "{attribute}"
+            );
         }
         mount.remount();
     }
@@ -398,14 +436,24 @@ fn programs_can_be_run_and_are_not_changed_while_they_run(mount: &mut Mount) {
 fn free_space_is_told(mount: &mut Mount) {
     let facts = |mount: &Mount| sys::statvfs(&mount.point).expect("statvfs");
     let start = facts(mount);
-    assert!(start.f_bsize >= 512 && start.f_frsize >= 512 && start.f_namemax == 255, "namemax {}", start.f_namemax);
+    assert!(
+        start.f_bsize >= 512 && start.f_frsize >= 512 && start.f_namemax == 255,
+        "namemax {}",
+        start.f_namemax
+    );
     assert!(start.f_bavail <= start.f_bfree && start.f_bfree <= start.f_blocks && start.f_bavail > 0);
-    assert!(start.f_ffree <= start.f_files && start.f_ffree > 0, "inodes: {} of {}", start.f_ffree, start.f_files);
+    assert!(
+        start.f_ffree <= start.f_files && start.f_ffree > 0,
+        "inodes: {} of {}",
+        start.f_ffree,
+        start.f_files
+    );
     let size = start.f_blocks * start.f_frsize;
     assert!((60 << 30..=64 << 30).contains(&size), "64 GiB were asked for, {size} bytes are there");
     let file = File::create(mount.path("file")).expect("create");
     for piece in 0..32 {
-        file.write_all_at(&btfs_mount_tests::random::Random::new(piece).bytes(1 << 20), piece << 20).expect("write");
+        file.write_all_at(&btfs_mount_tests::random::Random::new(piece).bytes(1 << 20), piece << 20)
+            .expect("write");
     }
     file.sync_all().expect("fsync");
     let used = (start.f_bfree - facts(mount).f_bfree) * start.f_frsize;

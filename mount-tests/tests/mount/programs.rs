@@ -79,7 +79,8 @@ fn cargo_builds_a_crate_and_rebuilds_only_what_changed(mount: &mut Mount) {
         std::env::var("CARGO_HOME").unwrap_or_else(|_| format!("{home}/.cargo")),
         std::env::var("RUSTUP_HOME").unwrap_or_else(|_| format!("{home}/.rustup")),
     );
-    let mut shell = mount.shell().set("CARGO_HOME", cargo_home).set("CARGO_TARGET_DIR", mount.path("sample/target"));
+    let mut shell =
+        mount.shell().set("CARGO_HOME", cargo_home).set("CARGO_TARGET_DIR", mount.path("sample/target"));
     if Path::new(&rustup_home).exists() {
         shell = shell.set("RUSTUP_HOME", rustup_home);
     }
@@ -90,7 +91,8 @@ fn cargo_builds_a_crate_and_rebuilds_only_what_changed(mount: &mut Mount) {
          sed -i 's/^pub/#[allow(dead_code)] pub/' src/m*.rs; mv main src/main.rs
          cargo build --offline --quiet; [ \"$(target/debug/sample)\" = 21 ]",
     );
-    let fresh = |shell: &btfs_mount_tests::shell::Shell| shell.output("cd sample; cargo build --offline -v 2>&1");
+    let fresh =
+        |shell: &btfs_mount_tests::shell::Shell| shell.output("cd sample; cargo build --offline -v 2>&1");
     assert!(fresh(&shell).contains("Fresh sample"), "it is built again though nothing has changed");
     shell.run("cd sample; sed -i 's/{ 20 }/{ 41 }/' src/m20.rs; cargo build --offline --quiet; [ \"$(target/debug/sample)\" = 42 ]");
     mount.remount();

@@ -177,7 +177,11 @@ fn find_and_du_tell_the_truth(mount: &mut Mount) {
         assert_eq!(shell.output("find d* -name 'f*' | wc -l"), "1200");
         assert_eq!(shell.output("find d* -type d | wc -l"), "61", "with dense");
         assert_eq!(shell.output("find d7 -type f -newer d1/e/f1 | wc -l"), "40");
-        assert_eq!(shell.output("stat -c %h d1"), "3", "a directory's links: itself, its name, one subdirectory");
+        assert_eq!(
+            shell.output("stat -c %h d1"),
+            "3",
+            "a directory's links: itself, its name, one subdirectory"
+        );
         let kibibytes = |what: &str| -> u64 {
             shell.output(&format!("du -sk {what} | cut -f1")).parse().expect("a number")
         };
@@ -198,7 +202,10 @@ fn changes_of_mode_owner_and_acl_survive_a_remount(mount: &mut Mount) {
          setfattr -n user.short -v another size-3000; setfattr -x user.empty size-3000
          if [ \"$(id -u)\" = 0 ]; then chown -R 7:8 sub; chown :9 one; chgrp 10 size-100; fi",
     );
-    assert_eq!(shell.output("getfattr --absolute-names --only-values -n user.short tree/sub/hard-link"), "another");
+    assert_eq!(
+        shell.output("getfattr --absolute-names --only-values -n user.short tree/sub/hard-link"),
+        "another"
+    );
     assert!(shell.output("getfacl -n tree/sub/deeper/file-1").contains("user:777:r--"));
     assert_eq!(shell.output("getfacl -cns tree/size-4097"), "", "no ACL is left");
     if !mount.by_user() {
@@ -242,7 +249,13 @@ fn truncate_and_fallocate_do_what_they_say(mount: &mut Mount) {
 fn times_are_kept_to_the_nanosecond(mount: &mut Mount) {
     let shell = shell(mount);
     // Before 1970 with a fraction is where conversions go wrong; later than 2038 where 32 bits do.
-    let times = ["0.000000001", "-1.000000001", "-1000000000.999999999", "1234567890.123456789", "5000000000.987654321"];
+    let times = [
+        "0.000000001",
+        "-1.000000001",
+        "-1000000000.999999999",
+        "1234567890.123456789",
+        "5000000000.987654321",
+    ];
     for (number, time) in times.iter().enumerate() {
         shell.run(&format!(": > t{number}; ln -s t{number} l{number}; mkdir d{number}"));
         let (seconds, nanoseconds) = time.split_once('.').expect("a fraction");
@@ -258,7 +271,11 @@ fn times_are_kept_to_the_nanosecond(mount: &mut Mount) {
             let earlier: i64 = time.split_once('.').expect("a fraction").0.parse().expect("seconds");
             for kind in ["t", "l", "d"] {
                 let facts = std::fs::symlink_metadata(mount.path(format!("{kind}{number}"))).expect("stat");
-                assert_eq!(&format!("{}.{:09}", facts.mtime(), facts.mtime_nsec()), time, "mtime of {kind}{number}");
+                assert_eq!(
+                    &format!("{}.{:09}", facts.mtime(), facts.mtime_nsec()),
+                    time,
+                    "mtime of {kind}{number}"
+                );
                 let atime = (facts.atime(), facts.atime_nsec());
                 assert_eq!(atime, (earlier - 86400 * 400, 5), "atime of {kind}{number}, mtime {time}");
             }
@@ -278,13 +295,17 @@ fn an_ordinary_user_can_work_on_roots_mount(mount: &mut Mount) {
     user.run(
         "refused chown 0:0 tree/one; refused mknod device c 1 3; refused setfattr -n trusted.x -v y tree/one",
     );
-    mount.shell().run("mkdir -m 700 private; echo secret > private/file; echo secret > unreadable; chmod 600 unreadable");
+    mount.shell().run(
+        "mkdir -m 700 private; echo secret > private/file; echo secret > unreadable; chmod 600 unreadable",
+    );
     user.run(
         "refused cat unreadable; refused ls private; refused rm -rf unreadable; refused rm -rf private
          refused touch private/file; refused mv unreadable mine",
     );
     // An access list lets in whom it names.
-    mount.shell().run("setfacl -m u:tests:r unreadable; setfacl -m u:tests:rx private; chmod o-r private/file");
+    mount
+        .shell()
+        .run("setfacl -m u:tests:r unreadable; setfacl -m u:tests:rx private; chmod o-r private/file");
     user.run("cat unreadable; ls private; refused tee unreadable; refused cat private/file");
     mount.remount();
     original.must_equal(&Manifest::of_copy(mount.path("copy")), "after a remount");

@@ -43,7 +43,14 @@ fn pjdfstest(mount: &Mount, settings: &str, pattern: &[&str]) -> usize {
     fs::write(&configuration, text).expect("write");
     sys::chmod(&mount.point, 0o755).expect("chmod");
     let mut command = Command::new(suite("pjdfstest"));
-    command.arg("-c").arg(&configuration).arg("-p").arg(&mount.point).arg("-s").arg(&mount.scratch).args(pattern);
+    command
+        .arg("-c")
+        .arg(&configuration)
+        .arg("-p")
+        .arg(&mount.point)
+        .arg("-s")
+        .arg(&mount.scratch)
+        .args(pattern);
     let output = outcome(command.current_dir(&mount.scratch));
     let text = String::from_utf8_lossy(&output.stdout);
     let interesting = text.lines().filter(|line| !line.ends_with("ok") && !line.is_empty());
@@ -51,7 +58,8 @@ fn pjdfstest(mount: &Mount, settings: &str, pattern: &[&str]) -> usize {
     let summary = text.lines().find(|line| line.starts_with("Summary: ")).expect("a summary");
     let count = |what: &str| -> usize {
         let part = summary.trim_start_matches("Summary: ").split(", ").find(|part| part.ends_with(what));
-        part.and_then(|part| part.split(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {what}: {summary}"))
+        part.and_then(|part| part.split(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {what}: {summary}"))
     };
     assert_eq!(count(" failed"), 0, "{summary}");
     assert!(output.status.success(), "{}", describe(&output));
@@ -101,7 +109,8 @@ fn fsx_finds_nothing_wrong(mount: &mut Mount) {
         .enumerate()
         .map(|(number, (name, length, most))| {
             let configuration = configuration.with_extension(name);
-            fs::write(&configuration, format!("{length}[opsize]\nmin = 1\nmax = {most}\n{FSX}")).expect("write");
+            fs::write(&configuration, format!("{length}[opsize]\nmin = 1\nmax = {most}\n{FSX}"))
+                .expect("write");
             let mut command = Command::new(&program);
             command.arg("-f").arg(configuration).arg("-S").arg((seed + number as u64).to_string());
             // The large file costs about twenty times as much for each operation.
