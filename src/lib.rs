@@ -12,11 +12,15 @@
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+#[cfg(not(shuttle))]
+pub mod cli;
 pub mod defects;
 pub mod error;
 // The filesystem's locks are not modelled under shuttle; it stands on the engine's, which are.
 #[cfg(not(shuttle))]
 pub mod fs;
+#[cfg(not(shuttle))]
+pub mod mount;
 pub mod page;
 pub mod pool;
 pub mod storage;

@@ -57,7 +57,7 @@ impl Fs {
         Ok(out)
     }
 
-    /// Writes. Clears suid and sgid unless user 0 writes.
+    /// Writes. Clears suid and sgid unless the caller is privileged.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
@@ -78,11 +78,13 @@ impl Fs {
         data: &[u8],
         caller: &Caller,
     ) -> Result<()> {
+        file_of(state)?;
+        self.strip_capability(node, state)?;
         let mut inode = file_of(state)?.clone();
         let end = offset + data.len() as u64;
         let size = inode.size.max(end);
         (inode.mtime, inode.ctime) = (caller.now, caller.now);
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         let mut batch = Batch::new();
@@ -142,14 +144,16 @@ impl Fs {
 
     /// Sets the size. What lies behind a smaller size is gone, and reads as zeros if the file grows again.
     pub(super) fn resize(&self, node: &Node, state: &mut State, size: u64, caller: &Caller) -> Result<()> {
-        let mut inode = file_of(state)?.clone();
+        file_of(state)?;
         if size > FILE_SIZE_MAX {
             return Err(FsError::FileTooLarge);
         }
+        self.strip_capability(node, state)?;
+        let mut inode = file_of(state)?.clone();
         if size != inode.size {
             inode.mtime = caller.now;
         }
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         inode.ctime = caller.now;
@@ -212,6 +216,7 @@ impl Fs {
         if file_of(&state)?.kind != Kind::File {
             return Err(FsError::Invalid);
         }
+        self.strip_capability(&node, &mut state)?;
         let zero = matches!(mode, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize);
         if zero {
             self.make_hole(&node, &mut state, offset, end, caller)?;
@@ -227,7 +232,7 @@ impl Fs {
         if zero {
             inode.mtime = caller.now;
         }
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         inode.ctime = caller.now;

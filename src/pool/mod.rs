@@ -53,6 +53,8 @@ pub struct PoolOptions {
     /// Whether the caller runs [`Pool::run_flusher`] and [`Log::run_writer`] in threads. If not, checkpoints and log writes run
     /// inside the calls that need them.
     pub background: bool,
+    /// Whether not a byte of the image is to be written. What recovery changes is kept in memory.
+    pub read_only: bool,
     /// Planted defects.
     pub defects: Defects,
 }
@@ -68,6 +70,7 @@ impl Default for PoolOptions {
             cache_size: 256 << 20,
             commit_interval: Duration::from_secs(5),
             background: true,
+            read_only: false,
             defects: Defects::default(),
         }
     }
@@ -143,6 +146,12 @@ pub struct Pool {
     wanted: Condvar,
     stopping: AtomicBool,
     background: bool,
+    /// No transaction begins and no data is written.
+    read_only: AtomicBool,
+    /// The image was opened so, and `storage` is never written (but for an overlay in memory).
+    opened_read_only: bool,
+    /// Held by whoever changes `read_only`.
+    switching: Mutex<()>,
     defects: Defects,
     /// Counters.
     pub stats: PoolStats,
@@ -196,9 +205,14 @@ impl Pool {
     pub fn checkpoint_lsn(&self) -> Lsn {
         Lsn(self.checkpointed.load(Ordering::SeqCst))
     }
-    /// `Err` if nothing can be written any more.
+    /// `Err` if nothing can be written, or not any more: the latched error, or [`Error::ReadOnly`].
     pub fn writable(&self) -> Result<()> {
-        self.log.check()
+        self.log.check()?;
+        if self.is_read_only() { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+    /// Whether no transaction can begin, for now or at all.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::SeqCst)
     }
 
     // -- reading ------------------------------------------------------------------------------------------------
@@ -473,6 +487,7 @@ impl Pool {
 
     /// Gives free chunks back to the host, at most `max` of them; returns how many.
     pub fn punch(&self, max: usize) -> Result<usize> {
+        self.writable()?;
         for done in 0..max {
             let taken = self.space.lock().take_punchable();
             let Some(run) = taken else { return Ok(done) };
@@ -567,8 +582,12 @@ impl Pool {
         self.progressed.notify_all();
     }
 
-    /// Writes everything home and marks the image as closed in order. Nothing else runs any more.
+    /// Writes everything home and marks the image as closed in order. Nothing else runs any more. An image that was opened
+    /// read-only stays as it was.
     pub fn close(&self) -> Result<()> {
+        if self.opened_read_only {
+            return Ok(());
+        }
         let mut flusher = self.flusher.lock();
         self.log.commit(self.log.end())?;
         self.checkpoint_with(&mut flusher, true)

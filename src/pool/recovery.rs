@@ -19,8 +19,8 @@ use crate::page::node::{NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
 use crate::page::superblock::*;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
-use crate::storage::Storage;
 use crate::storage::sim::set_site;
+use crate::storage::{OverlayStorage, Storage};
 use crate::wal::{self, Log, Place, Scan};
 
 /// The number of the next pool of this process.
@@ -230,15 +230,23 @@ impl Pool {
     }
 
     /// Opens an image, with recovery if it was not closed in order. Nothing else uses the storage.
+    ///
+    /// If it is opened read-only, nothing but reads reaches the storage: recovery works on an overlay in memory, which then
+    /// stays in front of the storage, and an image that was closed in order needs none.
     pub fn open(storage: Arc<dyn Storage>, options: &PoolOptions) -> Result<(Pool, RecoveryReport)> {
         let started = Instant::now();
         let superblock = read_superblock(&*storage)?;
-        if superblock.ro_compat != 0 {
+        if superblock.ro_compat != 0 && !options.read_only {
             return Err(Error::Unusable(format!(
                 "the image needs features to be written that this program lacks: {:#x}",
                 superblock.ro_compat
             )));
         }
+        let storage: Arc<dyn Storage> = if options.read_only && !superblock.clean {
+            Arc::new(OverlayStorage::new(storage).map_err(|e| Error::io("reading the image's size", e))?)
+        } else {
+            storage
+        };
         let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
         let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
         let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
@@ -246,7 +254,7 @@ impl Pool {
         set_site("recovery");
         // If only the process died, the host still shows writes that are not durable, the superblock just read perhaps among
         // them. Everything from here on builds on what was read.
-        if !options.defects.has(Defect::RecoverUnsynced) {
+        if !options.read_only && !options.defects.has(Defect::RecoverUnsynced) {
             storage.sync().map_err(|e| Error::io("syncing the image", e))?;
         }
         if !superblock.clean {
@@ -265,7 +273,9 @@ impl Pool {
             pool.redo(place, &superblock, &scan, &mut report)?;
         }
         pool.load_groups(superblock.groups)?;
-        pool.begin_incarnation(&superblock)?;
+        if !options.read_only || !superblock.clean {
+            pool.begin_incarnation(&superblock)?;
+        }
         pool.forget_dead_pages();
         set_site("");
         report.elapsed = started.elapsed();
@@ -309,7 +319,10 @@ impl Pool {
             progressed: Condvar::new(),
             wanted: Condvar::new(),
             stopping: AtomicBool::new(false),
-            background: options.background,
+            background: options.background && !options.read_only,
+            read_only: AtomicBool::new(options.read_only),
+            opened_read_only: options.read_only,
+            switching: Mutex::new(()),
             defects: options.defects,
             stats: PoolStats::default(),
         })

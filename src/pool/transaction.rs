@@ -86,6 +86,10 @@ impl Pool {
             spare: Vec::new(),
             bitmaps: Vec::new(),
         };
+        // Behind the addition to the budget: `set_read_only` waits until nothing is left of that.
+        if self.is_read_only() {
+            return Err(Error::ReadOnly);
+        }
         if grown > self.dirty_max {
             return Ok(Err(Lacking::Frames));
         }

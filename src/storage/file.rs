@@ -14,12 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::buffer::DIRECT_ALIGN;
 use super::lock::find_holder;
 use super::{OpenError, Storage, sys};
 
-/// Direct I/O needs offset, length and memory at multiples of this, in bytes. Larger than what most devices
-/// need, and a page of the page cache, so that direct and buffered calls never share one.
-const DIRECT_ALIGN: u64 = 4096;
 /// Shorter calls are buffered, in bytes.
 const DIRECT_LEN_MIN: u64 = 16384;
 /// How long to try to get the lock. A holder that has closed the image or was killed can still have it for a
@@ -39,7 +37,7 @@ pub enum OpenMode {
 /// An image in a regular file or on a block device, locked while this exists.
 ///
 /// Calls of at least 16 KiB whose offset, length and memory are multiples of 4096 bypass the page cache
-/// (`O_DIRECT`); all others, and durable writes, are buffered.
+/// (`O_DIRECT`); all others, and durable writes, are buffered. [`super::AlignedBuf`] is such memory.
 #[derive(Debug)]
 pub struct FileStorage {
     buffered: File,
@@ -164,7 +162,7 @@ impl FileStorage {
             total += buf.len() as u64;
             misaligned |= buf.as_ptr().addr() as u64 | buf.len() as u64;
         }
-        (total >= DIRECT_LEN_MIN && misaligned.is_multiple_of(DIRECT_ALIGN)).then_some(direct)
+        (total >= DIRECT_LEN_MIN && misaligned.is_multiple_of(DIRECT_ALIGN as u64)).then_some(direct)
     }
 
     fn give_up_direct(&self) {

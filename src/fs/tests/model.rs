@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
 
-use super::super::xattr::SetXattr;
 use super::*;
 use crate::storage::Rng;
 
@@ -138,12 +137,13 @@ impl Run {
             _ => New::File,
         };
         let parent = self.items[&dir].ino;
-        let real = self.fs().create(parent, &name, new, mode, &ME);
+        let umask = [0, 0o022, 0o077][self.rng.index(3)];
+        let real = self.fs().create(parent, &name, new, mode, umask, &ME);
         self.same("create", &real.clone().map(|_| ()), &expected);
-        let Ok(ino) = real else { return };
+        let Ok(Attributes { ino, .. }) = real else { return };
         let is_dir = new_kind == 0;
-        let mode = if new_kind == 1 { 0o777 } else { mode };
-        let item = Item { body, links: 1 + is_dir as u32, mode, xattrs: BTreeMap::new(), ino, held: false };
+        let mode = if new_kind == 1 { 0o777 } else { mode & !umask };
+        let item = Item { body, links: 1 + is_dir as u32, mode, xattrs: BTreeMap::new(), ino, held: true };
         let id = self.next;
         self.next += 1;
         self.items.insert(id, item);
@@ -168,8 +168,9 @@ impl Run {
             }
         });
         let real = self.fs().link(self.items[&id].ino, self.items[&dir].ino, &name, &ME);
-        self.same("link", &real, &expected);
-        if real.is_ok() {
+        self.same("link", &real.clone().map(|_| ()), &expected);
+        if let Ok(attributes) = real {
+            self.fs().release(attributes.ino, 1).unwrap();
             self.entries_mut(dir).insert(name, id);
             self.items.get_mut(&id).unwrap().links += 1;
         }

@@ -1,9 +1,11 @@
 //! Tests of the storage layer, each named after what a user would lose if it failed.
 
+mod buffer;
 mod fault;
 mod file;
 mod image;
 mod lock;
+mod overlay;
 mod recording;
 mod sim;
 

@@ -5,6 +5,8 @@ mod faults;
 #[cfg(not(shuttle))]
 mod hostile;
 mod model;
+#[cfg(not(shuttle))]
+mod read_only;
 #[cfg(shuttle)]
 mod shuttle;
 #[cfg(not(shuttle))]
