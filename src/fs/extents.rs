@@ -246,7 +246,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Collects: between `from` and `to`, multiples of the block size, the file consists of `new` and of holes. Blocks of old
+    /// Collects in `batch`: between `from` and `to`, multiples of the block size, the file consists of `new` and of holes. Blocks of old
     /// extents there are given up, but for those that `new` uses. `old` are the extents from a byte before `from` to a byte
     /// behind `to`: neighbours are joined.
     pub(super) fn replace(
@@ -256,8 +256,9 @@ impl Inner {
         old: &[Mapped],
         new: Vec<Mapped>,
         source: Source<'_>,
+        batch: Batch,
     ) -> Result<Remap> {
-        let mut remap = Remap::default();
+        let mut remap = Remap { batch, ..Remap::default() };
         match source {
             Source::Reserved(runs) => {
                 for run in runs {

@@ -179,12 +179,12 @@ impl Inner {
         let grows = grows.map(|run| Growth { after: run.end(), size: inode.blocks });
         inode.size = inode.size.max(piece.end());
         let place = Place { ino: node.ino, grows, in_place, urgent };
-        let mut taken = Vec::new();
+        let (mut taken, mut batch) = (Vec::new(), Batch::new());
         let written = self
-            .write_blocks_of(piece, place, &old, inode.size, &mut taken)
+            .write_blocks_of(piece, place, &old, inode.size, &mut taken, &mut batch)
             .and_then(|new| {
                 let source = if in_place.is_some() { Source::InPlace } else { Source::Reserved(&taken) };
-                self.replace(node.ino, piece.blocks(), &old, new, source)
+                self.replace(node.ino, piece.blocks(), &old, new, source, batch)
             })
             .and_then(|remap| self.apply_remap(remap, node, state, inode));
         match written {
@@ -232,11 +232,12 @@ impl Inner {
         old: &[Mapped],
         size: u64,
         taken: &mut Vec<Run>,
+        batch: &mut Batch,
     ) -> Result<Vec<Mapped>> {
         let (from, to) = piece.blocks();
         let whole = piece.offset == from && piece.end() == to;
         let aligned = piece.data.as_ptr().addr().is_multiple_of(BLOCK_SIZE);
-        let mut write = |bytes: &[u8]| self.write_new(place, (from, to.min(size)), bytes, taken);
+        let mut write = |bytes: &[u8]| self.write_new(place, (from, to.min(size)), bytes, taken, batch);
         if whole && (aligned || piece.data.len() < DIRECT_MIN) {
             return write(piece.data);
         }
@@ -266,13 +267,14 @@ impl Inner {
     }
 
     /// Writes whole blocks and returns their extents, which lie between the two bytes of the file. All blocks are new, or those of
-    /// an unwritten extent (E2). `taken` gets the new ones, for the batch or to be given back.
+    /// an unwritten extent (E2). `taken` gets the new ones, for the batch or to be given back; `batch` may get the contents as well.
     fn write_new(
         &self,
         place: Place,
         (begin, end): (u64, u64),
         data: &[u8],
         taken: &mut Vec<Run>,
+        batch: &mut Batch,
     ) -> Result<Vec<Mapped>> {
         let mut extents = Vec::new();
         let mut done = 0;
@@ -293,7 +295,7 @@ impl Inner {
             };
             grows = grows.map(|g| Growth { after: run.end(), ..g });
             let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
-            self.tree.write_blocks(run.start, piece)?;
+            self.tree.write_blocks_logged(run.start, piece, batch)?;
             let from = begin + done as u64;
             let len = (piece.len() as u64).min(end - from) as u32;
             let crcs = piece.chunks(BLOCK_SIZE).map(crc32fast::hash).collect();
@@ -463,7 +465,8 @@ impl Inner {
                 _ => last,
             };
             let old = self.extents_in(node.ino, at.saturating_sub(1), until + 1, usize::MAX)?;
-            let remap = self.replace(node.ino, (at, until), &old, Vec::new(), Source::Reserved(&[]))?;
+            let remap =
+                self.replace(node.ino, (at, until), &old, Vec::new(), Source::Reserved(&[]), Batch::new())?;
             let inode = file_of(state)?.clone();
             self.apply_remap(remap, node, state, inode)?;
             at = until;
@@ -499,7 +502,7 @@ impl Inner {
         let new = vec![Mapped::new(at, extent)];
         let end = at + len as u64;
         let old = self.extents_in(node.ino, at.saturating_sub(1), end + 1, usize::MAX)?;
-        let remap = self.replace(node.ino, (at, end), &old, new, Source::Reserved(&[run]))?;
+        let remap = self.replace(node.ino, (at, end), &old, new, Source::Reserved(&[run]), Batch::new())?;
         let inode = file_of(state)?.clone();
         self.apply_remap(remap, node, state, inode)
     }

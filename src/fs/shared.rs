@@ -168,7 +168,7 @@ impl Inner {
         let new = found.iter().filter_map(|m| m.part(begin, until)).map(moved).collect();
         let range = (to_begin, to_begin + (until - begin));
         let old = self.extents_in(to.ino, range.0.saturating_sub(1), range.1 + 1, usize::MAX)?;
-        let remap = self.replace(to.ino, range, &old, new, Source::Shared)?;
+        let remap = self.replace(to.ino, range, &old, new, Source::Shared, Batch::new())?;
         let mut inode = file_of(state)?.clone();
         inode.size = inode.size.max(range.1);
         changed_by(&mut inode, caller);
