@@ -72,6 +72,13 @@ fn ino(n: INodeNo) -> Ino {
     Ino(n.0)
 }
 
+/// Whether there is such a namespace of extended attributes; the kernel passes on all names.
+fn is_xattr_namespace(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let known = [&b"user."[..], b"trusted.", b"security."].into_iter().any(|n| name.starts_with(n));
+    known || matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
+}
+
 /// An operation that is under way: its kind, and when it began.
 struct Running<'a> {
     counters: &'a Counters,
@@ -588,6 +595,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        if !is_xattr_namespace(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let run = self.begin(Request::Setxattr);
         let how = match flags {
             0 => SetXattr::Any,
@@ -607,6 +617,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn getxattr(&self, _: &fuser::Request, n: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !is_xattr_namespace(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let run = self.begin(Request::Getxattr);
         let result = self.volume.get_xattr(ino(n), name.as_bytes());
         self.reply_xattr(run, ino(n), result, size, reply);
@@ -619,6 +632,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn removexattr(&self, req: &fuser::Request, n: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if !is_xattr_namespace(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let run = self.begin(Request::Removexattr);
         let result = self.volume.remove_xattr(ino(n), name.as_bytes(), &self.caller(req));
         self.reply_empty(run, ino(n), result, reply);
