@@ -21,17 +21,22 @@ impl Fs {
         if inode.links > 0 || self.table.is_referenced(node) {
             return Ok(());
         }
-        if inode.kind == Kind::File {
+        let inode = inode.clone();
+        if inode.kind == Kind::File && (inode.size > 0 || inode.blocks > 0) {
             let empty = Inode { size: 0, ..inode.clone() };
             self.cut(node, &mut state, empty)?;
         }
-        self.delete_xattrs(node.ino)?;
+        if inode.xattrs > 0 {
+            self.delete_xattrs(node.ino)?;
+        }
         let mut batch = Batch::new();
         // Pieces of a symbolic link's target.
-        let mut cursor = self.tree.cursor();
-        cursor.seek(&extent_key(node.ino, 0))?;
-        while cursor.next()? && extent_end(node.ino, cursor.key()).is_some() {
-            batch.delete(cursor.key());
+        if inode.kind == Kind::Symlink && inode.size > inode.target.len() as u64 {
+            let mut cursor = self.tree.cursor();
+            cursor.seek(&extent_key(node.ino, 0))?;
+            while cursor.next()? && extent_end(node.ino, cursor.key()).is_some() {
+                batch.delete(cursor.key());
+            }
         }
         batch.delete(&inode_key(node.ino));
         batch.delete(&orphan_key(node.ino));
