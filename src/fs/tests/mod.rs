@@ -5,6 +5,7 @@ mod memory;
 mod model;
 mod names;
 mod operations;
+mod shared;
 
 use std::sync::Arc;
 
