@@ -69,8 +69,11 @@ impl Ino {
 /// A key of the tree; no longer than 17 bytes.
 pub type Key = Vec<u8>;
 
+const KEY_CAPACITY: usize = 17;
+
 fn group_key(group: u64, kind: u8) -> Key {
-    let mut key = vec![TAG_GROUP];
+    let mut key = Vec::with_capacity(KEY_CAPACITY);
+    key.push(TAG_GROUP);
     key.extend_from_slice(&group.to_be_bytes()[3..]);
     key.push(kind);
     key
@@ -148,7 +151,8 @@ pub fn state_key() -> Key {
 }
 
 fn tagged(tag: u8, ino: Ino, more: Option<u64>) -> Key {
-    let mut key = vec![tag];
+    let mut key = Vec::with_capacity(KEY_CAPACITY);
+    key.push(tag);
     key.extend_from_slice(&ino.0.to_be_bytes());
     if let Some(more) = more {
         key.extend_from_slice(&more.to_be_bytes());
@@ -365,10 +369,13 @@ pub struct Entry {
     pub name: Vec<u8>,
 }
 
+/// Bytes of an entry's record in front of its name.
+pub const ENTRY_HEAD: usize = 9;
+
 impl Entry {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(9 + self.name.len()));
+        let mut w = Writer(Vec::with_capacity(ENTRY_HEAD + self.name.len()));
         w.u64(self.ino.0).bytes(&[self.kind as u8]).bytes(&self.name);
         w.0
     }
@@ -376,7 +383,7 @@ impl Entry {
     /// Reads a record of directory `dir`.
     pub fn decode(dir: Ino, b: &[u8]) -> Result<Entry> {
         let entry = || {
-            let (kind, name) = (Kind::decode(*b.get(8)?)?, b.get(9..)?);
+            let (kind, name) = (Kind::decode(*b.get(8)?)?, b.get(ENTRY_HEAD..)?);
             let ino = Ino(get_u64(b, 0));
             (ino.0 != 0 && is_name(name)).then(|| Entry { ino, kind, name: name.to_vec() })
         };

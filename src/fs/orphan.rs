@@ -122,7 +122,7 @@ impl Inner {
             let mut remap = Remap::default();
             let mut more = false;
             match inode.kind {
-                Kind::File => {
+                Kind::File if inode.size > 0 || inode.blocks > 0 => {
                     let extents = self.extents_in(node.ino, 0, u64::MAX, EXTENTS_PER_BATCH)?;
                     more = extents.len() == EXTENTS_PER_BATCH;
                     for m in &extents {

@@ -46,8 +46,8 @@ impl State {
             return Err(FsError::NotFound);
         }
         if self.inode.is_none() {
-            let record = tree.get(&inode_key(ino))?.ok_or(FsError::NotFound)?;
-            self.inode = Some(Inode::decode(ino, &record)?);
+            let decoded = tree.get_with(&inode_key(ino), |record| Inode::decode(ino, record))?;
+            self.inode = Some(decoded.ok_or(FsError::NotFound)??);
         }
         self.inode.as_mut().ok_or(FsError::NotFound)
     }

@@ -244,8 +244,8 @@ impl Volume for Fs {
     fn report(&self) -> String {
         report(self)
     }
-    fn grow(&self, _size: u64) -> Result<()> {
-        Err(FsError::Invalid)
+    fn grow(&self, size: u64) -> Result<()> {
+        Ok(self.tree().grow(size)?)
     }
     fn fail(&self, error: &FsError) {
         if self.tree().is_read_only() {

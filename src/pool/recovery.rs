@@ -352,10 +352,10 @@ impl Pool {
                     let damaged = |reason| Error::corrupt(format_args!("log record at {start}"), reason);
                     let (page, ops) = section.map_err(damaged)?;
                     if page == op::DATA_SECTION {
-                        contents.add(&self.geometry, start, body, ops).map_err(damaged)?;
+                        contents.add(superblock, start, body, ops).map_err(damaged)?;
                         continue;
                     }
-                    if self.geometry.is_bitmap_page(page) && !self.defects.has(Defect::ReplayFreedData) {
+                    if superblock.is_bitmap_page(page) && !self.defects.has(Defect::ReplayFreedData) {
                         contents.forget_freed(page, ops.clone());
                     }
                     redone += self.redo_section(page, ops, start, end).map_err(|e| match e {
