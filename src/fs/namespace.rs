@@ -97,6 +97,7 @@ impl Fs {
     /// Creates an inode under a name. A directory with sgid passes on its group, and sgid itself to directories.
     pub fn create(&self, parent: Ino, name: &[u8], new: New<'_>, mode: u16, caller: &Caller) -> Result<Ino> {
         check_name(name)?;
+        self.admit()?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
         let cookie = match self.find(&parent, name)? {
@@ -196,6 +197,7 @@ impl Fs {
     /// Gives an inode another name.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8], caller: &Caller) -> Result<()> {
         check_name(name)?;
+        self.admit()?;
         let (node, child) = (self.node(parent), self.node(ino));
         let mut parent = self.parent_for_change(&node)?;
         if parent.node.ino == ino {

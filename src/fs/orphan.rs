@@ -322,10 +322,10 @@ impl Inner {
         let Orphan::Truncated { size } = orphan else { return self.reclaim_if_unlinked(&node) };
         let mut state = self.lock(&node)?;
         let inode = state.get().ok_or(FsError::NotFound)?.clone();
-        if inode.size != size {
-            return Err(FsError::damaged(ino, "it is cut to another size than it has"));
-        }
         self.set_unfinished(ino, true);
+        if inode.size != size {
+            return Err(FsError::damaged(ino, "it is being cut to another size than it has"));
+        }
         self.cut(&node, &mut state, inode)
     }
 }

@@ -84,6 +84,7 @@ impl Fs {
         if value.len() > XATTR_SIZE_MAX {
             return Err(FsError::AttributeTooLarge);
         }
+        self.admit()?;
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();

@@ -3,6 +3,8 @@
 mod model;
 mod names;
 mod operations;
+mod sharing;
+mod space;
 
 use std::sync::Arc;
 
