@@ -162,7 +162,9 @@ impl Fs {
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
         });
-        inner.take_up_orphans()?;
+        if !inner.tree.is_read_only() {
+            inner.take_up_orphans()?;
+        }
         let thread = Fs::start_reclaimer(&inner);
         Ok(Fs { inner, thread })
     }

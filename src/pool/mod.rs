@@ -12,6 +12,7 @@
 pub mod epoch;
 mod flush;
 pub mod frames;
+mod grow;
 mod order;
 mod recovery;
 mod space;
@@ -40,6 +41,7 @@ use crate::sync::{Condvar, Mutex, spin_wait};
 use crate::wal::Log;
 use flush::Flusher;
 use frames::{FrameNo, Frames, FreeFrames};
+use grow::Geometry;
 use space::Space;
 use table::PageTable;
 
@@ -53,6 +55,8 @@ pub struct PoolOptions {
     /// Whether the caller runs [`Pool::run_flusher`] and [`Log::run_writer`] in threads. If not, checkpoints and log writes run
     /// inside the calls that need them.
     pub background: bool,
+    /// Whether not a byte of the image is to be written. What recovery changes is kept in memory.
+    pub read_only: bool,
     /// Planted defects.
     pub defects: Defects,
 }
@@ -68,6 +72,7 @@ impl Default for PoolOptions {
             cache_size: 256 << 20,
             commit_interval: Duration::from_secs(5),
             background: true,
+            read_only: false,
             defects: Defects::default(),
         }
     }
@@ -115,8 +120,8 @@ pub struct PoolStats {
 /// An open image's pages.
 pub struct Pool {
     storage: Arc<dyn Storage>,
-    /// The parts of the superblock that never change while the image is open.
-    geometry: Superblock,
+    /// The parts of the superblock that never change while the image is open, but for growth.
+    geometry: Geometry,
     /// Tells this pool from others of the process.
     id: u64,
     /// Counts the changes of the tree's root page; it moves under the page's exclusive latch.
@@ -143,15 +148,22 @@ pub struct Pool {
     wanted: Condvar,
     stopping: AtomicBool,
     background: bool,
+    /// No transaction begins and no data is written.
+    read_only: AtomicBool,
+    /// The image was opened so, and `storage` is never written (but for an overlay in memory).
+    opened_read_only: bool,
+    /// Held by whoever changes `read_only`.
+    switching: Mutex<()>,
     defects: Defects,
     /// Counters.
     pub stats: PoolStats,
 }
 
 impl Pool {
-    /// What the image is: sizes, places, identity.
+    /// What the image is: sizes, places, identity. Only the sizes change, by growth.
+    #[inline]
     pub fn geometry(&self) -> &Superblock {
-        &self.geometry
+        self.geometry.current()
     }
     /// Tells this pool from others of the process.
     #[inline]
@@ -196,9 +208,14 @@ impl Pool {
     pub fn checkpoint_lsn(&self) -> Lsn {
         Lsn(self.checkpointed.load(Ordering::SeqCst))
     }
-    /// `Err` if nothing can be written any more.
+    /// `Err` if nothing can be written, or not any more: the latched error, or [`Error::ReadOnly`].
     pub fn writable(&self) -> Result<()> {
-        self.log.check()
+        self.log.check()?;
+        if self.is_read_only() { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+    /// Whether no transaction can begin, for now or at all.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::SeqCst)
     }
 
     // -- reading ------------------------------------------------------------------------------------------------
@@ -274,7 +291,7 @@ impl Pool {
     }
 
     fn fetch(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
-        if id.0 >= self.geometry.size / PAGE_SIZE as u64 {
+        if id.0 >= self.geometry().size / PAGE_SIZE as u64 {
             return Err(Error::corrupt(id, "it lies outside the image"));
         }
         self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
@@ -284,13 +301,13 @@ impl Pool {
 
     /// Checks a page as it was read from the image.
     pub fn verify(&self, id: PageId, page: &PageBytes) -> std::result::Result<(), &'static str> {
-        verify_seal(page, id, self.geometry.image())?;
+        verify_seal(page, id, self.geometry().image())?;
         if page_lsn(page) > self.log.end() {
             return Err("page was changed by a record beyond the log's end");
         }
         match page_type(page) {
-            TYPE_TREE if self.geometry.is_data_page(id) => Node(page).validate(),
-            TYPE_BITMAP if self.geometry.is_bitmap_page(id) => Bitmap(page).validate(),
+            TYPE_TREE if self.geometry().is_data_page(id) => Node(page).validate(),
+            TYPE_BITMAP if self.geometry().is_bitmap_page(id) => Bitmap(page).validate(),
             _ => Err("unknown page type, or one that does not belong here"),
         }
     }
@@ -363,13 +380,14 @@ impl Pool {
 
     /// The bitmap page that covers a run.
     pub fn bitmap_of(&self, run: Run) -> PageId {
-        let group = (run.start.0 - self.geometry.data_offset() / BLOCK_SIZE as u64) / BLOCKS_PER_GROUP as u64;
-        self.geometry.bitmap_page(group as u32)
+        let group =
+            (run.start.0 - self.geometry().data_offset() / BLOCK_SIZE as u64) / BLOCKS_PER_GROUP as u64;
+        self.geometry().bitmap_page(group as u32)
     }
 
     /// Where a run begins within its group.
     pub fn within_group(&self, run: Run) -> u32 {
-        ((run.start.0 - self.geometry.data_offset() / BLOCK_SIZE as u64) % BLOCKS_PER_GROUP as u64) as u32
+        ((run.start.0 - self.geometry().data_offset() / BLOCK_SIZE as u64) % BLOCKS_PER_GROUP as u64) as u32
     }
 
     /// Whether a run lies in one group of the image that exists, behind its bitmap page.
@@ -489,6 +507,7 @@ impl Pool {
 
     /// Gives free chunks back to the host, at most `max` of them; returns how many.
     pub fn punch(&self, max: usize) -> Result<usize> {
+        self.writable()?;
         for done in 0..max {
             let taken = self.space.lock().take_punchable();
             let Some(run) = taken else { return Ok(done) };
@@ -583,8 +602,12 @@ impl Pool {
         self.progressed.notify_all();
     }
 
-    /// Writes everything home and marks the image as closed in order. Nothing else runs any more.
+    /// Writes everything home and marks the image as closed in order. Nothing else runs any more. An image that was opened
+    /// read-only stays as it was.
     pub fn close(&self) -> Result<()> {
+        if self.opened_read_only {
+            return Ok(());
+        }
         let mut flusher = self.flusher.lock();
         self.log.commit(self.log.end())?;
         self.checkpoint_with(&mut flusher, true)

@@ -19,8 +19,8 @@ use crate::page::node::{NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
 use crate::page::superblock::*;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
-use crate::storage::Storage;
 use crate::storage::sim::set_site;
+use crate::storage::{OverlayStorage, Storage};
 use crate::wal::{self, Log, Place, Scan};
 
 /// The number of the next pool of this process.
@@ -230,15 +230,23 @@ impl Pool {
     }
 
     /// Opens an image, with recovery if it was not closed in order. Nothing else uses the storage.
+    ///
+    /// If it is opened read-only, nothing but reads reaches the storage: recovery works on an overlay in memory, which then
+    /// stays in front of the storage, and an image that was closed in order needs none.
     pub fn open(storage: Arc<dyn Storage>, options: &PoolOptions) -> Result<(Pool, RecoveryReport)> {
         let started = Instant::now();
         let superblock = read_superblock(&*storage)?;
-        if superblock.ro_compat != 0 {
+        if superblock.ro_compat != 0 && !options.read_only {
             return Err(Error::Unusable(format!(
                 "the image needs features to be written that this program lacks: {:#x}",
                 superblock.ro_compat
             )));
         }
+        let storage: Arc<dyn Storage> = if options.read_only && !superblock.clean {
+            Arc::new(OverlayStorage::new(storage).map_err(|e| Error::io("reading the image's size", e))?)
+        } else {
+            storage
+        };
         let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
         let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
         let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
@@ -246,7 +254,7 @@ impl Pool {
         set_site("recovery");
         // If only the process died, the host still shows writes that are not durable, the superblock just read perhaps among
         // them. Everything from here on builds on what was read.
-        if !options.defects.has(Defect::RecoverUnsynced) {
+        if !options.read_only && !options.defects.has(Defect::RecoverUnsynced) {
             storage.sync().map_err(|e| Error::io("syncing the image", e))?;
         }
         if !superblock.clean {
@@ -265,7 +273,9 @@ impl Pool {
             pool.redo(place, &superblock, &scan, &mut report)?;
         }
         pool.load_groups(superblock.groups)?;
-        pool.begin_incarnation(&superblock)?;
+        if !options.read_only || !superblock.clean {
+            pool.begin_incarnation(&superblock)?;
+        }
         pool.forget_dead_pages();
         set_site("");
         report.elapsed = started.elapsed();
@@ -303,13 +313,16 @@ impl Pool {
             growing: Mutex::new(()),
             checkpointed: AtomicU64::new(superblock.checkpoint.0),
             flusher: Mutex::new(Flusher::new(superblock.clone(), sequence).map_err(no_memory)?),
-            geometry: superblock,
+            geometry: Geometry::new(superblock),
             storage,
             progress: Mutex::new(Progress::default()),
             progressed: Condvar::new(),
             wanted: Condvar::new(),
             stopping: AtomicBool::new(false),
-            background: options.background,
+            background: options.background && !options.read_only,
+            read_only: AtomicBool::new(options.read_only),
+            opened_read_only: options.read_only,
+            switching: Mutex::new(()),
             defects: options.defects,
             stats: PoolStats::default(),
         })
@@ -361,7 +374,7 @@ impl Pool {
         start: Lsn,
         end: Lsn,
     ) -> std::result::Result<bool, Redo> {
-        if !self.geometry.is_data_page(id) && !self.geometry.is_bitmap_page(id) {
+        if !self.geometry().is_data_page(id) && !self.geometry().is_bitmap_page(id) {
             return Err(Redo::Record("it changes a page that the image does not have"));
         }
         if self.budget.load(Ordering::SeqCst) >= self.dirty_max {
@@ -372,7 +385,7 @@ impl Pool {
         let mut ops = ops.peekable();
         let birth = matches!(ops.peek(), Some(Ok(op)) if op.is_birth());
         let bitmap = matches!(ops.peek(), Some(Ok(Op::InitBitmap { .. })));
-        if birth && bitmap != self.geometry.is_bitmap_page(id) {
+        if birth && bitmap != self.geometry().is_bitmap_page(id) {
             return Err(Redo::Record("it makes a page of a type that does not belong there"));
         }
         let mut page = self.page_for_redo(id, birth).map_err(Redo::Page)?;
@@ -383,7 +396,7 @@ impl Pool {
             self.budget.fetch_add(1, Ordering::SeqCst);
         }
         for op in ops {
-            op::apply(&mut page, id, self.geometry.image(), &op.map_err(Redo::Record)?)
+            op::apply(&mut page, id, self.geometry().image(), &op.map_err(Redo::Record)?)
                 .map_err(Redo::Record)?;
         }
         set_page_lsn(&mut page, end);
@@ -395,7 +408,7 @@ impl Pool {
             let mut page = self.empty_frame();
             self.adopt(&mut page, id)?;
             // Of the root alone the log may hold records from before it got all new contents, and they need it whole.
-            page.header().newborn.store(id != self.geometry.root, Ordering::SeqCst);
+            page.header().newborn.store(id != self.geometry().root, Ordering::SeqCst);
             return Ok(page);
         }
         let pin = self.read(id)?.pin();
@@ -405,7 +418,7 @@ impl Pool {
     fn load_groups(&self, groups: u32) -> Result<()> {
         let known = self.space.lock().groups();
         for group in known..groups {
-            let page = self.read(self.geometry.bitmap_page(group))?;
+            let page = self.read(self.geometry().bitmap_page(group))?;
             self.space.lock().add_group(Bitmap(&page), Lsn(0));
         }
         Ok(())

@@ -89,6 +89,19 @@ impl Space {
         (self.groups() < self.geometry.group_count()).then_some(self.groups())
     }
 
+    /// The image has grown: what the last group gains can be allocated. It was never written, so there is nothing to punch.
+    pub fn grow(&mut self, geometry: Superblock) {
+        let last = self.geometry.group_count() - 1;
+        let from = self.geometry.group_blocks(last);
+        self.geometry = geometry;
+        let to = self.geometry.group_blocks(last);
+        if last < self.groups() && from < to {
+            let run = Run { start: self.block(last as usize, from), len: to - from };
+            let (group, n) = self.each_word(run, |w, mask| *w |= mask);
+            self.groups[group].count += n;
+        }
+    }
+
     /// Learns of the next group; `born` is the end of its birth's record, 0 for one read from the image.
     pub fn add_group(&mut self, bitmap: Bitmap<'_>, born: Lsn) {
         let mut available = Box::new([0; WORDS]);

@@ -89,6 +89,10 @@ impl Pool {
             spare: Vec::new(),
             bitmaps: Vec::new(),
         };
+        // Behind the addition to the budget: `set_read_only` waits until nothing is left of that.
+        if self.is_read_only() {
+            return Err(Error::ReadOnly);
+        }
         if grown > self.dirty_max {
             return Ok(Err(Lacking::Frames));
         }
@@ -117,7 +121,7 @@ impl Pool {
         };
         groups.sort_unstable();
         groups.dedup();
-        groups.iter().map(|g| Ok(self.read(self.geometry.bitmap_page(*g))?.pin())).collect()
+        groups.iter().map(|g| Ok(self.read(self.geometry().bitmap_page(*g))?.pin())).collect()
     }
 
     /// Makes pages available: from a free chunk, a new group, or what is in quarantine.
@@ -196,7 +200,7 @@ impl Pool {
     pub fn add_group(&self) -> Result<bool> {
         let _growing = self.growing.lock();
         let Some(group) = self.space.lock().next_group() else { return Ok(false) };
-        let page = self.geometry.bitmap_page(group);
+        let page = self.geometry().bitmap_page(group);
         self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64).map_err(|e| {
             match e.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
@@ -207,7 +211,7 @@ impl Pool {
         let mut reservation = self.reserve(need)?;
         let mut body = Vec::new();
         let section = op::begin_section(&mut body, page);
-        let end = self.geometry.group_blocks(group);
+        let end = self.geometry().group_blocks(group);
         Op::InitBitmap { used: crate::page::BLOCKS_PER_PAGE.min(end), end }.encode(&mut body);
         op::end_section(&mut body, section);
         let mut frame = self.empty_frame();
@@ -279,11 +283,11 @@ impl<'p> Reservation<'p> {
                 }
                 let guard = guards.get_mut(at).ok_or("no latch is held for a section")?;
                 for op in ops {
-                    op::apply(guard, page, pool.geometry.image(), &op?)?;
+                    op::apply(guard, page, pool.geometry().image(), &op?)?;
                 }
                 set_page_lsn(guard, stamp);
                 guard.note_change();
-                if page == pool.geometry.root {
+                if page == pool.geometry().root {
                     pool.root_version.fetch_add(1, Ordering::SeqCst);
                 }
                 Ok(())
@@ -342,7 +346,7 @@ impl Pool {
     /// A cursor that went on by the link of an old copy may have read what lay in the place before, even after its
     /// quarantine. It holds that frame's latch for a moment and nothing else.
     pub(super) fn adopt(&self, frame: &mut PageWrite<'_>, id: PageId) -> Result<()> {
-        init_header(frame, 0, id, self.geometry.image());
+        init_header(frame, 0, id, self.geometry().image());
         frame.note_change();
         let header = frame.header();
         header.newborn.store(true, Ordering::SeqCst);

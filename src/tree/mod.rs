@@ -17,10 +17,12 @@ mod cursor;
 mod descend;
 mod index;
 mod root;
+mod scan;
 mod smo;
 mod stats;
 
 pub use crate::pool::{FormatOptions, RecoveryReport};
+pub use crate::wal::Callback;
 pub use batch::{Batch, Change};
 pub use check::CheckReport;
 pub use cursor::Cursor;
@@ -51,6 +53,9 @@ pub struct Options {
     /// Whether to run background threads: flusher and log writer. Without them checkpoints and log writes run inside the calls
     /// that need them, and everything is deterministic.
     pub background: bool,
+    /// Whether not a byte of the image is to be written: every change fails with [`Error::ReadOnly`]. If the image was not closed
+    /// in order, recovery works on a copy in memory of what it changes. The storage may refuse writes.
+    pub read_only: bool,
     /// The latch protocol; others than the default are for comparison.
     pub latch_mode: LatchMode,
     /// Planted defects.
@@ -64,6 +69,7 @@ impl Default for Options {
             cache_size: pool.cache_size,
             commit_interval: pool.commit_interval,
             background: pool.background,
+            read_only: pool.read_only,
             latch_mode: LatchMode::default(),
             defects: pool.defects,
         }
@@ -94,12 +100,13 @@ impl Tree {
             cache_size: options.cache_size,
             commit_interval: options.commit_interval,
             background: options.background,
+            read_only: options.read_only,
             defects: options.defects,
         };
         let (pool, recovery) = Pool::open(storage, &pool_options)?;
         let pool = Arc::new(pool);
         let mut threads = Vec::new();
-        if options.background {
+        if options.background && !options.read_only {
             let (flusher, writer, interval) = (pool.clone(), pool.clone(), options.commit_interval);
             threads.push(thread::spawn(move || flusher.run_flusher()));
             threads.push(thread::spawn(move || writer.log.run_writer(interval)));
@@ -118,9 +125,35 @@ impl Tree {
         self.pool.geometry().hash_seed
     }
 
-    /// The declared size of the image, in bytes.
+    /// Makes the image `size` bytes large (rounded down to 16 KiB), while it is in use. Durable when it returns; after a crash before that it
+    /// has the old size or the new one. The file is made longer if it is shorter, and stays sparse.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] for a size that is smaller, or too large for an image; [`Error::ReadOnly`]; [`Error::Io`] if the file
+    /// cannot be made longer (of a block device only what it has can be used). Nothing has changed then. Or the latched error.
+    pub fn grow(&self, size: u64) -> Result<()> {
+        self.pool.grow(size)
+    }
+
+    /// The declared size of the image, in bytes. It changes only by [`Tree::grow`].
     pub fn size(&self) -> u64 {
         self.pool.geometry().size
+    }
+
+    /// Refuses all changes with [`Error::ReadOnly`] from now on, or admits them again. When this returns after `true`, every batch
+    /// that was applied is durable, and the image is one that was closed in order. Waits for batches under way and for
+    /// their writes; the caller holds no lock that one of them needs.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] if the image was opened read-only and is to be writable. The latched error after a failed write; changes
+    /// stay refused then.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        self.pool.set_read_only(read_only)
+    }
+
+    /// Whether every change fails with [`Error::ReadOnly`].
+    pub fn is_read_only(&self) -> bool {
+        self.pool.is_read_only()
     }
 
     /// The root page, whose number never changes (T4).
@@ -155,6 +188,14 @@ impl Tree {
     /// Waits until everything applied so far is durable.
     pub fn commit_all(&self) -> Result<()> {
         self.commit(self.pool.log.end())
+    }
+
+    /// Calls back once everything applied so far is durable, with the same result as [`Tree::commit_all`]. The caller waits for
+    /// nothing, unless there are no background threads ([`Options::background`]): then the commit runs inside this call. If
+    /// everything is durable already, the callback runs inside this call, too. Every callback is called, once, also when the tree
+    /// is closed or dropped or writing has failed. What it may do is told at [`Callback`].
+    pub fn commit_then(&self, callback: Callback) {
+        self.pool.log.commit_then(self.pool.log.end(), callback);
     }
 
     /// Takes up to `count` adjacent blocks (at least one) for data. Write them, then [`Batch::allocate`] the run, or give it back
@@ -237,7 +278,8 @@ impl Tree {
         }
     }
 
-    /// Makes everything durable, writes all pages home and marks the image as closed in order.
+    /// Makes everything durable, writes all pages home and marks the image as closed in order. What was opened read-only stays as
+    /// it was.
     pub fn close(mut self) -> Result<()> {
         self.stop();
         self.pool.close()

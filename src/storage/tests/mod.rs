@@ -5,6 +5,7 @@ mod fault;
 mod file;
 mod image;
 mod lock;
+mod overlay;
 mod recording;
 mod sim;
 

@@ -3,8 +3,14 @@
 #[cfg(not(shuttle))]
 mod faults;
 #[cfg(not(shuttle))]
+mod grow;
+#[cfg(not(shuttle))]
 mod hostile;
 mod model;
+#[cfg(not(shuttle))]
+mod read_only;
+#[cfg(not(shuttle))]
+mod scan;
 #[cfg(shuttle)]
 mod shuttle;
 #[cfg(not(shuttle))]

@@ -1,0 +1,122 @@
+//! A storage that keeps all writes in memory, above one that is only read.
+//!
+//! Invariants:
+//! - I1. Nothing but `read_at` and `len` is ever called on the storage below, and its length does not change.
+//! - I2. A block in the map is the whole block as it is seen; a block that is not there is that of the storage below.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use parking_lot::RwLock;
+
+use super::Storage;
+
+/// The unit in which writes are kept, in bytes.
+const BLOCK: u64 = 4096;
+
+/// What is seen through this is the storage below with all writes on it; they are kept in memory, in blocks of 4096
+/// bytes, and lost with it. For recovery of an image that must not be written: it changes only pages that the crashed
+/// writer had dirty, so not more than that one's cache could hold.
+///
+/// Syncs are free and promise nothing. The length is that of the storage below when this was made, and is fixed: writes
+/// past it are [`io::ErrorKind::InvalidInput`], like another length.
+pub struct OverlayStorage<S> {
+    below: S,
+    len: u64,
+    blocks: RwLock<BTreeMap<u64, Box<[u8; BLOCK as usize]>>>,
+}
+
+impl<S: Storage> OverlayStorage<S> {
+    /// An overlay without any write. Fails if the length of the storage below cannot be read.
+    pub fn new(below: S) -> io::Result<Self> {
+        Ok(OverlayStorage { len: below.len()?, below, blocks: RwLock::new(BTreeMap::new()) })
+    }
+
+    /// The bytes of memory that the writes so far take.
+    pub fn held(&self) -> u64 {
+        self.blocks.read().len() as u64 * BLOCK
+    }
+
+    /// The block as the storage below has it; zeros behind its end.
+    fn read_block(&self, block: u64) -> io::Result<Box<[u8; BLOCK as usize]>> {
+        let mut bytes = Box::new([0; BLOCK as usize]);
+        let len = (self.len - block * BLOCK).min(BLOCK) as usize;
+        self.below.read_at(block * BLOCK, &mut bytes[..len])?;
+        Ok(bytes)
+    }
+}
+
+/// The blocks that a range touches: number, the part of the block, and the part of the range.
+fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>, Range<usize>)> {
+    let end = offset + len as u64;
+    (offset / BLOCK..end.div_ceil(BLOCK)).map(move |block| {
+        let begin = block * BLOCK;
+        let (from, to) = (offset.max(begin), end.min(begin + BLOCK));
+        let within = |base: u64| (from - base) as usize..(to - base) as usize;
+        (block, within(begin), within(offset))
+    })
+}
+
+fn behind_the_end() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the length of an overlay is fixed")
+}
+
+impl<S: Storage> Storage for OverlayStorage<S> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.below.read_at(offset, buf)?;
+        let blocks = self.blocks.read();
+        let end = (offset + buf.len() as u64).div_ceil(BLOCK);
+        if blocks.range(offset / BLOCK..end).next().is_none() {
+            return Ok(());
+        }
+        for (block, within, part) in parts(offset, buf.len()) {
+            if let Some(bytes) = blocks.get(&block) {
+                buf[part].copy_from_slice(&bytes[within]);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(behind_the_end());
+        }
+        let mut blocks = self.blocks.write();
+        for (block, within, part) in parts(offset, buf.len()) {
+            let bytes = match blocks.get_mut(&block) {
+                Some(bytes) => bytes,
+                None => {
+                    let bytes = self.read_block(block)?;
+                    blocks.entry(block).or_insert(bytes)
+                }
+            };
+            bytes[within].copy_from_slice(&buf[part]);
+        }
+        Ok(())
+    }
+
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.write_at(offset, buf)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len == self.len { Ok(()) } else { Err(behind_the_end()) }
+    }
+
+    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+}

@@ -1,0 +1,58 @@
+use std::sync::Arc;
+
+use crate::storage::{MemStorage, OverlayStorage, Rng, Storage};
+
+/// What the overlay shows is what a copy of the image would, and the image below keeps its bytes.
+#[test]
+fn writes_are_seen_and_the_image_below_is_not_changed() {
+    const LEN: usize = 50_001;
+    let mut rng = Rng::new(3);
+    let mut original = vec![0; LEN];
+    rng.fill(&mut original);
+    let below = Arc::new(MemStorage::new(LEN as u64));
+    below.write_at(0, &original).unwrap();
+    let overlay = OverlayStorage::new(below.clone()).unwrap();
+    assert_eq!(overlay.held(), 0);
+    let mut expected = original.clone();
+    for _ in 0..500 {
+        let at = rng.index(LEN + 1);
+        let len = rng.index((LEN - at).min(10_000) + 1);
+        if rng.chance(1, 3) {
+            let mut bytes = vec![0; len];
+            rng.fill(&mut bytes);
+            overlay.write_at(at as u64, &bytes).unwrap();
+            expected[at..at + len].copy_from_slice(&bytes);
+        } else {
+            let mut bytes = vec![0; len];
+            overlay.read_at(at as u64, &mut bytes).unwrap();
+            assert_eq!(bytes, expected[at..at + len]);
+        }
+    }
+    assert!(!overlay.punch(0, 4096).unwrap());
+    let mut bytes = vec![0; LEN];
+    overlay.read_at(0, &mut bytes).unwrap();
+    assert!(bytes == expected);
+    below.read_at(0, &mut bytes).unwrap();
+    assert!(bytes == original, "a write reached the image below");
+}
+
+#[test]
+fn an_overlay_takes_memory_only_for_what_was_written() {
+    let overlay = OverlayStorage::new(MemStorage::new(1 << 40)).unwrap();
+    overlay.write_at((1 << 39) + 4000, &[1; 200]).unwrap();
+    assert_eq!(overlay.held(), 2 * 4096);
+}
+
+#[test]
+fn nothing_is_written_past_the_end_of_an_overlay() {
+    let overlay = OverlayStorage::new(MemStorage::new(10_000)).unwrap();
+    overlay.write_at(9_999, b"a").unwrap();
+    overlay.write_at(10_000, b"").unwrap();
+    overlay.set_len(10_000).unwrap();
+    for (offset, len) in [(9_999, 2), (10_000, 1), (u64::MAX, 1), (u64::MAX - 1, 8)] {
+        assert!(overlay.write_at(offset, &vec![0; len]).is_err());
+    }
+    assert!(overlay.set_len(9_999).is_err() && overlay.set_len(20_000).is_err());
+    assert!(overlay.read_at(9_999, &mut [0; 2]).is_err());
+    assert_eq!(overlay.len().unwrap(), 10_000);
+}
