@@ -137,7 +137,7 @@ pub(super) enum Source<'r> {
 impl Inner {
     /// The first extents, at most `max`, that have bytes between `from` and `to`.
     pub(super) fn extents_in(&self, ino: Ino, from: u64, to: u64, max: usize) -> Result<Vec<Mapped>> {
-        let mut found = Vec::new();
+        let mut found: Vec<Mapped> = Vec::new();
         let (first, last) = (extent_key(ino, from.saturating_add(1)), extent_key(ino, u64::MAX));
         let failed = self.tree.scan(&first, &last, |key, record| {
             let Some(end) = extent_end(ino, key) else { return ControlFlow::Break(Ok(())) };

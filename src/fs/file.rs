@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use super::error::{FsError, Result};
 use super::extents::{BLOCK, Mapped, Remap, Source};
 use super::format::*;
-use super::space::Growth;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, clear_suid};
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
@@ -163,22 +162,27 @@ impl Inner {
             clear_suid(&mut inode);
         }
         let (from, to) = piece.blocks();
-        let old = self.extents_in(node.ino, from.saturating_sub(1), to + 1, usize::MAX)?;
+        let old = self.extents_in(node.ino, from.saturating_sub(1), to + 1, EXTENTS_PER_BATCH + 2)?;
         let size = inode.size.max(piece.end());
         if size <= INLINE_MAX as u64 && old.iter().all(|m| m.is_inline() || m.begin >= to) {
             self.write_inline(node, state, piece, &old, inode)?;
             return Ok(piece.data.len());
         }
+        // A batch is bounded, also where a file is in small pieces.
+        let piece = match old.last() {
+            Some(last) if old.len() == EXTENTS_PER_BATCH + 2 && last.begin > piece.offset => {
+                piece.first(last.begin - piece.offset)
+            }
+            _ => piece,
+        };
         let (piece, in_place) = unwritten_part(piece, &old);
         let urgent = piece.urgent && in_place.is_none();
         if urgent && !is_allocated(&old, piece.blocks()) {
             return Err(FsError::NoSpace);
         }
-        let before = old.iter().find(|m| m.end == piece.blocks().0).and_then(|m| m.extent.run());
-        let grows = before.filter(|_| piece.end() > inode.size);
-        let grows = grows.map(|run| Growth { after: run.end(), size: inode.blocks });
+        let grown = (piece.end() > inode.size && piece.offset > 0).then_some(inode.blocks);
         inode.size = inode.size.max(piece.end());
-        let place = Place { ino: node.ino, grows, in_place, urgent };
+        let place = Place { ino: node.ino, grown, in_place, urgent };
         let (mut taken, mut batch) = (Vec::new(), Batch::new());
         let written = self
             .write_blocks_of(piece, place, &old, inode.size, &mut taken, &mut batch)
@@ -278,7 +282,6 @@ impl Inner {
     ) -> Result<Vec<Mapped>> {
         let mut extents = Vec::new();
         let mut done = 0;
-        let mut grows = place.grows;
         while done < data.len() {
             let left = ((data.len() - done) / BLOCK_SIZE).min(EXTENT_BLOCKS_MAX as usize) as u32;
             let run = match place.in_place {
@@ -287,13 +290,12 @@ impl Inner {
                     let run = if place.urgent {
                         self.take_blocks_urgently(left)?
                     } else {
-                        self.take_blocks(place.ino, grows, left)?
+                        self.take_blocks(place.ino, place.grown, left)?
                     };
                     taken.push(run);
                     run
                 }
             };
-            grows = grows.map(|g| Growth { after: run.end(), ..g });
             let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
             self.tree.write_blocks_logged(run.start, piece, batch)?;
             let from = begin + done as u64;
@@ -512,7 +514,8 @@ impl Inner {
 #[derive(Clone, Copy)]
 struct Place {
     ino: Ino,
-    grows: Option<Growth>,
+    /// The blocks that the file has, if this makes it grow.
+    grown: Option<u64>,
     /// The first block, if they are those of an unwritten extent.
     in_place: Option<BlockNo>,
     /// From the image's reserve.

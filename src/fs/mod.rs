@@ -175,7 +175,7 @@ impl Fs {
             groups: Mutex::new(Groups { next, reserved: next }),
             atime: AtomicU8::default(),
         });
-        if !options.read_only {
+        if !inner.tree.is_read_only() {
             inner.take_up_orphans()?;
         }
         let thread = Fs::start_reclaimer(&inner);

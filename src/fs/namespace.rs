@@ -108,6 +108,7 @@ impl Fs {
         caller: &Caller,
     ) -> Result<Attributes> {
         check_name(name)?;
+        self.admit()?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
         let cookie = match self.find(&parent, name, Expect::Free)? {
@@ -218,6 +219,7 @@ impl Fs {
     /// Gives an inode another name, and adds a reference to it.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8], caller: &Caller) -> Result<Attributes> {
         check_name(name)?;
+        self.admit()?;
         let (node, child) = (self.node(parent), self.node(ino));
         let mut parent = self.parent_for_change(&node)?;
         if parent.node.ino == ino {

@@ -68,6 +68,7 @@ impl Fs {
         if value.len() > XATTR_SIZE_MAX {
             return Err(FsError::AttributeTooLarge);
         }
+        self.admit()?;
         if matches!(name, ACL_ACCESS | ACL_DEFAULT) {
             return self.set_acl(ino, name, value, caller);
         }

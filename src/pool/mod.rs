@@ -429,6 +429,7 @@ impl Pool {
     /// Like [`Pool::reserve_blocks`]; if it is urgent, also from what is kept for the tree.
     pub fn reserve_blocks_from(&self, want: u32, urgent: bool) -> Result<Run> {
         let want = want.clamp(1, BLOCKS_PER_GROUP / 2);
+        self.set_pages_aside();
         for attempt in 0..4 {
             self.writable()?;
             if let Some(run) = self.space.lock().take_blocks(want, urgent) {

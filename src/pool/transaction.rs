@@ -18,6 +18,9 @@ use crate::page::{Lsn, PageId, Run};
 use crate::sync::spin_wait;
 use crate::wal::{Log, Shortage};
 
+/// Places for pages that one reservation of data sets aside at the most.
+const PAGES_SET_ASIDE: usize = 16;
+
 /// What a transaction needs at the most.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Need {
@@ -142,6 +145,20 @@ impl Pool {
             self.carve(run.ok_or(Error::NoSpace)?)?;
         }
         if *full > 6 { Err(Error::NoSpace) } else { Ok(()) }
+    }
+
+    /// Before data takes the last places in which a page fits: some of them are kept for pages.
+    pub(super) fn set_pages_aside(&self) {
+        for _ in 0..PAGES_SET_ASIDE {
+            let place = {
+                let mut space = self.space.lock();
+                if space.is_short_of_pages() { space.take_odd_page() } else { None }
+            };
+            // An error is met again by whoever needs a page.
+            if place.is_none_or(|run| self.carve(run).is_err()) {
+                return;
+            }
+        }
     }
 
     /// Takes `n` pages for a bulk load; they go into a later transaction, or back by [`Pool::give_pages`].

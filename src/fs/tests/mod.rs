@@ -6,6 +6,8 @@ mod model;
 mod names;
 mod operations;
 mod shared;
+mod sharing;
+mod space;
 
 use std::sync::Arc;
 
