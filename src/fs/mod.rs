@@ -13,6 +13,7 @@ mod orphan;
 mod table;
 mod xattr;
 
+pub use dir::name_hash;
 pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
