@@ -12,6 +12,8 @@
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+#[cfg(not(shuttle))]
+pub mod cli;
 pub mod defects;
 pub mod error;
 // The filesystem's locks are not modelled under shuttle; it stands on the engine's, which are.
@@ -19,6 +21,8 @@ pub mod error;
 pub mod fs;
 #[cfg(not(shuttle))]
 pub mod fsck;
+#[cfg(not(shuttle))]
+pub mod mount;
 pub mod page;
 pub mod pool;
 pub mod storage;

@@ -1,6 +1,7 @@
 //! Directory entries: hashed names, and reading in the order of their cookies.
 
 use std::hash::Hasher;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use siphasher::sip::SipHasher24;
@@ -35,17 +36,21 @@ impl Fs {
         mut matches: impl FnMut(&[u8]) -> Result<Option<T>>,
     ) -> Result<Slot<T>> {
         let (mut free, mut expected) = (None, hash << 8);
-        let mut cursor = self.tree.cursor();
-        cursor.seek(&key(hash << 8))?;
-        while cursor.next()? {
-            let Some(place) = place(cursor.key()).filter(|p| p >> 8 == hash) else { break };
-            if let Some(found) = matches(cursor.value())? {
-                return Ok(Slot::Taken(place, found));
+        let taken = self.tree.scan(&key(hash << 8), &key((hash + 1) << 8), |key, record| {
+            let Some(place) = place(key) else { return ControlFlow::Continue(()) };
+            match matches(record) {
+                Ok(Some(found)) => return ControlFlow::Break(Ok(Slot::Taken(place, found))),
+                Ok(None) => {}
+                Err(error) => return ControlFlow::Break(Err(error)),
             }
             if place > expected {
                 free = free.or(Some(expected));
             }
             expected = place + 1;
+            ControlFlow::Continue(())
+        })?;
+        if let Some(taken) = taken {
+            return taken;
         }
         if expected >> 8 == hash {
             free = free.or(Some(expected));

@@ -5,6 +5,8 @@
 //!   allocated but never written, and the record follows (data before metadata).
 //! - **E3** Every stored block that is read is verified against its CRC-32 before a byte of it is returned.
 
+use std::ops::ControlFlow;
+
 use super::Fs;
 use super::error::{FsError, Result};
 use super::format::*;
@@ -85,17 +87,21 @@ impl Fs {
     /// The first extents, at most `max`, that have bytes between `from` and `to`.
     pub(super) fn extents_in(&self, ino: Ino, from: u64, to: u64, max: usize) -> Result<Vec<Mapped>> {
         let mut found = Vec::new();
-        let mut cursor = self.tree.cursor();
-        cursor.seek(&extent_key(ino, from.saturating_add(1)))?;
-        while found.len() < max && cursor.next()? {
-            let Some(end) = extent_end(ino, cursor.key()) else { break };
-            let extent = Extent::decode(ino, end, cursor.value())?;
+        let (first, last) = (extent_key(ino, from.saturating_add(1)), extent_key(ino, u64::MAX));
+        let failed = self.tree.scan(&first, &last, |key, record| {
+            let Some(end) = extent_end(ino, key) else { return ControlFlow::Break(Ok(())) };
+            let extent = match Extent::decode(ino, end, record) {
+                Ok(extent) => extent,
+                Err(error) => return ControlFlow::Break(Err(error)),
+            };
             let begin = end - extent.length();
             if begin >= to {
-                break;
+                return ControlFlow::Break(Ok(()));
             }
             found.push(Mapped { begin, end, extent });
-        }
+            if found.len() >= max { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
+        })?;
+        failed.unwrap_or(Ok(()))?;
         if found.windows(2).any(|w| w[0].end > w[1].begin) {
             return Err(FsError::damaged(ino, "its extents overlap"));
         }

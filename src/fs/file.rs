@@ -78,6 +78,8 @@ impl Fs {
         data: &[u8],
         caller: &Caller,
     ) -> Result<()> {
+        file_of(state)?;
+        self.strip_capability(node, state)?;
         let mut inode = file_of(state)?.clone();
         let end = offset + data.len() as u64;
         let size = inode.size.max(end);
@@ -142,10 +144,12 @@ impl Fs {
 
     /// Sets the size. What lies behind a smaller size is gone, and reads as zeros if the file grows again.
     pub(super) fn resize(&self, node: &Node, state: &mut State, size: u64, caller: &Caller) -> Result<()> {
-        let mut inode = file_of(state)?.clone();
+        file_of(state)?;
         if size > FILE_SIZE_MAX {
             return Err(FsError::FileTooLarge);
         }
+        self.strip_capability(node, state)?;
+        let mut inode = file_of(state)?.clone();
         if size != inode.size {
             inode.mtime = caller.now;
         }
@@ -212,6 +216,7 @@ impl Fs {
         if file_of(&state)?.kind != Kind::File {
             return Err(FsError::Invalid);
         }
+        self.strip_capability(&node, &mut state)?;
         let zero = matches!(mode, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize);
         if zero {
             self.make_hole(&node, &mut state, offset, end, caller)?;

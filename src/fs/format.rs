@@ -246,6 +246,8 @@ pub struct DirInfo {
 pub struct Inode {
     /// What it is.
     pub kind: Kind,
+    /// What it has: [`INODE_ACCESS_ACL`], [`INODE_DEFAULT_ACL`], [`INODE_CAPABILITY`].
+    pub flags: u8,
     /// Permission bits, suid, sgid and sticky: 12 bits.
     pub mode: u16,
     /// Owner.
@@ -275,6 +277,14 @@ pub struct Inode {
     /// The target, if it is a symbolic link.
     pub target: Vec<u8>,
 }
+
+/// The inode has an access ACL, among its extended attributes.
+pub const INODE_ACCESS_ACL: u8 = 1;
+/// The directory has a default ACL, among its extended attributes.
+pub const INODE_DEFAULT_ACL: u8 = 2;
+/// The inode has `security.capability`, which goes when it is changed.
+pub const INODE_CAPABILITY: u8 = 4;
+const INODE_FLAGS: u8 = INODE_ACCESS_ACL | INODE_DEFAULT_ACL | INODE_CAPABILITY;
 
 const INODE_SIZE: usize = 96;
 const DIR_SIZE: usize = 36;
@@ -306,7 +316,7 @@ impl Inode {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer(Vec::with_capacity(INODE_SIZE + DIR_SIZE + self.target.len()));
-        w.bytes(&[self.kind as u8, 0]).bytes(&self.mode.to_be_bytes());
+        w.bytes(&[self.kind as u8, self.flags]).bytes(&self.mode.to_be_bytes());
         w.u32(self.uid).u32(self.gid).u32(self.links).u64(self.size).u64(self.blocks);
         w.time(self.atime).time(self.mtime).time(self.ctime).time(self.btime);
         w.u32(self.rdev).u32(self.xattrs).u64(0);
@@ -350,6 +360,7 @@ impl Inode {
         }
         let inode = Inode {
             kind,
+            flags: b[1],
             mode: get_u16(b, 2),
             uid: get_u32(b, 4),
             gid: get_u32(b, 8),
@@ -365,7 +376,10 @@ impl Inode {
             dir,
             target,
         };
-        (inode.mode <= 0o7777 && inode.size <= FILE_SIZE_MAX).then_some(inode)
+        let flags = inode.flags & !INODE_FLAGS == 0
+            && (inode.flags & INODE_DEFAULT_ACL == 0 || kind == Kind::Directory)
+            && inode.flags.count_ones() <= inode.xattrs;
+        (flags && inode.mode <= 0o7777 && inode.size <= FILE_SIZE_MAX).then_some(inode)
     }
 }
 

@@ -3,6 +3,8 @@
 //! A plain Rust API that knows nothing of FUSE. Every call is one batch of the tree, or a bounded row of them where its
 //! size has no bound, so a crash leaves each request applied or not. Permissions are the caller's business.
 
+pub mod acl;
+mod atime;
 mod dir;
 pub mod error;
 mod extents;
@@ -13,6 +15,7 @@ mod orphan;
 mod table;
 mod xattr;
 
+pub use atime::Atime;
 pub use dir::name_hash;
 pub use error::{FsError, Result};
 pub use file::Fallocate;
@@ -21,6 +24,7 @@ pub use namespace::{New, RenameMode};
 pub use xattr::SetXattr;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
@@ -100,6 +104,8 @@ pub struct SetAttributes {
     pub atime: Option<Time>,
     /// Modification time.
     pub mtime: Option<Time>,
+    /// Change time, from a kernel that keeps the times of files that it writes back; otherwise it is the time of the call.
+    pub ctime: Option<Time>,
 }
 
 /// An open filesystem.
@@ -110,6 +116,8 @@ pub struct Fs {
     renames: Mutex<()>,
     groups: Mutex<Groups>,
     hash_seed: [u8; 16],
+    /// The [`Atime`].
+    atime: AtomicU8,
 }
 
 /// Numbers for new groups.
@@ -150,8 +158,11 @@ impl Fs {
             table: Table::default(),
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
+            atime: AtomicU8::default(),
         };
-        fs.finish_orphans()?;
+        if !options.read_only {
+            fs.finish_orphans()?;
+        }
         Ok(fs)
     }
 
@@ -162,12 +173,16 @@ impl Fs {
 
     /// Makes everything done so far durable.
     pub fn sync(&self) -> Result<()> {
+        self.save_atimes(usize::MAX);
         Ok(self.tree.commit_all()?)
     }
 
     /// Finishes deletions, makes everything durable and marks the image as closed in order.
     pub fn close(self) -> Result<()> {
-        self.finish_orphans()?;
+        if !self.tree.is_read_only() {
+            self.finish_orphans()?;
+            self.save_atimes(usize::MAX);
+        }
         Ok(self.tree.close()?)
     }
 
@@ -236,7 +251,7 @@ impl Fs {
 
     /// Changes attributes, and returns them all.
     ///
-    /// A new owner clears suid and sgid; a change of the size by somebody unprivileged does, too, and a mode set by such a caller
+    /// A new owner clears suid, sgid and capabilities; a change of the size by somebody unprivileged does, too, and a mode set by such a caller
     /// comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
@@ -245,21 +260,26 @@ impl Fs {
             self.resize(&node, &mut state, size, caller)?;
         }
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+        let mut batch = Batch::new();
         if let Some(mode) = change.mode {
             inode.mode = mode & if caller.privileged { 0o7777 } else { 0o5777 };
+            self.chmod_acl(ino, &inode, &mut batch)?;
         }
         if change.uid.is_some() || change.gid.is_some() {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
-            if inode.kind != Kind::Directory && change.mode.is_none() {
-                clear_suid(&mut inode);
+            if inode.kind != Kind::Directory {
+                self.drop_capability(ino, &mut inode, &mut batch)?;
+                if change.mode.is_none() {
+                    clear_suid(&mut inode);
+                }
             }
         }
         inode.atime = change.atime.unwrap_or(inode.atime);
         inode.mtime = change.mtime.unwrap_or(inode.mtime);
-        inode.ctime = caller.now;
+        inode.ctime = change.ctime.unwrap_or(caller.now);
         let attributes = attributes(ino, &inode);
-        self.update(&mut Batch::new(), &node, &mut state, inode)?;
+        self.update(&mut batch, &node, &mut state, inode)?;
         Ok(attributes)
     }
 
@@ -276,6 +296,7 @@ impl Fs {
         let node = self.node(ino);
         if self.table.release(&node, n) {
             self.reclaim_if_unlinked(&node)?;
+            self.table.forget(&node);
         }
         Ok(())
     }

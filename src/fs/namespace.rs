@@ -40,6 +40,7 @@ pub(super) fn new_inode(kind: Kind, mode: u16, caller: &Caller) -> Inode {
     let now = caller.now;
     Inode {
         kind,
+        flags: 0,
         mode: mode & 0o7777,
         uid: caller.uid,
         gid: caller.gid,
@@ -94,8 +95,8 @@ impl Fs {
         self.find_entry(parent.node.ino, parent.dir()?.entries, name)
     }
 
-    /// Creates an inode under a name, with one reference ([`Fs::release`] gives it back) and without the bits of `umask` in its
-    /// mode. A directory with sgid passes on its group, and sgid itself to directories; a file that is executable by such a group
+    /// Creates an inode under a name, with one reference ([`Fs::release`] gives it back). Its mode has no bits of `umask`; but a
+    /// directory with a default ACL passes that on instead. A directory with sgid passes on its group, and sgid itself to directories; a file that is executable by such a group
     /// has sgid only from a privileged caller.
     pub fn create(
         &self,
@@ -121,8 +122,13 @@ impl Fs {
             New::Symlink(_) => new_inode(Kind::Symlink, 0o777, caller),
             New::Special(kind, rdev) => Inode { rdev, ..new_inode(kind, mode, caller) },
         };
-        if inode.kind != Kind::Symlink {
-            inode.mode &= !(umask & 0o777);
+        let mut batch = Batch::new();
+        match inode.kind {
+            Kind::Symlink => {}
+            _ if above.flags & INODE_DEFAULT_ACL != 0 => {
+                self.inherit_acl(node.ino, ino, &mut inode, &mut batch)?;
+            }
+            _ => inode.mode &= !(umask & 0o777),
         }
         if above.mode & 0o2000 != 0 {
             inode.gid = above.gid;
@@ -132,7 +138,6 @@ impl Fs {
                 inode.mode &= !0o2000;
             }
         }
-        let mut batch = Batch::new();
         match new {
             New::Directory => {
                 let group = self.new_group()?;

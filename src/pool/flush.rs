@@ -19,6 +19,7 @@ use crate::page::format::{page_lsn, seal};
 use crate::page::superblock::{DoublewriteHeader, SUPERBLOCK_OFFSETS, Superblock};
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::sim::set_site;
+use crate::sync::spin_wait;
 
 /// What the flusher alone uses.
 pub struct Flusher {
@@ -57,10 +58,46 @@ impl Pool {
     /// Writes all pages home that are dirty from before now, and frees the log behind the oldest that is left.
     pub fn checkpoint(&self) -> Result<()> {
         let mut flusher = self.flusher.lock();
-        if self.opened_read_only {
+        if self.is_read_only() && (self.opened_read_only || flusher.superblock.clean) {
+            self.announce_progress();
             return Ok(());
         }
         self.checkpoint_with(&mut flusher, false)
+    }
+
+    /// Ends all changes of the image, or admits them again. When this returns after `read_only`, everything applied before is
+    /// durable and home, the image is marked as closed in order, and nothing writes to it any more but data writes that had
+    /// begun. Holds no latch and no epoch; waits for transactions under way.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] if changes are to be admitted to an image that was opened read-only; the latched error, in which case
+    /// changes stay refused.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        if self.opened_read_only {
+            return if read_only { Ok(()) } else { Err(Error::ReadOnly) };
+        }
+        let _switching = self.switching.lock();
+        if read_only == self.is_read_only() {
+            return self.log.check();
+        }
+        if !read_only {
+            // No longer closed in order, durably, before the first record.
+            self.checkpoint_with(&mut self.flusher.lock(), false)?;
+            self.read_only.store(false, Ordering::SeqCst);
+            return Ok(());
+        }
+        self.read_only.store(true, Ordering::SeqCst);
+        loop {
+            self.log.check()?;
+            let mut flusher = self.flusher.lock();
+            self.flush_older(&mut flusher, Lsn(u64::MAX))?;
+            // No frame is dirty, and none is set aside for a transaction; nor will be (P2).
+            if self.dirty_frames() == 0 {
+                return self.checkpoint_with(&mut flusher, true);
+            }
+            drop(flusher);
+            spin_wait();
+        }
     }
 
     pub(super) fn checkpoint_with(&self, flusher: &mut Flusher, clean: bool) -> Result<()> {

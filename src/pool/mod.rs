@@ -150,6 +150,8 @@ pub struct Pool {
     read_only: AtomicBool,
     /// The image was opened so, and `storage` is never written (but for an overlay in memory).
     opened_read_only: bool,
+    /// Held by whoever changes `read_only`.
+    switching: Mutex<()>,
     defects: Defects,
     /// Counters.
     pub stats: PoolStats,
@@ -208,7 +210,7 @@ impl Pool {
         self.log.check()?;
         if self.is_read_only() { Err(Error::ReadOnly) } else { Ok(()) }
     }
-    /// Whether the image was opened read-only.
+    /// Whether no transaction can begin, for now or at all.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::SeqCst)
     }

@@ -17,10 +17,12 @@ mod cursor;
 mod descend;
 mod index;
 mod root;
+mod scan;
 mod smo;
 mod stats;
 
 pub use crate::pool::{FormatOptions, RecoveryReport};
+pub use crate::wal::Callback;
 pub use batch::{Batch, Change};
 pub use check::CheckReport;
 pub use cursor::Cursor;
@@ -73,6 +75,9 @@ impl Default for Options {
         }
     }
 }
+
+/// Blocks fewer than this many bytes may ride in the log. Longer ones bypass the page cache on their way home.
+const LOGGED_MAX: usize = 16 << 10;
 
 /// An open tree.
 pub struct Tree {
@@ -128,6 +133,17 @@ impl Tree {
         self.pool.geometry().size
     }
 
+    /// Refuses all changes with [`Error::ReadOnly`] from now on, or admits them again. When this returns after `true`, every batch
+    /// that was applied is durable, and the image is one that was closed in order. Waits for batches under way and for
+    /// their writes; the caller holds no lock that one of them needs.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] if the image was opened read-only and is to be writable. The latched error after a failed write; changes
+    /// stay refused then.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        self.pool.set_read_only(read_only)
+    }
+
     /// Whether every change fails with [`Error::ReadOnly`].
     pub fn is_read_only(&self) -> bool {
         self.pool.is_read_only()
@@ -167,6 +183,14 @@ impl Tree {
         self.commit(self.pool.log.end())
     }
 
+    /// Calls back once everything applied so far is durable, with the same result as [`Tree::commit_all`]. The caller waits for
+    /// nothing, unless there are no background threads ([`Options::background`]): then the commit runs inside this call. If
+    /// everything is durable already, the callback runs inside this call, too. Every callback is called, once, also when the tree
+    /// is closed or dropped or writing has failed. What it may do is told at [`Callback`].
+    pub fn commit_then(&self, callback: Callback) {
+        self.pool.log.commit_then(self.pool.log.end(), callback);
+    }
+
     /// Takes up to `count` adjacent blocks (at least one) for data. Write them, then [`Batch::allocate`] the run, or give it back
     /// with [`Tree::unreserve_blocks`]. A crash before the batch is durable gives them back, too.
     pub fn reserve_blocks(&self, count: u32) -> Result<Run> {
@@ -178,14 +202,32 @@ impl Tree {
         self.pool.unreserve_blocks(run);
     }
 
+    /// Writes whole blocks like [`Tree::write_blocks`], for a batch that makes them part of a file. If they are few, and little has
+    /// been written so since the last commit that somebody asked for, the batch's log record carries them: its commit needs no
+    /// other sync then. In a stream of writes nobody waits for each, and they are not written twice.
+    pub fn write_blocks_logged(&self, start: BlockNo, data: &[u8], batch: &mut Batch) -> Result<()> {
+        let fits = data.len() < LOGGED_MAX
+            && (batch.size() + data.len()) as u64 <= self.pool.log.reservation_max() / 4;
+        if !fits || !self.pool.log.take_data_allowance(data.len()) {
+            return self.write_blocks(start, data);
+        }
+        self.write_home(start, data)?;
+        batch.log_data(start, data);
+        Ok(())
+    }
+
     /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards.
     pub fn write_blocks(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        let written = self.write_home(start, data);
+        self.pool.log.data_written();
+        written
+    }
+
+    fn write_home(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         debug_assert!(data.len().is_multiple_of(BLOCK_SIZE));
         self.check_blocks(start, data.len())?;
         self.pool.writable()?;
-        let written = self.pool.storage().write_at(start.offset(), data);
-        self.pool.log.data_written();
-        written.map_err(|e| match e.raw_os_error() {
+        self.pool.storage().write_at(start.offset(), data).map_err(|e| match e.raw_os_error() {
             // The host's disk is full: nothing but this write is lost.
             Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
             _ => self.pool.log.fail(Error::io("writing data", e)),

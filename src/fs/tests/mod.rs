@@ -1,5 +1,7 @@
 //! Tests of the filesystem without FUSE. Each is named after what a user would lose if it failed.
 
+mod acl;
+mod memory;
 mod model;
 mod names;
 mod operations;

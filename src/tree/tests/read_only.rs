@@ -3,8 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
-use crate::storage::{FaultStorage, FileStorage, Image, OpKind, OpenMode};
+use crate::storage::{Fault, FaultStorage, FileStorage, Image, OpKind, OpenMode};
 
 fn read_only() -> Options {
     Options { read_only: true, ..Options::default() }
@@ -134,4 +136,97 @@ fn a_closed_image_is_only_read() {
     }
     let tree = Tree::open(storage, &quiet(64)).unwrap();
     assert!(tree.recovery().clean, "the next opener has nothing to recover");
+}
+
+/// A remount: what was acknowledged is there, and whoever takes the image away afterwards has one that was closed in order.
+#[test]
+fn after_a_remount_read_only_nothing_is_lost_and_nothing_more_is_written() {
+    let storage = Arc::new(FaultStorage::new(MemStorage::from_image(image(16 << 20, 512 << 10).image())));
+    let options = Options { background: true, ..quiet(64) };
+    let tree = Tree::open(storage.clone(), &options).unwrap();
+    let applied = [const { AtomicU64::new(0) }; 3];
+    for round in 0..10 {
+        std::thread::scope(|scope| {
+            let threads = [0u8, 1, 2].map(|t| {
+                let (tree, applied) = (&tree, &applied[t as usize]);
+                scope.spawn(move || {
+                    loop {
+                        let n = applied.load(Ordering::SeqCst);
+                        let mut batch = Batch::new();
+                        batch.put(
+                            &[&[t][..], &(n % 300).to_be_bytes()].concat(),
+                            &n.to_be_bytes().repeat(100),
+                        );
+                        match tree.apply(&batch) {
+                            Ok(_) => applied.store(n + 1, Ordering::SeqCst),
+                            Err(Error::ReadOnly) => return,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                })
+            });
+            std::thread::sleep(Duration::from_millis(5 * (round % 4)));
+            tree.set_read_only(true).unwrap();
+            let written = storage.counts().bytes_written();
+            let copy = storage.inner().image();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            refuses_changes(&tree);
+            tree.set_read_only(true).unwrap();
+            assert_eq!(storage.counts().bytes_written(), written, "something was written afterwards");
+            let copy = Tree::open(Arc::new(MemStorage::from_image(copy)), &read_only()).unwrap();
+            assert!(copy.recovery().clean);
+            assert!(contents(&copy) == contents(&tree));
+            for (t, applied) in applied.iter().enumerate() {
+                let n = applied.load(Ordering::SeqCst);
+                if n > 0 {
+                    let key = [&[t as u8][..], &((n - 1) % 300).to_be_bytes()].concat();
+                    assert_eq!(tree.get(&key).unwrap().unwrap()[..8], (n - 1).to_be_bytes());
+                }
+            }
+        });
+        tree.check().unwrap();
+        tree.set_read_only(false).unwrap();
+        let mut batch = Batch::new();
+        batch.put(b"round", &round.to_be_bytes());
+        tree.commit(tree.apply(&batch).unwrap()).unwrap();
+        // The power goes now: the image must not pass for one that was closed.
+        let copy = Arc::new(MemStorage::from_image(storage.inner().image()));
+        let copy = Tree::open(copy, &quiet(64)).unwrap();
+        assert!(!copy.recovery().clean);
+        assert_eq!(copy.get(b"round").unwrap().unwrap(), round.to_be_bytes());
+        copy.check().unwrap();
+    }
+    tree.set_read_only(true).unwrap();
+    tree.close().unwrap();
+    assert!(Tree::open(storage, &quiet(64)).unwrap().recovery().clean);
+}
+
+#[test]
+fn an_image_that_was_opened_read_only_stays_so() {
+    let tree = Tree::open(image(16 << 20, 512 << 10), &read_only()).unwrap();
+    tree.set_read_only(true).unwrap();
+    assert!(is_refused(tree.set_read_only(false)));
+    refuses_changes(&tree);
+}
+
+#[test]
+fn a_remount_read_only_that_cannot_write_says_so_and_changes_stay_refused() {
+    for nth in 0..8 {
+        let storage = Arc::new(FaultStorage::new(MemStorage::from_image(image(16 << 20, 512 << 10).image())));
+        let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+        let mut batch = Batch::new();
+        batch.put(b"key", b"value");
+        tree.apply(&batch).unwrap();
+        storage.arm(Fault::nth(&[OpKind::Write, OpKind::WriteDurable, OpKind::Sync], nth));
+        let result = tree.set_read_only(true);
+        if storage.disarm() == 0 {
+            assert!(nth > 3 && result.is_ok());
+            return;
+        }
+        assert!(matches!(result, Err(Error::Io { .. })));
+        assert!(tree.set_read_only(true).is_err() && tree.set_read_only(false).is_err());
+        assert!(tree.apply(&batch).is_err());
+        assert_eq!(tree.get(b"key").unwrap().unwrap(), b"value", "reading goes on");
+    }
+    panic!("every write failed, and there is no end of them");
 }

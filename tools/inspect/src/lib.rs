@@ -17,9 +17,9 @@ pub mod tree;
 
 use image::Image;
 
-/// The README's example, as a test: it is compiled and run.
+/// The example of docs/engine.md, as a test: it is compiled and run.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../../../docs/engine.md")]
 pub struct Readme;
 
 /// What to print of an image.

@@ -1,0 +1,229 @@
+//! `btfs mkfs`, `mkfs.btfs`.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Parser;
+
+use super::{CliResult, Failure, bytes, size, status};
+use crate::fs::{Caller, Fs};
+use crate::storage::{FileStorage, OpenError};
+use crate::tree::FormatOptions;
+
+/// The declared size of an image unless another is asked for, in bytes. The file is sparse.
+const SIZE: u64 = 64 << 30;
+/// Bytes at the beginning of a device that must be zero unless overwriting is asked for.
+const PROBED: usize = 1 << 20;
+
+/// Make an image with an empty filesystem.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "mkfs.btfs", version)]
+pub struct Args {
+    /// Size up to which the image may grow [default: 64G, or the file's or device's size]
+    #[arg(long, value_parser = size)]
+    pub size: Option<u64>,
+    /// Label, at most 64 bytes
+    #[arg(short = 'L', long, default_value = "")]
+    pub label: String,
+    /// UUID instead of a random one
+    #[arg(short = 'U', long, value_parser = parse_uuid)]
+    pub uuid: Option<Uuid>,
+    /// Show what would be done
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Print nothing
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Overwrite what is there
+    #[arg(short = 'F', long)]
+    pub force: bool,
+    /// Print more; for mkfs(8)
+    #[arg(short = 'V', short_alias = 'v', hide = true)]
+    pub verbose: bool,
+    /// The image: a file, or a block device
+    pub image: PathBuf,
+    /// The size, as mkfs(8) passes it
+    #[arg(hide = true, value_parser = size, conflicts_with = "size")]
+    pub blocks: Option<u64>,
+}
+
+/// 16 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Uuid(pub [u8; 16]);
+
+impl std::fmt::Display for Uuid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, b) in self.0.iter().enumerate() {
+            if matches!(i, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{b:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+fn parse_uuid(text: &str) -> Result<Uuid, String> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let wrong = || "a UUID has 32 hexadecimal digits".to_owned();
+    if digits.len() != 32 || !digits.is_ascii() {
+        return Err(wrong());
+    }
+    let mut uuid = [0; 16];
+    for (i, byte) in uuid.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(Uuid(uuid))
+}
+
+/// Bytes that nobody can guess.
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A random UUID (version 4).
+fn random_uuid() -> io::Result<Uuid> {
+    let mut uuid: [u8; 16] = random()?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(Uuid(uuid))
+}
+
+pub fn run(args: &Args) -> CliResult {
+    let fail = |e: &dyn std::fmt::Display| {
+        Failure::new(status::USAGE, format_args!("{}: {e}", args.image.display()))
+    };
+    let there = existing(&args.image).map_err(|e| fail(&e))?;
+    if let Existing::InUse(what) = &there
+        && !args.force
+    {
+        return Err(Failure::new(
+            status::USAGE,
+            format_args!("{}: {what}; -F overwrites it", args.image.display()),
+        ));
+    }
+    let size = args.size.or(args.blocks).or(there.size()).unwrap_or(SIZE);
+    let uuid = args.uuid.map_or_else(random_uuid, Ok).map_err(|e| fail(&e))?;
+    let options = FormatOptions {
+        size,
+        label: args.label.clone(),
+        uuid: uuid.0,
+        hash_seed: random().map_err(|e| fail(&e))?,
+        ..FormatOptions::default()
+    };
+    if !args.dry_run {
+        create(&args.image, &options, !matches!(there, Existing::Nothing))?;
+    }
+    if !args.quiet {
+        let verb = if args.dry_run { "would make" } else { "made" };
+        println!("{verb} {}: up to {}, UUID {uuid}", args.image.display(), bytes(size));
+    }
+    Ok(0)
+}
+
+/// Makes an image.
+pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<(), Failure> {
+    let storage = FileStorage::create(image, overwrite).map_err(|e| match e {
+        OpenError::Exists { .. } => Failure::new(status::USAGE, format_args!("{e}; -F overwrites it")),
+        e => Failure::open(status::USAGE, &e),
+    })?;
+    let caller = Caller {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        now: crate::mount::now(),
+        privileged: true,
+    };
+    Fs::format(Arc::new(storage), options, &caller).map_err(|e| Failure::fs(status::USAGE, image, &e))
+}
+
+/// The options of an image that `mount --create` makes.
+pub fn default_options(size: Option<u64>) -> io::Result<FormatOptions> {
+    let uuid = random_uuid()?.0;
+    Ok(FormatOptions { size: size.unwrap_or(SIZE), uuid, hash_seed: random()?, ..FormatOptions::default() })
+}
+
+/// What is at the place of an image to be made.
+enum Existing {
+    Nothing,
+    /// A file or device without contents, of this size.
+    Empty(u64),
+    /// Something that must not be overwritten without being asked to.
+    InUse(&'static str),
+}
+
+impl Existing {
+    fn size(&self) -> Option<u64> {
+        match self {
+            Existing::Empty(size) if *size > 0 => Some(*size),
+            _ => None,
+        }
+    }
+}
+
+fn existing(image: &Path) -> io::Result<Existing> {
+    let metadata = match fs::metadata(image) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Existing::Nothing),
+        Err(e) => return Err(e),
+    };
+    if metadata.is_file() && metadata.len() == 0 {
+        return Ok(Existing::Empty(0));
+    }
+    let mut file = File::open(image)?;
+    let mut head = vec![0; PROBED];
+    let read = read_up_to(&mut file, &mut head)?;
+    let empty = head[..read].iter().all(|b| *b == 0);
+    if metadata.file_type().is_block_device() {
+        let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
+        return Ok(if empty { Existing::Empty(size) } else { Existing::InUse("the device has contents") });
+    }
+    use std::os::unix::fs::MetadataExt;
+    // A file that has been given its size and nothing else.
+    if metadata.blocks() == 0 {
+        return Ok(Existing::Empty(metadata.len()));
+    }
+    Ok(Existing::InUse("already exists"))
+}
+
+fn read_up_to(file: &mut File, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read(&mut buf[done..])? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_is_read_as_it_is_written() {
+        let text = "0123abcd-4567-89ab-cdef-0123456789ab";
+        assert_eq!(parse_uuid(text).unwrap().to_string(), text);
+        assert!(parse_uuid("0123").is_err() && parse_uuid("zz23abcd-4567-89ab-cdef-0123456789ab").is_err());
+    }
+
+    #[test]
+    fn an_image_that_exists_is_not_overwritten_unless_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image.db");
+        let args = |force: bool| {
+            let mut args = vec!["mkfs.btfs", "-q", "--size", "64M"];
+            args.extend(force.then_some("-F"));
+            let args = args.into_iter().map(Into::into).chain([image.clone().into_os_string()]);
+            Args::try_parse_from(args.collect::<Vec<std::ffi::OsString>>()).unwrap()
+        };
+        assert_eq!(run(&args(false)).unwrap(), 0);
+        assert!(run(&args(false)).unwrap_err().message.contains("already exists; -F overwrites it"));
+        assert_eq!(run(&args(true)).unwrap(), 0);
+    }
+}

@@ -1,0 +1,198 @@
+//! The command `btfs`, and the helpers `mount.fuse.btfs`, `mkfs.btfs` and `fsck.btfs`, which it is when called by those names.
+//!
+//! Messages say what happened, to what, and what to do. Exit statuses are those of mount(8), mkfs(8) and fsck(8).
+
+mod daemon;
+mod fsck;
+mod image;
+mod mkfs;
+mod mount;
+mod watch;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::fs::FsError;
+use crate::storage::OpenError;
+
+/// A filesystem in one file.
+#[derive(Parser)]
+#[command(name = "btfs", version, propagate_version = true)]
+struct Btfs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make an image with an empty filesystem
+    Mkfs(mkfs::Args),
+    /// Mount an image
+    Mount(mount::Args),
+    /// Unmount, and wait until everything is on disk
+    Umount(mount::UmountArgs),
+    /// Make everything on a mount durable
+    Sync(watch::SyncArgs),
+    /// Show what a live mount has done: requests, latencies, cache, log
+    Stats(watch::StatsArgs),
+    /// Show what an image is
+    Info(image::InfoArgs),
+    /// Make an image larger, also while it is mounted
+    Resize(image::ResizeArgs),
+    /// Check an image
+    Fsck(fsck::Args),
+}
+
+/// A message for the user, and the exit status.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    message: String,
+}
+
+type CliResult = Result<u8, Failure>;
+
+impl Failure {
+    fn new(status: u8, message: impl fmt::Display) -> Self {
+        Failure { status, message: message.to_string() }
+    }
+
+    /// A failure of opening an image, with what to do about it.
+    fn open(status: u8, error: &OpenError) -> Self {
+        let hint = match error {
+            OpenError::NotFound { .. } => "; make it with `btfs mkfs`, or mount with --create",
+            OpenError::PermissionDenied { .. } => {
+                "; an image that may be read but not written can be mounted with -o ro"
+            }
+            OpenError::InUse { .. } => "; an image can be mounted once at a time",
+            _ => "",
+        };
+        Failure::new(status, format_args!("{error}{hint}"))
+    }
+
+    /// A failure of the filesystem in an image, with what to do about it.
+    fn fs(status: u8, image: &Path, error: &FsError) -> Self {
+        let hint = match error {
+            FsError::Engine(e) if e.is_corrupt() => {
+                format!("; check it with `btfs fsck -n {}`", image.display())
+            }
+            FsError::NoSpace => "; free space there or on the disk that the image lies on".to_owned(),
+            _ => String::new(),
+        };
+        Failure::new(status, format_args!("{}: {error}{hint}", image.display()))
+    }
+}
+
+impl<T: fmt::Display> From<(u8, T)> for Failure {
+    fn from((status, message): (u8, T)) -> Self {
+        Failure::new(status, message)
+    }
+}
+
+/// Exit statuses of mount(8), which the other commands use as well.
+mod status {
+    /// Wrong arguments.
+    pub const USAGE: u8 = 1;
+    /// The system refused something.
+    pub const SYSTEM: u8 = 2;
+    /// Mounting failed.
+    pub const MOUNT: u8 = 32;
+}
+
+/// Runs the command that the arguments ask for; the first one is the name that the program was called by.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let program = arguments.first().map(PathBuf::from).unwrap_or_default();
+    let name = program.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let (status, result) = match name.as_str() {
+        "mount.fuse.btfs" | "mount.btfs" => (status::USAGE, parse(&arguments).map(mount::run_helper)),
+        "mkfs.btfs" | "mkfs.fuse.btfs" => {
+            (status::USAGE, parse(&arguments).map(|a: mkfs::Args| mkfs::run(&a)))
+        }
+        "fsck.btfs" | "fsck.fuse.btfs" => (fsck::USAGE, parse(&arguments).map(|a: fsck::Args| fsck::run(&a))),
+        _ => {
+            let is_fsck = arguments.get(1).is_some_and(|a| a == "fsck");
+            (if is_fsck { fsck::USAGE } else { status::USAGE }, parse(&arguments).map(dispatch))
+        }
+    };
+    let result = match result {
+        Ok(result) => result,
+        Err(usage) => {
+            // Help and version are not errors. There is nobody to tell if printing fails.
+            let _ = usage.print();
+            return if usage.use_stderr() { ExitCode::from(status) } else { ExitCode::SUCCESS };
+        }
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            eprintln!("{}: {}", if name.is_empty() { "btfs" } else { &name }, failure.message);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn parse<A: Parser>(arguments: &[OsString]) -> Result<A, clap::Error> {
+    A::try_parse_from(arguments)
+}
+
+fn dispatch(btfs: Btfs) -> CliResult {
+    match btfs.command {
+        Command::Mkfs(args) => mkfs::run(&args),
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => mount::umount(&args),
+        Command::Sync(args) => watch::sync(&args),
+        Command::Stats(args) => watch::stats(&args),
+        Command::Info(args) => image::info(&args),
+        Command::Resize(args) => image::resize(&args),
+        Command::Fsck(args) => fsck::run(&args),
+    }
+}
+
+/// Messages of the library on standard error; `RUST_LOG` chooses, warnings and errors by default.
+fn log_to_stderr(debug: bool) {
+    let filter = if debug { "debug" } else { "warn" };
+    // A second call, in tests, changes nothing.
+    let _ = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).try_init();
+}
+
+/// A number of bytes for people.
+fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// A size on the command line.
+fn size(text: &str) -> Result<u64, String> {
+    crate::mount::parse_size(text).ok_or_else(|| "a size is a number with K, M, G or T behind it".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Btfs::command().debug_assert();
+        mount::HelperArgs::command().debug_assert();
+        mkfs::Args::command().debug_assert();
+        fsck::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(64 << 30), "64.0 GiB");
+    }
+}

@@ -1,0 +1,286 @@
+//! `btfs mount`, `btfs umount`, `mount.fuse.btfs`.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use clap::Parser;
+
+use super::daemon::{self, Parent};
+use super::{CliResult, Failure, image, log_to_stderr, mkfs, size, status};
+use crate::fs::{Atime, Fs};
+use crate::mount::{Mount, MountOptions, block_signals, mounts};
+use crate::storage::{FileStorage, OpenMode};
+use crate::tree::Options;
+
+#[derive(Parser)]
+pub struct Args {
+    /// Stay in the foreground; messages go to standard error
+    #[arg(short = 'f', long)]
+    foreground: bool,
+    /// Stay in the foreground and print every request
+    #[arg(short = 'd', long)]
+    debug: bool,
+    /// Make the image and the directory if they are not there
+    #[arg(long)]
+    create: bool,
+    /// The size of an image made by --create [default: 64G]
+    #[arg(long, value_parser = size, requires = "create")]
+    size: Option<u64>,
+    /// Options, separated by commas: ro, allow_other, noatime, writeback=on, commit=SEC, cache_size=SIZE, threads=N,
+    /// errors=remount-ro|abort, nosuid, nodev, noexec, …
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// The image
+    image: PathBuf,
+    /// The directory to mount it at
+    dir: PathBuf,
+}
+
+/// Called by mount(8).
+#[derive(Parser)]
+#[command(name = "mount.fuse.btfs", version)]
+pub struct HelperArgs {
+    /// The image
+    image: PathBuf,
+    /// The directory to mount it at
+    dir: PathBuf,
+    /// Options
+    #[arg(short = 'o')]
+    options: Vec<String>,
+    /// Only pretend
+    #[arg(short = 'f')]
+    fake: bool,
+    /// Ignore options that are not known
+    #[arg(short = 's')]
+    sloppy: bool,
+    #[arg(short = 'n', hide = true)]
+    no_table: bool,
+    #[arg(short = 'v', hide = true)]
+    verbose: bool,
+    #[arg(short = 't', hide = true)]
+    fs_type: Option<String>,
+    #[arg(short = 'N', hide = true)]
+    namespace: Option<PathBuf>,
+}
+
+#[derive(Parser)]
+pub struct UmountArgs {
+    /// Detach now, even if it is in use, and finish when it is not any more
+    #[arg(short = 'l', long)]
+    lazy: bool,
+    /// The directory
+    dir: PathBuf,
+}
+
+fn parse_options(lists: &[String], sloppy: bool) -> Result<MountOptions, Failure> {
+    let mut options = MountOptions::default();
+    for option in lists.iter().flat_map(|list| list.split(',')) {
+        match options.parse(option) {
+            Ok(()) => {}
+            Err(crate::mount::OptionError::Unknown(_)) if sloppy => {}
+            Err(e) => return Err(Failure::new(status::USAGE, e)),
+        }
+    }
+    Ok(options)
+}
+
+pub fn run_helper(args: HelperArgs) -> CliResult {
+    let lists = args.options.iter().flat_map(|list| list.split(','));
+    if lists.clone().any(|o| o == "remount") {
+        return remount(&args.dir, lists);
+    }
+    let options = parse_options(&args.options, args.sloppy)?;
+    if args.fake {
+        return Ok(0);
+    }
+    if let Some(namespace) = &args.namespace {
+        let entered = File::open(namespace)
+            .and_then(|f| Ok(nix::sched::setns(f, nix::sched::CloneFlags::CLONE_NEWNS)?));
+        entered.map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", namespace.display())))?;
+    }
+    mount(&args.image, &args.dir, &options, Background::Yes)
+}
+
+/// The flags of a mount are the kernel's: mount(8) tells it, without asking us again.
+fn remount<'a>(dir: &Path, options: impl Iterator<Item = &'a str>) -> CliResult {
+    let kept: Vec<&str> = options
+        .filter(|o| !matches!(o.split('=').next(), Some("user_id" | "group_id" | "fd" | "rootmode")))
+        .collect();
+    parse_options(&[kept.join(",")], true)?;
+    let read_only = kept.iter().rfind(|o| matches!(**o, "ro" | "rw")) == Some(&"ro");
+    if mounts::find(dir).is_none() {
+        return Err(Failure::new(status::MOUNT, mounts::MountError::NotMounted { dir: dir.into() }));
+    }
+    let mut flags = vec!["remount"];
+    let known =
+        ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime"];
+    flags.extend(kept.iter().filter(|o| known.contains(*o)));
+    if read_only {
+        // What has been acknowledged until now is on disk before the mount says that it changes nothing.
+        File::open(dir)
+            .and_then(|f| f.sync_all())
+            .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", dir.display())))?;
+    }
+    let error = Command::new("mount").arg("-i").arg("-o").arg(flags.join(",")).arg(dir).exec();
+    Err(Failure::new(status::SYSTEM, format_args!("mount: {error}")))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Background {
+    Yes,
+    No { debug: bool },
+}
+
+pub fn run(args: Args) -> CliResult {
+    let options = parse_options(&args.options, false)?;
+    if options.remount {
+        return Err(Failure::new(status::USAGE, "to remount, use `mount -o remount,… DIR`"));
+    }
+    if args.create {
+        create(&args)?;
+    }
+    let background = match args.foreground || args.debug {
+        true => Background::No { debug: args.debug },
+        false => Background::Yes,
+    };
+    mount(&args.image, &args.dir, &options, background)
+}
+
+/// Makes what is missing.
+fn create(args: &Args) -> Result<(), Failure> {
+    if !args.image.exists() {
+        let format = mkfs::default_options(args.size).map_err(|e| Failure::new(status::SYSTEM, e))?;
+        mkfs::create(&args.image, &format, false)?;
+    }
+    match fs::create_dir(&args.dir) {
+        // What is there may be a directory, or a mount whose daemon is dead; that is looked at later.
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Failure::new(status::MOUNT, format_args!("{}: {e}", args.dir.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes sure that the directory can be mounted at, and takes away what a daemon that died has left there.
+fn prepare_dir(dir: &Path) -> Result<PathBuf, Failure> {
+    let fail =
+        |e: &dyn std::fmt::Display| Failure::new(status::MOUNT, format_args!("{}: {e}", dir.display()));
+    if mounts::is_dead(dir)
+        && let Some(dead) = mounts::find(dir)
+    {
+        mounts::unmount(&dead.dir, true).map_err(|e| Failure::new(status::MOUNT, e))?;
+    }
+    match fs::metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(fail(&"the mount point is not a directory")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(fail(&"the mount point does not exist; make it with mkdir"));
+        }
+        Err(e) => return Err(fail(&e)),
+    }
+    let dir = dir.canonicalize().map_err(|e| fail(&e))?;
+    if let Some(mounted) = mounts::find(&dir) {
+        return Err(fail(&format_args!(
+            "the mount point is busy: {} is mounted here",
+            mounted.source.display()
+        )));
+    }
+    Ok(dir)
+}
+
+fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Background) -> CliResult {
+    let image = image.canonicalize().map_err(|_| {
+        Failure::open(status::MOUNT, &crate::storage::OpenError::NotFound { path: image.into() })
+    })?;
+    let dir = prepare_dir(dir)?;
+    let mode = if options.flags.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let storage = FileStorage::open(&image, mode).map_err(|e| Failure::open(status::MOUNT, &e))?;
+    let parent = match background {
+        Background::Yes => daemon::split()?,
+        Background::No { .. } => Parent::none(),
+    };
+    match background {
+        Background::Yes => daemon::log_to_syslog(),
+        Background::No { debug } => log_to_stderr(debug),
+    }
+    abort_on_panic();
+    let system = |e: &dyn std::fmt::Display| Failure::new(status::SYSTEM, e);
+    if let Err(e) = block_signals() {
+        return Err(parent.failed(system(&e)));
+    }
+    let mounted = match open_and_mount(storage, &image, &dir, options) {
+        Ok(mounted) => mounted,
+        Err(failure) => return Err(parent.failed(failure)),
+    };
+    if let Err(e) = parent.ready() {
+        log::warn!("letting go of the terminal: {e}");
+    }
+    mounted.serve().map_err(|e| {
+        log::error!("{}: {e}", image.display());
+        Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display()))
+    })?;
+    Ok(0)
+}
+
+fn open_and_mount(
+    storage: FileStorage,
+    image: &Path,
+    dir: &Path,
+    options: &MountOptions,
+) -> Result<Mount<Fs>, Failure> {
+    let defaults = Options::default();
+    let tree_options = Options {
+        cache_size: options.cache_size.unwrap_or(defaults.cache_size),
+        commit_interval: options.commit,
+        read_only: options.flags.read_only,
+        ..defaults
+    };
+    let fs = Fs::open(Arc::new(storage), &tree_options).map_err(|e| Failure::fs(status::MOUNT, image, &e))?;
+    if !fs.tree().recovery().clean {
+        log::warn!("{}: {}", image.display(), fs.tree().recovery());
+    }
+    fs.set_atime_mode(if options.flags.read_only { Atime::None } else { options.atime });
+    Mount::new(fs, image, dir, options).map_err(|e| Failure::new(status::MOUNT, e))
+}
+
+/// A thread that panics leaves half-changed state behind; nothing may go on from there. What was committed is safe in the log.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        log::error!("{info}");
+        std::process::abort();
+    }));
+}
+
+pub fn umount(args: &UmountArgs) -> CliResult {
+    let mounted = mounts::find(&args.dir).ok_or_else(|| {
+        Failure::new(status::SYSTEM, mounts::MountError::NotMounted { dir: args.dir.clone() })
+    })?;
+    let dead = mounts::is_dead(&mounted.dir);
+    mounts::unmount(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
+    if args.lazy || dead {
+        return Ok(0);
+    }
+    // The daemon holds the lock until everything is on disk.
+    let image = &mounted.source;
+    let fail = |e: io::Error| {
+        Failure::new(status::SYSTEM, format_args!("unmounted, but cannot wait for {}: {e}", image.display()))
+    };
+    let file = File::open(image).map_err(fail)?;
+    file.lock_shared().map_err(fail)?;
+    if !mounted.read_only && !image::is_clean(image)? {
+        return Err(Failure::new(
+            status::SYSTEM,
+            format_args!(
+                "{}: the daemon could not close the image; see the system's log, and check it with `btfs fsck`",
+                image.display()
+            ),
+        ));
+    }
+    Ok(0)
+}

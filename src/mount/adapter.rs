@@ -1,0 +1,741 @@
+//! The FUSE adapter: requests of the kernel become calls of a [`Volume`], and their results replies. No filesystem logic here.
+//!
+//! What is answered with ENOSYS on purpose, so that the kernel stops asking: `open`, `opendir` and `flush` (there is nothing to
+//! do), and `create` (it does mknod instead, and no release follows).
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
+};
+
+use super::control::Control;
+use super::convert::{errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now};
+use super::counters::{Counters, Request};
+use super::flusher::Flusher;
+use super::volume::Volume;
+use crate::fs::{
+    Attributes, Caller, Cookie, Fallocate, FsError, Ino, Kind, New, RenameMode, Result, SetAttributes,
+    SetXattr,
+};
+use crate::page::BLOCK_SIZE;
+
+/// How long the kernel may trust entries and attributes: nobody else changes them.
+const FOREVER: Duration = Duration::from_secs(1 << 32);
+/// The kernel's cap on a request.
+const REQUEST_MAX: u32 = 1 << 20;
+/// Requests that the kernel keeps under way for reading ahead and writing behind.
+const BACKGROUND_MAX: u16 = 128;
+/// Entries that one call collects for a reply.
+const ENTRIES_PER_REPLY: usize = 512;
+/// The longest list of extended attributes that the kernel passes on.
+const XATTR_LIST_MAX: usize = 65536;
+
+/// What to do when the image turns out to be damaged while something is being changed, or cannot be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnError {
+    /// Refuse all further changes.
+    #[default]
+    RemountReadOnly,
+    /// End the process; the mount is dead then.
+    Abort,
+}
+
+/// How the adapter behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AdapterOptions {
+    /// Let the kernel collect writes (a weaker promise: see the README).
+    pub writeback: bool,
+    /// What to do about errors.
+    pub on_error: OnError,
+    /// Who may use the controls that change the volume, beside user 0.
+    pub owner: u32,
+}
+
+/// A volume as fuser sees it.
+pub struct Adapter<V: Volume> {
+    volume: Arc<V>,
+    counters: Arc<Counters>,
+    options: AdapterOptions,
+    flusher: Option<Arc<Flusher>>,
+}
+
+fn ino(n: INodeNo) -> Ino {
+    Ino(n.0)
+}
+
+/// An operation that is under way: its kind, and when it began.
+struct Running<'a> {
+    counters: &'a Counters,
+    request: Request,
+    started: Instant,
+}
+
+impl Running<'_> {
+    fn done<T>(self, result: &Result<T>) {
+        self.counters.add(self.request, self.started, result.is_err());
+    }
+}
+
+impl<V: Volume> Adapter<V> {
+    /// An adapter for a volume. `flusher` is needed if the kernel writes back.
+    pub fn new(
+        volume: Arc<V>,
+        counters: Arc<Counters>,
+        options: AdapterOptions,
+        flusher: Option<Arc<Flusher>>,
+    ) -> Self {
+        Adapter { volume, counters, options, flusher }
+    }
+
+    fn begin(&self, request: Request) -> Running<'_> {
+        Running { counters: &self.counters, request, started: Instant::now() }
+    }
+
+    fn caller(&self, req: &fuser::Request) -> Caller {
+        Caller { uid: req.uid(), gid: req.gid(), now: now(), privileged: req.uid() == 0 }
+    }
+
+    /// The errno of a failed request, after the policy for errors has been followed.
+    fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
+        if let FsError::Engine(engine) = error {
+            log::error!("{what:?} of inode {}: {error}", n.0);
+            let changes = !matches!(
+                what,
+                Request::Lookup
+                    | Request::Getattr
+                    | Request::Readlink
+                    | Request::Read
+                    | Request::Getxattr
+                    | Request::Listxattr
+                    | Request::Readdir
+                    | Request::Readdirplus
+                    | Request::Lseek
+            );
+            if changes || !engine.is_corrupt() {
+                if self.options.on_error == OnError::Abort {
+                    log::error!("ending, as errors=abort asks");
+                    std::process::abort();
+                }
+                self.volume.fail(error);
+            }
+        }
+        errno(error)
+    }
+
+    fn reply_entry(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyEntry) {
+        match &result {
+            Ok(a) => reply.entry(&FOREVER, &file_attr(a), Generation(0)),
+            Err(FsError::NotFound) if run.request == Request::Lookup => {
+                reply.entry(&FOREVER, &no_inode(), Generation(0));
+            }
+            Err(e) => reply.error(self.refuse(e, run.request, n)),
+        }
+        run.done(&result);
+    }
+
+    fn reply_attr(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyAttr) {
+        match &result {
+            Ok(a) => reply.attr(&FOREVER, &file_attr(a)),
+            Err(e) => reply.error(self.refuse(e, run.request, n)),
+        }
+        run.done(&result);
+    }
+
+    fn reply_empty(&self, run: Running<'_>, n: Ino, result: Result<()>, reply: ReplyEmpty) {
+        match &result {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(self.refuse(e, run.request, n)),
+        }
+        run.done(&result);
+    }
+
+    fn reply_xattr(&self, run: Running<'_>, n: Ino, result: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+        match &result {
+            Ok(value) if size == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+            Ok(value) => reply.data(value),
+            Err(e) => reply.error(self.refuse(e, run.request, n)),
+        }
+        run.done(&result);
+    }
+
+    /// Makes everything durable and replies then, from the thread that did it: no worker sleeps on the disk.
+    fn sync(&self, reply: ReplyEmpty) {
+        let (counters, started) = (self.counters.clone(), Instant::now());
+        let on_error = self.options.on_error;
+        self.volume.sync_then(Box::new(move |result| {
+            counters.add(Request::Fsync, started, result.is_err());
+            match result {
+                Ok(()) => reply.ok(),
+                Err(e) => {
+                    log::error!("fsync: {e}");
+                    if on_error == OnError::Abort {
+                        std::process::abort();
+                    }
+                    // Also where the volume has become read-only by an error: this is about data that were taken before.
+                    reply.error(Errno::EIO);
+                }
+            }
+        }));
+    }
+
+    fn create(
+        &self,
+        run: Running<'_>,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        (new, mode, umask): (New<'_>, u32, u32),
+        reply: ReplyEntry,
+    ) {
+        let (mode, umask) = ((mode & 0o7777) as u16, (umask & 0o777) as u16);
+        let result = self.volume.create(ino(parent), name.as_bytes(), new, mode, umask, &self.caller(req));
+        self.reply_entry(run, ino(parent), result, reply);
+    }
+
+    fn list_xattrs(&self, req: &fuser::Request, n: Ino) -> Result<Vec<u8>> {
+        let mut list = Vec::new();
+        for name in self.volume.list_xattrs(n)? {
+            if req.uid() != 0 && name.starts_with(b"trusted.") {
+                continue;
+            }
+            list.extend_from_slice(&name);
+            list.push(0);
+        }
+        if list.len() > XATTR_LIST_MAX { Err(FsError::AttributeTooLarge) } else { Ok(list) }
+    }
+
+    /// Whether somebody who changes an ACL may keep the file's setgid bit.
+    fn keeps_sgid(&self, req: &fuser::Request, n: Ino) -> Result<bool> {
+        if req.uid() == 0 {
+            return Ok(true);
+        }
+        let gid = self.volume.attributes(n)?.gid;
+        if req.gid() == gid {
+            return Ok(true);
+        }
+        // The request carries one group only; the others stand in /proc.
+        let status = fs::read_to_string(format!("/proc/{}/status", req.pid())).unwrap_or_default();
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
+        Ok(groups.split_ascii_whitespace().any(|g| g.parse() == Ok(gid)))
+    }
+
+    /// Runs `then` after the kernel has written back what it holds of an inode's contents; at once if it never holds any.
+    fn after_flush(&self, n: INodeNo, then: impl FnOnce() + Send + 'static) {
+        match &self.flusher {
+            Some(flusher) => flusher.flush_then(n, Box::new(then)),
+            None => then(),
+        }
+    }
+}
+
+/// Capabilities of the kernel that are used where it has them.
+const WANTED: [InitFlags; 14] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_EXPORT_SUPPORT,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_HAS_IOCTL_DIR,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_NO_OPEN_SUPPORT,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+];
+
+impl<V: Volume> Filesystem for Adapter<V> {
+    fn init(&mut self, _: &fuser::Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let writeback = self.options.writeback.then_some(InitFlags::FUSE_WRITEBACK_CACHE);
+        for flag in WANTED.into_iter().chain(writeback) {
+            if let Err(missing) = config.add_capabilities(flag) {
+                log::info!("the kernel does not have {missing:?}");
+            }
+        }
+        // What does not fit is replaced by the nearest value that does.
+        let _ = config.set_max_write(REQUEST_MAX);
+        let _ = config.set_max_readahead(REQUEST_MAX);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let run = self.begin(Request::Lookup);
+        let result = match name.as_bytes() {
+            // Only asked for by file handle: the inode itself may be gone, and then the handle is stale.
+            b"." => {
+                return match self.volume.retain(ino(parent)) {
+                    Err(FsError::NotFound) => {
+                        run.done::<()>(&Err(FsError::NotFound));
+                        reply.error(Errno::ESTALE);
+                    }
+                    result => self.reply_entry(run, ino(parent), result, reply),
+                };
+            }
+            b".." => self.volume.parent(ino(parent)).and_then(|n| self.volume.retain(n)),
+            name => self.volume.lookup(ino(parent), name),
+        };
+        self.reply_entry(run, ino(parent), result, reply);
+    }
+
+    fn forget(&self, _: &fuser::Request, n: INodeNo, count: u64) {
+        let run = self.begin(Request::Forget);
+        let result = self.volume.release(ino(n), count);
+        if let Err(e) = &result {
+            self.refuse(e, Request::Forget, ino(n));
+        }
+        run.done(&result);
+    }
+
+    fn getattr(&self, _: &fuser::Request, n: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let run = self.begin(Request::Getattr);
+        let result = self.volume.attributes(ino(n));
+        self.reply_attr(run, ino(n), result, reply);
+    }
+
+    fn setattr(
+        &self,
+        req: &fuser::Request,
+        n: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let run = self.begin(Request::Setattr);
+        let mut caller = self.caller(req);
+        // The kernel has taken sgid out of the mode already where the caller may not set it.
+        caller.privileged |= mode.is_some();
+        let change = SetAttributes {
+            mode: mode.map(|m| (m & 0o7777) as u16),
+            uid,
+            gid,
+            size,
+            atime: atime.map(|t| time_or_now(t, caller.now)),
+            mtime: mtime.map(|t| time_or_now(t, caller.now)),
+            ctime: ctime.map(time),
+        };
+        let result = self.volume.set_attributes(ino(n), &change, &caller);
+        self.reply_attr(run, ino(n), result, reply);
+    }
+
+    fn readlink(&self, _: &fuser::Request, n: INodeNo, reply: ReplyData) {
+        let run = self.begin(Request::Readlink);
+        let result = self.volume.read_link(ino(n));
+        match &result {
+            Ok(target) => reply.data(target),
+            Err(e) => reply.error(self.refuse(e, Request::Readlink, ino(n))),
+        }
+        run.done(&result);
+    }
+
+    fn mknod(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let run = self.begin(Request::Mknod);
+        let new = match kind_of_mode(mode) {
+            Some(Kind::File) => New::File,
+            Some(kind @ (Kind::CharDevice | Kind::BlockDevice)) => New::Special(kind, rdev),
+            Some(kind @ (Kind::Fifo | Kind::Socket)) => New::Special(kind, 0),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        self.create(run, req, parent, name, (new, mode, umask), reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let run = self.begin(Request::Mkdir);
+        self.create(run, req, parent, name, (New::Directory, mode, umask), reply);
+    }
+
+    fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let run = self.begin(Request::Unlink);
+        let result = self.volume.unlink(ino(parent), name.as_bytes(), &self.caller(req));
+        self.reply_empty(run, ino(parent), result, reply);
+    }
+
+    fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let run = self.begin(Request::Rmdir);
+        let result = self.volume.rmdir(ino(parent), name.as_bytes(), &self.caller(req));
+        self.reply_empty(run, ino(parent), result, reply);
+    }
+
+    fn symlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let run = self.begin(Request::Symlink);
+        let new = New::Symlink(target.as_os_str().as_bytes());
+        self.create(run, req, parent, name, (new, 0o777, 0), reply);
+    }
+
+    fn rename(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let run = self.begin(Request::Rename);
+        let mode = match flags {
+            f if f.is_empty() => RenameMode::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let caller = self.caller(req);
+        if self.flusher.is_none() {
+            let names = (name.as_bytes(), new_name.as_bytes());
+            let result = self.volume.rename(ino(parent), names.0, ino(new_parent), names.1, mode, &caller);
+            return self.reply_empty(run, ino(parent), result, reply);
+        }
+        // A file that replaces another brings its contents with it.
+        let source = match self.volume.lookup(ino(parent), name.as_bytes()) {
+            Ok(source) => source,
+            Err(e) => return self.reply_empty(run, ino(parent), Err(e), reply),
+        };
+        let (volume, counters, started) = (self.volume.clone(), self.counters.clone(), run.started);
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        self.after_flush(inode_no(source.ino), move || {
+            let names = (name.as_bytes(), new_name.as_bytes());
+            let result = volume.rename(ino(parent), names.0, ino(new_parent), names.1, mode, &caller);
+            let released = volume.release(source.ino, 1);
+            match result.and(released) {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }
+            counters.add(Request::Rename, started, false);
+        });
+    }
+
+    fn link(
+        &self,
+        req: &fuser::Request,
+        n: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let run = self.begin(Request::Link);
+        let result = self.volume.link(ino(n), ino(new_parent), new_name.as_bytes(), &self.caller(req));
+        self.reply_entry(run, ino(n), result, reply);
+    }
+
+    fn open(&self, _: &fuser::Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.begin(Request::Open).done::<()>(&Ok(()));
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _: &fuser::Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.begin(Request::Open).done::<()>(&Ok(()));
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn flush(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.begin(Request::Other).done::<()>(&Ok(()));
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        self.begin(Request::Other).done::<()>(&Ok(()));
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _: &fuser::Request,
+        n: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let run = self.begin(Request::Read);
+        let mut reply = Some(reply);
+        let result = self.volume.read(ino(n), offset, size.min(REQUEST_MAX) as usize, now(), |bytes| {
+            if let Some(reply) = reply.take() {
+                reply.data(bytes);
+            }
+        });
+        if let (Err(e), Some(reply)) = (&result, reply) {
+            reply.error(self.refuse(e, Request::Read, ino(n)));
+        }
+        run.done(&result);
+    }
+
+    fn write(
+        &self,
+        req: &fuser::Request,
+        n: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let run = self.begin(Request::Write);
+        let mut caller = self.caller(req);
+        caller.privileged = !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let result = self.volume.write(ino(n), offset, data, &caller);
+        match &result {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(self.refuse(e, Request::Write, ino(n))),
+        }
+        run.done(&result);
+    }
+
+    fn fsync(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync(reply);
+    }
+
+    fn fsyncdir(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync(reply);
+    }
+
+    fn readdir(&self, _: &fuser::Request, n: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let run = self.begin(Request::Readdir);
+        let result = self.volume.read_dir(ino(n), Cookie(offset), &mut |cookie, entry, kind, name| {
+            !reply.add(inode_no(entry), cookie.0, file_type(kind), OsStr::from_bytes(name))
+        });
+        match &result {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(self.refuse(e, Request::Readdir, ino(n))),
+        }
+        run.done(&result);
+    }
+
+    fn readdirplus(
+        &self,
+        _: &fuser::Request,
+        n: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let run = self.begin(Request::Readdirplus);
+        let mut any = false;
+        let mut each = |cookie: Cookie, a: &Attributes, name: &[u8]| {
+            let name = OsStr::from_bytes(name);
+            let full = reply.add(inode_no(a.ino), cookie.0, name, &FOREVER, &file_attr(a), Generation(0));
+            any |= !full;
+            !full
+        };
+        let result = self.volume.read_dir_plus(ino(n), Cookie(offset), ENTRIES_PER_REPLY, &mut each);
+        match &result {
+            Ok(()) => reply.ok(),
+            // The entries so far have been given references: the kernel must see them, and meets the error behind them.
+            Err(_) if any => reply.ok(),
+            Err(e) => reply.error(self.refuse(e, Request::Readdirplus, ino(n))),
+        }
+        run.done(&result);
+    }
+
+    fn statfs(&self, _: &fuser::Request, _: INodeNo, reply: ReplyStatfs) {
+        let run = self.begin(Request::Statfs);
+        let usage = self.volume.usage();
+        let block = BLOCK_SIZE as u32;
+        // An inode needs no more than a record; as many fit as there are blocks, and more.
+        reply.statfs(usage.blocks, usage.free, usage.free, usage.blocks, usage.free, block, 255, block);
+        run.done::<()>(&Ok(()));
+    }
+
+    fn setxattr(
+        &self,
+        req: &fuser::Request,
+        n: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let run = self.begin(Request::Setxattr);
+        let how = match flags {
+            0 => SetXattr::Any,
+            libc::XATTR_CREATE => SetXattr::Create,
+            libc::XATTR_REPLACE => SetXattr::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let mut caller = self.caller(req);
+        let result = if name.as_bytes() == b"system.posix_acl_access" {
+            self.keeps_sgid(req, ino(n)).map(|keeps| caller.privileged = keeps)
+        } else {
+            Ok(())
+        };
+        let result =
+            result.and_then(|()| self.volume.set_xattr(ino(n), name.as_bytes(), value, how, &caller));
+        self.reply_empty(run, ino(n), result, reply);
+    }
+
+    fn getxattr(&self, _: &fuser::Request, n: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let run = self.begin(Request::Getxattr);
+        let result = self.volume.get_xattr(ino(n), name.as_bytes());
+        self.reply_xattr(run, ino(n), result, size, reply);
+    }
+
+    fn listxattr(&self, req: &fuser::Request, n: INodeNo, size: u32, reply: ReplyXattr) {
+        let run = self.begin(Request::Listxattr);
+        let result = self.list_xattrs(req, ino(n));
+        self.reply_xattr(run, ino(n), result, size, reply);
+    }
+
+    fn removexattr(&self, req: &fuser::Request, n: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let run = self.begin(Request::Removexattr);
+        let result = self.volume.remove_xattr(ino(n), name.as_bytes(), &self.caller(req));
+        self.reply_empty(run, ino(n), result, reply);
+    }
+
+    fn access(&self, _: &fuser::Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks permissions itself.
+        self.begin(Request::Other).done::<()>(&Ok(()));
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        req: &fuser::Request,
+        n: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        command: u32,
+        input: &[u8],
+        output_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        let run = self.begin(Request::Ioctl);
+        let allowed = req.uid() == 0 || req.uid() == self.options.owner;
+        let result = match Control::decode(command, input) {
+            Some(Control::Stats) => Ok(Control::pad(
+                format!("{{\"requests\":{},\"volume\":{}}}", self.counters.json(), self.volume.report()),
+                output_size as usize,
+            )),
+            Some(Control::Grow(_)) if !allowed => return reply.error(Errno::EPERM),
+            Some(Control::Grow(size)) => self.volume.grow(size).map(|()| Vec::new()),
+            None => return reply.error(Errno::ENOTTY),
+        };
+        match &result {
+            Ok(output) => reply.ioctl(0, output),
+            Err(e) => reply.error(self.refuse(e, Request::Ioctl, ino(n))),
+        }
+        run.done(&result);
+    }
+
+    fn fallocate(
+        &self,
+        req: &fuser::Request,
+        n: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let run = self.begin(Request::Fallocate);
+        const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+        const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+        const ZERO_KEEP: i32 = ZERO | KEEP;
+        let mode = match mode {
+            0 => Fallocate::Allocate,
+            KEEP => Fallocate::KeepSize,
+            PUNCH => Fallocate::PunchHole,
+            ZERO => Fallocate::ZeroRange,
+            ZERO_KEEP => Fallocate::ZeroKeepSize,
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        let result = self.volume.fallocate(ino(n), offset, length, mode, &self.caller(req));
+        self.reply_empty(run, ino(n), result, reply);
+    }
+
+    fn lseek(
+        &self,
+        _: &fuser::Request,
+        n: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let run = self.begin(Request::Lseek);
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let (volume, counters, started) = (self.volume.clone(), self.counters.clone(), run.started);
+        self.after_flush(n, move || {
+            let result = volume.seek(ino(n), offset, data);
+            counters.add(Request::Lseek, started, result.is_err());
+            match result {
+                Ok(Some(at)) => reply.offset(at as i64),
+                Ok(None) => reply.error(Errno::ENXIO),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &fuser::Request,
+        from: INodeNo,
+        _: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let run = self.begin(Request::CopyFileRange);
+        // The reply has 32 bits. The kernel has written back both files.
+        let len = len.min(u64::from(u32::MAX) & !(BLOCK_SIZE as u64 - 1));
+        let result =
+            self.volume.copy_range(ino(from), from_offset, ino(to), to_offset, len, &self.caller(req));
+        match &result {
+            Ok(copied) => reply.written(*copied as u32),
+            Err(e) => reply.error(self.refuse(e, Request::CopyFileRange, ino(to))),
+        }
+        run.done(&result);
+    }
+}

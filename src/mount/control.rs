@@ -1,0 +1,68 @@
+//! What `btfs stats` and `btfs resize` ask a live mount: ioctls on its root directory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// Bytes of a report, padded with zeros. An ioctl's number holds 14 bits of size.
+const REPORT_SIZE: usize = 16_000;
+const LETTER: u32 = b'b' as u32;
+const READ: u32 = 2;
+const WRITE: u32 = 1;
+
+const fn number(direction: u32, n: u32, size: usize) -> u32 {
+    direction << 30 | (size as u32) << 16 | LETTER << 8 | n
+}
+
+const STATS: u32 = number(READ, 1, REPORT_SIZE);
+const GROW: u32 = number(WRITE, 2, size_of::<u64>());
+
+/// A request to a live mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Control {
+    /// Counters, as JSON.
+    Stats,
+    /// Make the image this large, in bytes.
+    Grow(u64),
+}
+
+impl Control {
+    /// The request with this number and input.
+    pub fn decode(command: u32, input: &[u8]) -> Option<Control> {
+        match command {
+            STATS => Some(Control::Stats),
+            GROW => Some(Control::Grow(u64::from_ne_bytes(input.try_into().ok()?))),
+            _ => None,
+        }
+    }
+
+    /// A report as it is sent: cut off or padded to the size that was asked for.
+    pub fn pad(report: String, size: usize) -> Vec<u8> {
+        let mut bytes = report.into_bytes();
+        bytes.resize(size, 0);
+        bytes
+    }
+}
+
+/// Asks the mount that `dir` lies in for its counters, as JSON.
+pub fn stats(dir: &Path) -> io::Result<String> {
+    let mut report = vec![0u8; REPORT_SIZE];
+    ioctl(dir, STATS, report.as_mut_ptr().cast())?;
+    report.truncate(report.iter().position(|b| *b == 0).unwrap_or(REPORT_SIZE));
+    String::from_utf8(report).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Asks the mount that `dir` lies in to make its image `size` bytes large.
+pub fn grow(dir: &Path, size: u64) -> io::Result<()> {
+    let mut size = size.to_ne_bytes();
+    ioctl(dir, GROW, size.as_mut_ptr().cast())
+}
+
+/// `argument` points to as many bytes as the command's number says.
+fn ioctl(dir: &Path, command: u32, argument: *mut libc::c_void) -> io::Result<()> {
+    let dir = File::open(dir)?;
+    // SAFETY: the kernel reads or writes as many bytes at `argument` as are encoded in the command, which both callers provide.
+    let result = unsafe { libc::ioctl(dir.as_raw_fd(), command.into(), argument) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,171 @@
+//! Between the filesystem's types and the kernel's: attributes, times, errors.
+
+use std::time::{Duration, SystemTime};
+
+use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
+
+use crate::fs::{Attributes, FsError, Ino, Kind, Time};
+use crate::page::BLOCK_SIZE;
+
+/// The number that the kernel knows an inode by.
+pub fn inode_no(ino: Ino) -> INodeNo {
+    INodeNo(ino.0)
+}
+
+/// What the kernel calls a kind of inode.
+pub fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+    }
+}
+
+/// The kind of inode that the format bits of a `mode_t` stand for.
+pub fn kind_of_mode(mode: u32) -> Option<Kind> {
+    match mode & libc::S_IFMT {
+        // mknod(2): no format bits mean a regular file.
+        libc::S_IFREG | 0 => Some(Kind::File),
+        libc::S_IFDIR => Some(Kind::Directory),
+        libc::S_IFLNK => Some(Kind::Symlink),
+        libc::S_IFCHR => Some(Kind::CharDevice),
+        libc::S_IFBLK => Some(Kind::BlockDevice),
+        libc::S_IFIFO => Some(Kind::Fifo),
+        libc::S_IFSOCK => Some(Kind::Socket),
+        _ => None,
+    }
+}
+
+/// What `stat` gets.
+pub fn file_attr(a: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: inode_no(a.ino),
+        size: a.size,
+        blocks: a.blocks,
+        atime: system_time(a.atime),
+        mtime: system_time(a.mtime),
+        ctime: system_time(a.ctime),
+        crtime: system_time(a.btime),
+        kind: file_type(a.kind),
+        perm: a.mode,
+        nlink: a.links,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: a.rdev,
+        blksize: BLOCK_SIZE as u32,
+        flags: 0,
+    }
+}
+
+/// The attributes of no inode: a reply with them tells the kernel that a name does not exist, and to remember that.
+pub fn no_inode() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+fn system_time(time: Time) -> SystemTime {
+    let nanos = Duration::from_nanos(time.nanos.into());
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole = if time.seconds >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(seconds)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(seconds)
+    };
+    whole.and_then(|t| t.checked_add(nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A time from a request. fuser makes one before 1970 from the kernel's negative seconds and nanoseconds that count forward by
+/// subtracting both, so the same is undone here.
+pub fn time(time: SystemTime) -> Time {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(d) => Time { seconds: d.as_secs() as i64, nanos: d.subsec_nanos() },
+        Err(before) => {
+            let d = before.duration();
+            Time { seconds: (d.as_secs() as i64).wrapping_neg(), nanos: d.subsec_nanos() }
+        }
+    }
+}
+
+/// A time to be set.
+pub fn time_or_now(t: TimeOrNow, now: Time) -> Time {
+    match t {
+        TimeOrNow::SpecificTime(t) => time(t),
+        TimeOrNow::Now => now,
+    }
+}
+
+/// The time, from the clock that the kernel stamps its own changes with (one tick of resolution): two clocks side by side could
+/// make what was written later look older.
+pub fn now() -> Time {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a timespec for the call to fill in; this clock always exists on Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &mut t) };
+    Time { seconds: t.tv_sec, nanos: t.tv_nsec as u32 }
+}
+
+/// What a failed call returns to its caller.
+pub fn errno(error: &FsError) -> Errno {
+    match error {
+        FsError::NotFound => Errno::ENOENT,
+        FsError::Exists => Errno::EEXIST,
+        FsError::NotDirectory => Errno::ENOTDIR,
+        FsError::IsDirectory => Errno::EISDIR,
+        FsError::NotEmpty => Errno::ENOTEMPTY,
+        FsError::NameTooLong => Errno::ENAMETOOLONG,
+        FsError::Invalid => Errno::EINVAL,
+        FsError::FileTooLarge => Errno::EFBIG,
+        FsError::TooManyLinks => Errno::EMLINK,
+        FsError::NoSpace => Errno::ENOSPC,
+        FsError::NoAttribute => Errno::NO_XATTR,
+        FsError::AttributeTooLarge => Errno::E2BIG,
+        FsError::NotPermitted => Errno::EACCES,
+        FsError::ReadOnly => Errno::EROFS,
+        FsError::Engine(_) => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_survive_the_way_in_and_out() {
+        for (seconds, nanos) in [(0, 0), (5, 999_999_999), (-1, 1), (-86_400, 500_000_000), (-(1 << 40), 0)] {
+            // What fuser makes of the kernel's two numbers.
+            let request = if seconds >= 0 {
+                SystemTime::UNIX_EPOCH + Duration::new(seconds as u64, nanos)
+            } else {
+                SystemTime::UNIX_EPOCH - Duration::new(-seconds as u64, nanos)
+            };
+            let stored = time(request);
+            assert_eq!(stored, Time { seconds, nanos });
+            let reply = system_time(stored);
+            // What fuser makes of it for the kernel.
+            let (s, n) = match reply.duration_since(SystemTime::UNIX_EPOCH) {
+                Ok(d) => (d.as_secs() as i64, d.subsec_nanos()),
+                Err(e) if e.duration().subsec_nanos() == 0 => (-(e.duration().as_secs() as i64), 0),
+                Err(e) => (-(e.duration().as_secs() as i64) - 1, 1_000_000_000 - e.duration().subsec_nanos()),
+            };
+            assert_eq!((s, n), (seconds, nanos));
+        }
+    }
+}

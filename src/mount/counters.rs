@@ -1,0 +1,148 @@
+//! Counts of requests by kind, with latencies.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// The kinds of requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Request {
+    Lookup,
+    Forget,
+    Getattr,
+    Setattr,
+    Readlink,
+    Mknod,
+    Mkdir,
+    Unlink,
+    Rmdir,
+    Symlink,
+    Rename,
+    Link,
+    Open,
+    Read,
+    Write,
+    Statfs,
+    Fsync,
+    Setxattr,
+    Getxattr,
+    Listxattr,
+    Removexattr,
+    Readdir,
+    Readdirplus,
+    Fallocate,
+    Lseek,
+    CopyFileRange,
+    Ioctl,
+    Other,
+}
+
+const NAMES: [&str; 28] = [
+    "lookup",
+    "forget",
+    "getattr",
+    "setattr",
+    "readlink",
+    "mknod",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "rename",
+    "link",
+    "open",
+    "read",
+    "write",
+    "statfs",
+    "fsync",
+    "setxattr",
+    "getxattr",
+    "listxattr",
+    "removexattr",
+    "readdir",
+    "readdirplus",
+    "fallocate",
+    "lseek",
+    "copy_file_range",
+    "ioctl",
+    "other",
+];
+
+const _: () = assert!(NAMES.len() == Request::Other as usize + 1);
+
+/// Bucket `i` counts latencies from 2^i up to 2^(i+1) ns; 2^40 ns are 18 minutes.
+const BUCKETS: usize = 40;
+
+/// The counters of one kind, on cache lines of their own.
+#[repr(align(128))]
+struct Counter {
+    errors: AtomicU64,
+    nanos: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
+}
+
+/// All counters.
+pub struct Counters([Counter; NAMES.len()]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        let new = |_| Counter {
+            errors: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+        };
+        Counters(std::array::from_fn(new))
+    }
+}
+
+impl Counters {
+    /// Counts a request that began at `started` and has just been answered.
+    pub fn add(&self, request: Request, started: Instant, failed: bool) {
+        let counter = &self.0[request as usize];
+        let nanos = started.elapsed().as_nanos() as u64;
+        let bucket = (nanos.max(1).ilog2() as usize).min(BUCKETS - 1);
+        counter.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        counter.nanos.fetch_add(nanos, Ordering::Relaxed);
+        if failed {
+            counter.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A JSON object with an object for each kind that has occurred: count, errors, and microseconds: mean, and the upper ends
+    /// of the buckets in which the median, the 99th percentile and the maximum lie.
+    pub fn json(&self) -> String {
+        let mut out = String::from("{");
+        for (name, counter) in NAMES.iter().zip(&self.0) {
+            let buckets: Vec<u64> = counter.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
+            let count: u64 = buckets.iter().sum();
+            if count == 0 {
+                continue;
+            }
+            let quantile = |part: f64| {
+                let rank = (count as f64 * part).ceil() as u64;
+                let mut seen = 0;
+                let bucket = buckets.iter().position(|n| {
+                    seen += n;
+                    seen >= rank
+                });
+                (1u64 << (bucket.unwrap_or(BUCKETS - 1) + 1)) as f64 / 1e3
+            };
+            let mean = counter.nanos.load(Ordering::Relaxed) as f64 / count as f64 / 1e3;
+            let errors = counter.errors.load(Ordering::Relaxed);
+            if out.len() > 1 {
+                out.push(',');
+            }
+            // Writing to a string cannot fail.
+            let _ = write!(
+                out,
+                "\"{name}\":{{\"count\":{count},\"errors\":{errors},\"mean_us\":{mean:.1},\"p50_us\":{:.1},\"p99_us\":{:.1},\"max_us\":{:.1}}}",
+                quantile(0.5),
+                quantile(0.99),
+                quantile(1.0)
+            );
+        }
+        out.push('}');
+        out
+    }
+}

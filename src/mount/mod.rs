@@ -1,0 +1,24 @@
+//! FUSE: a volume as a mount of the kernel's.
+//!
+//! - **M1** The adapter holds no filesystem logic: a request becomes one call of a [`Volume`], and its result a reply.
+//! - **M2** The kernel checks permissions (`default_permissions`) and keeps locks; entries and attributes are cached for ever, as
+//!   nobody else changes them.
+//! - **M3** A worker never waits for a sync of the disk: the thread that commits the log answers fsync.
+//! - **M4** The image stays locked until everything is on disk, after the kernel has already let go of the mount.
+
+mod adapter;
+pub mod control;
+mod convert;
+mod counters;
+mod flusher;
+pub mod mounts;
+pub mod options;
+mod session;
+mod volume;
+
+pub use adapter::OnError;
+pub use convert::now;
+pub use mounts::{MountError, MountFlags};
+pub use options::{MountOptions, OptionError, parse_size};
+pub use session::{Mount, SessionError, block_signals};
+pub use volume::{Callback, EachEntry, EachName, Volume};

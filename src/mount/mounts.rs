@@ -1,0 +1,352 @@
+//! Mounting and unmounting: mount(2) for those who may, fusermount3 for all others, and what `/proc` says about mounts.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+/// The type of a mount, in `/proc/mounts` and for mount(8).
+pub const FS_TYPE: &str = "fuse.btfs";
+const DEVICE: &str = "/dev/fuse";
+const HELPER: &str = "fusermount3";
+
+/// Why a volume could not be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The kernel has no FUSE.
+    #[error("{DEVICE} does not exist: load the kernel's module with `modprobe fuse`")]
+    NoDevice,
+    /// The device may not be opened, and the helper that could do it is missing.
+    #[error(
+        "{DEVICE} cannot be opened by this user and `{HELPER}` is not installed: install it (package fuse3), or mount as root"
+    )]
+    NoHelper,
+    /// The mount point may not be used by this user.
+    #[error("{}: not permitted to mount here: {reason}", dir.display())]
+    NotPermitted {
+        /// The mount point.
+        dir: PathBuf,
+        /// What the kernel or the helper says.
+        reason: String,
+    },
+    /// Something is in use.
+    #[error("{}: is busy{users}", dir.display())]
+    Busy {
+        /// The mount point.
+        dir: PathBuf,
+        /// Who uses it, as far as known: empty, or beginning with a colon.
+        users: String,
+    },
+    /// Not a mount of btfs.
+    #[error("{}: no btfs image is mounted here", dir.display())]
+    NotMounted {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Anything else.
+    #[error("{}: {source}", dir.display())]
+    Io {
+        /// The mount point.
+        dir: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+}
+
+/// What mount(2) is told.
+#[derive(Clone, Debug, Default)]
+pub struct MountFlags {
+    /// No changes.
+    pub read_only: bool,
+    /// Ignore suid and sgid of programs.
+    pub no_suid: bool,
+    /// Ignore device nodes.
+    pub no_dev: bool,
+    /// Run no programs.
+    pub no_exec: bool,
+    /// Keep access times as they are.
+    pub no_atime: bool,
+    /// Let users in other than the one who mounts.
+    pub allow_other: bool,
+}
+
+/// Mounts a FUSE filesystem that the returned descriptor will serve. `dir` is an absolute path.
+pub fn mount(image: &Path, dir: &Path, flags: &MountFlags) -> Result<OwnedFd, MountError> {
+    match OpenOptions::new().read(true).write(true).open(DEVICE) {
+        Ok(device) => match mount_directly(&device, image, dir, flags) {
+            Ok(()) => Ok(device.into()),
+            Err(Errno::EPERM) => mount_by_helper(image, dir, flags),
+            Err(Errno::EBUSY) => Err(MountError::Busy { dir: dir.into(), users: String::new() }),
+            Err(e) => Err(MountError::Io { dir: dir.into(), source: e.into() }),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(MountError::NoDevice),
+        Err(_) => mount_by_helper(image, dir, flags),
+    }
+}
+
+/// Whether further descriptors of the device can be opened, one for each worker.
+pub fn can_clone_device() -> bool {
+    OpenOptions::new().read(true).write(true).open(DEVICE).is_ok()
+}
+
+fn mount_directly(device: &File, image: &Path, dir: &Path, flags: &MountFlags) -> Result<(), Errno> {
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        nix::unistd::getuid(),
+        nix::unistd::getgid()
+    );
+    if flags.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut ms = MsFlags::empty();
+    ms.set(MsFlags::MS_RDONLY, flags.read_only);
+    ms.set(MsFlags::MS_NOSUID, flags.no_suid);
+    ms.set(MsFlags::MS_NODEV, flags.no_dev);
+    ms.set(MsFlags::MS_NOEXEC, flags.no_exec);
+    ms.set(MsFlags::MS_NOATIME, flags.no_atime);
+    nix::mount::mount(Some(image), dir, Some(FS_TYPE), ms, Some(data.as_str()))
+}
+
+/// fusermount3 opens the device and mounts, and passes the descriptor over a socket that an environment variable names.
+fn mount_by_helper(image: &Path, dir: &Path, flags: &MountFlags) -> Result<OwnedFd, MountError> {
+    let fail = |source| MountError::Io { dir: dir.into(), source };
+    let mut options = OsString::from("default_permissions,subtype=btfs,fsname=");
+    options.push(escaped(image.as_os_str()));
+    let with = [
+        (flags.read_only, ",ro"),
+        (flags.no_suid, ",nosuid"),
+        (flags.no_dev, ",nodev"),
+        (flags.no_exec, ",noexec"),
+        (flags.no_atime, ",noatime"),
+        (flags.allow_other, ",allow_other"),
+    ];
+    for (_, option) in with.iter().filter(|(set, _)| *set) {
+        options.push(option);
+    }
+    let (ours, theirs) = UnixStream::pair().map_err(fail)?;
+    let mut command = Command::new(HELPER);
+    command.arg("-o").arg(options).arg("--").arg(dir);
+    command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string()).stderr(Stdio::piped()).stdin(Stdio::null());
+    let fd = theirs.as_raw_fd();
+    // SAFETY: only fcntl runs between fork and exec, which is async-signal-safe; `theirs` is open until after the spawn.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let child = command.spawn().map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => MountError::NoHelper,
+        _ => fail(e),
+    })?;
+    drop(theirs);
+    let received = receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(fail)?;
+    match received {
+        Ok(Some(fd)) if output.status.success() => Ok(fd),
+        _ => {
+            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(MountError::NotPermitted { dir: dir.into(), reason })
+        }
+    }
+}
+
+/// An option's value for fusermount3: commas end it, a backslash protects.
+fn escaped(value: &OsStr) -> OsString {
+    let mut bytes = Vec::with_capacity(value.len());
+    for b in value.as_bytes() {
+        if matches!(b, b',' | b'\\') {
+            bytes.push(b'\\');
+        }
+        bytes.push(*b);
+    }
+    OsString::from_vec(bytes)
+}
+
+fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0u8];
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control
+            && let Some(&fd) = fds.first()
+        {
+            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(None)
+}
+
+/// A line of `/proc/self/mountinfo`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mounted {
+    /// `major:minor`, which no other filesystem has at the same time.
+    pub device: String,
+    /// Where.
+    pub dir: PathBuf,
+    /// The type.
+    pub fs_type: String,
+    /// What: the path of the image.
+    pub source: PathBuf,
+    /// Whether nothing can be changed there.
+    pub read_only: bool,
+}
+
+impl Mounted {
+    fn parse(line: &str) -> Option<Mounted> {
+        let (left, right) = line.split_once(" - ")?;
+        let mut left = left.split(' ').skip(2);
+        let device = left.next()?.to_owned();
+        let dir = unescaped(left.nth(1)?);
+        let is_ro = |options: &str| options.split(',').any(|o| o == "ro");
+        let flags = left.next()?;
+        let mut right = right.split(' ');
+        let fs_type = right.next()?.to_owned();
+        let source = unescaped(right.next()?);
+        let read_only = is_ro(flags) || right.next().is_some_and(is_ro);
+        Some(Mounted { device, dir, fs_type, source, read_only })
+    }
+}
+
+/// Undoes the octal escapes for blanks and backslashes.
+fn unescaped(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
+        let value = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
+        out.push(value.unwrap_or(bytes[at]));
+        at += if value.is_some() { 4 } else { 1 };
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+/// The mount of btfs at a directory, also if its daemon is dead. With several on top of each other, the upper one.
+pub fn find(dir: &Path) -> Option<Mounted> {
+    let dir = absolute(dir).ok()?;
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let found = table.lines().filter_map(Mounted::parse).rfind(|m| m.dir == dir);
+    found.filter(|m| m.fs_type == FS_TYPE)
+}
+
+/// The mount of this image, if it is mounted.
+pub fn find_source(image: &Path) -> Option<Mounted> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    table.lines().filter_map(Mounted::parse).find(|m| m.fs_type == FS_TYPE && m.source == image)
+}
+
+/// The absolute path, without following what the last component may be a dead mount of.
+pub fn absolute(dir: &Path) -> io::Result<PathBuf> {
+    match dir.canonicalize() {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+            let absolute = std::path::absolute(dir)?;
+            match (absolute.parent(), absolute.file_name()) {
+                (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+                _ => Ok(absolute),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Whether the daemon of a mount is gone.
+pub fn is_dead(dir: &Path) -> bool {
+    fs::metadata(dir).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+}
+
+/// Takes a mount away; with `lazy` at once from the tree of names, and entirely when nobody uses it any more.
+pub fn unmount(dir: &Path, lazy: bool) -> Result<(), MountError> {
+    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() } | MntFlags::UMOUNT_NOFOLLOW;
+    match nix::mount::umount2(dir, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => unmount_by_helper(dir, lazy),
+        Err(Errno::EBUSY) => Err(MountError::Busy { dir: dir.into(), users: users(dir) }),
+        Err(e) => Err(MountError::Io { dir: dir.into(), source: e.into() }),
+    }
+}
+
+fn unmount_by_helper(dir: &Path, lazy: bool) -> Result<(), MountError> {
+    let output = Command::new(HELPER).arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(dir).output();
+    let output = output.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => MountError::NoHelper,
+        _ => MountError::Io { dir: dir.into(), source: e },
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if reason.contains("busy") {
+        return Err(MountError::Busy { dir: dir.into(), users: users(dir) });
+    }
+    Err(MountError::NotPermitted { dir: dir.into(), reason })
+}
+
+/// The processes that use a mount, as far as this user can see: ": process 12 (bash), …".
+fn users(dir: &Path) -> String {
+    let Ok(processes) = fs::read_dir("/proc") else { return String::new() };
+    let mut found = Vec::new();
+    for process in processes.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let path = process.path();
+        let links = [path.join("cwd"), path.join("root"), path.join("exe")];
+        let descriptors = fs::read_dir(path.join("fd")).into_iter().flatten().flatten().map(|d| d.path());
+        let uses = links
+            .into_iter()
+            .chain(descriptors)
+            .any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(dir)));
+        let maps = || fs::read(path.join("maps")).unwrap_or_default();
+        if uses || contains(&maps(), dir.as_os_str().as_bytes()) {
+            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+            found.push(format!("process {pid} ({})", name.trim_end()));
+        }
+    }
+    if found.is_empty() { String::new() } else { format!(": used by {}", found.join(", ")) }
+}
+
+/// Whether a mapping's path lies below the directory.
+fn contains(maps: &[u8], dir: &[u8]) -> bool {
+    maps.split(|b| *b == b'\n')
+        .any(|line| line.windows(dir.len() + 1).any(|w| &w[..dir.len()] == dir && w[dir.len()] == b'/'))
+}
+
+/// Raises the kernel's read-ahead on a mount; only root may, and nothing depends on it.
+pub fn set_read_ahead(mounted: &Mounted, kib: u32) {
+    let path = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device);
+    if let Err(e) = fs::write(&path, kib.to_string()) {
+        log::debug!("{path}: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_with_blanks_in_its_names_is_recognised() {
+        let line = r"45 28 0:41 / /mnt/a\040b rw,relatime shared:1 - fuse.btfs /home/x/im\134age\040one.db rw,user_id=0";
+        let mounted = Mounted::parse(line).unwrap();
+        assert_eq!(mounted.device, "0:41");
+        assert_eq!(mounted.dir, Path::new("/mnt/a b"));
+        assert_eq!(mounted.fs_type, FS_TYPE);
+        assert_eq!(mounted.source, Path::new("/home/x/im\\age one.db"));
+    }
+
+    #[test]
+    fn a_comma_in_the_image_name_injects_no_option() {
+        assert_eq!(escaped(OsStr::new("a,suid\\b")), OsStr::new("a\\,suid\\\\b"));
+    }
+}

@@ -1,0 +1,154 @@
+//! A mounted volume: from the mount to the last byte on disk after the unmount.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use fuser::{Session, SessionACL};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::adapter::{Adapter, AdapterOptions};
+use super::counters::Counters;
+use super::flusher::Flusher;
+use super::mounts::{self, MountError, Mounted};
+use super::options::MountOptions;
+use super::volume::Volume;
+use crate::fs::FsError;
+
+/// The kernel's read-ahead where it may be set, in KiB: one whole request.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Why serving a mount ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Mounting failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The connection to the kernel failed.
+    #[error("FUSE session: {0}")]
+    Fuse(std::io::Error),
+    /// What was written could not be made durable.
+    #[error("closing the image: {0}")]
+    Close(FsError),
+}
+
+/// A volume that is mounted and not served yet.
+pub struct Mount<V: Volume> {
+    session: Session<Adapter<V>>,
+    volume: Arc<V>,
+    flusher: Option<Arc<Flusher>>,
+    mounted: Option<Mounted>,
+}
+
+/// Signals that end a mount in order.
+fn ending() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+}
+
+/// Keeps signals away from all threads that are started from here on, so that only the one that waits for them gets them. To be
+/// called before any thread exists.
+pub fn block_signals() -> nix::Result<()> {
+    let mut set = ending();
+    // A reader of our output that has gone is noticed by the write that fails.
+    set.add(Signal::SIGPIPE);
+    set.thread_block()
+}
+
+impl<V: Volume> Mount<V> {
+    /// Mounts a volume at `dir`, an absolute path, and agrees with the kernel on how they talk. `image` is what the table of mounts
+    /// shows.
+    pub fn new(
+        volume: V,
+        image: &Path,
+        dir: &Path,
+        options: &MountOptions,
+    ) -> Result<Mount<V>, SessionError> {
+        let volume = Arc::new(volume);
+        let mut flags = options.flags.clone();
+        flags.allow_other |= options.allow_root;
+        let fd = match mounts::mount(image, dir, &flags) {
+            Ok(fd) => fd,
+            Err(e) => return Err(close(volume).err().unwrap_or(e.into())),
+        };
+        let flusher = match options.writeback.then(Flusher::start).transpose() {
+            Ok(flusher) => flusher.map(Arc::new),
+            Err(e) => return Err(SessionError::Fuse(e)),
+        };
+        let adapter_options = AdapterOptions {
+            writeback: options.writeback,
+            on_error: options.on_error,
+            owner: nix::unistd::getuid().as_raw(),
+        };
+        let adapter =
+            Adapter::new(volume.clone(), Arc::new(Counters::default()), adapter_options, flusher.clone());
+        let mut config = fuser::Config::default();
+        // Even on one processor one worker can serve while another waits for the disk.
+        let processors = std::thread::available_parallelism().map_or(2, |n| n.get());
+        config.n_threads = Some(options.threads.unwrap_or(processors.clamp(2, 16)));
+        config.clone_fd = mounts::can_clone_device();
+        let only_some = options.allow_root && !options.flags.allow_other;
+        let acl = if only_some { SessionACL::RootAndOwner } else { SessionACL::All };
+        let session = match Session::from_fd(adapter, fd, acl, config) {
+            Ok(session) => session,
+            Err(e) => {
+                let _ = mounts::unmount(dir, true);
+                return Err(SessionError::Fuse(e));
+            }
+        };
+        let mounted = mounts::find(dir);
+        if let Some(mounted) = &mounted {
+            mounts::set_read_ahead(mounted, READ_AHEAD_KIB);
+        }
+        if let Some(flusher) = &flusher {
+            flusher.set_notifier(session.notifier());
+        }
+        Ok(Mount { session, volume, flusher, mounted })
+    }
+
+    /// Serves the mount until it is taken away, by whomever, and then makes everything durable. With signals blocked before
+    /// ([`block_signals`]), INT, TERM and HUP unmount.
+    pub fn serve(self) -> Result<(), SessionError> {
+        if let Some(mounted) = self.mounted {
+            std::thread::Builder::new()
+                .name("btfs-signals".into())
+                .spawn(move || wait_for_signals(&mounted))
+                .map_err(SessionError::Fuse)?;
+        }
+        let served = self.session.run().map_err(SessionError::Fuse);
+        if let Some(flusher) = self.flusher.and_then(Arc::into_inner) {
+            flusher.stop();
+        }
+        served.and(close(self.volume))
+    }
+}
+
+/// Closes a volume that nobody uses any more.
+fn close<V: Volume>(volume: Arc<V>) -> Result<(), SessionError> {
+    // Replies that are still on their way hold it for a moment.
+    let mut volume = volume;
+    loop {
+        match Arc::try_unwrap(volume) {
+            Ok(volume) => return volume.close().map_err(SessionError::Close),
+            Err(shared) => volume = shared,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// Unmounts on a signal, while the workers still serve: the kernel may have contents to write back. A mount that is busy is left
+/// alone at the first signal, and detached at the second.
+fn wait_for_signals(mounted: &Mounted) {
+    let mut asked = false;
+    loop {
+        let Ok(signal) = ending().wait() else { return };
+        // Somebody may have unmounted already and mounted something else here.
+        if mounts::find(&mounted.dir).is_none_or(|m| m.device != mounted.device) {
+            return;
+        }
+        log::info!("{signal}: unmounting {}", mounted.dir.display());
+        match mounts::unmount(&mounted.dir, asked) {
+            Ok(()) => return,
+            Err(e) => log::error!("{e}; once more detaches it"),
+        }
+        asked = true;
+    }
+}
