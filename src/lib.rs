@@ -3,7 +3,7 @@
 //! The crate is layered, and each layer imports only those below it:
 //!
 //! ```text
-//! tree ──► pool ──► wal ──► page ──► storage
+//! fsck ──► fs ──► tree ──► pool ──► wal ──► page ──► storage
 //! ```
 //!
 //! [`tree::Tree`] is the storage engine: an ordered map of byte strings in one image, with atomic batches,
@@ -19,6 +19,8 @@ pub mod error;
 // The filesystem's locks are not modelled under shuttle; it stands on the engine's, which are.
 #[cfg(not(shuttle))]
 pub mod fs;
+#[cfg(not(shuttle))]
+pub mod fsck;
 #[cfg(not(shuttle))]
 pub mod mount;
 pub mod page;

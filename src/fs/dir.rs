@@ -14,12 +14,16 @@ use super::{Attributes, Fs, Inner, attributes};
 /// The greatest hash; 0 and this + 1 are left free for marks.
 const HASH_MAX: u64 = (1 << 55) - 2;
 
+/// The hash of a name: SipHash-2-4 with the image's own seed, so that nobody can aim collisions.
+pub fn name_hash(seed: &[u8; 16], name: &[u8]) -> u64 {
+    let mut hasher = SipHasher24::new_with_key(seed);
+    hasher.write(name);
+    (hasher.finish() >> 9).clamp(1, HASH_MAX)
+}
+
 impl Inner {
-    /// The hash of a name: SipHash-2-4 with the image's own seed, so that nobody can aim collisions.
     pub(super) fn hash(&self, name: &[u8]) -> u64 {
-        let mut hasher = SipHasher24::new_with_key(&self.hash_seed);
-        hasher.write(name);
-        (hasher.finish() >> 9).clamp(1, HASH_MAX)
+        name_hash(&self.hash_seed, name)
     }
 
     /// Looks through all slots of a hash, never stopping at a gap, for the record in which `matches` finds what is sought; or

@@ -165,6 +165,50 @@ fn second(tag: u8, ino: Ino, key: &[u8]) -> Option<u64> {
     (rest.len() == 8).then(|| get_u64(rest, 0))
 }
 
+/// Any key of the filesystem, taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum AnyKey {
+    /// An inode.
+    Inode(Ino),
+    /// An entry of the directory that has this entries group.
+    Entry(u64, Cookie),
+    /// An extended attribute, by hash and slot.
+    Xattr(Ino, u64),
+    /// The extent that ends at this byte, or a piece of a symbolic link's target.
+    Extent(Ino, u64),
+    /// The count of the shared blocks that end in front of this block.
+    Shared(u64),
+    /// An orphan.
+    Orphan(Ino),
+    /// The record of the filesystem itself.
+    State,
+}
+
+/// The first byte of the keys of [`AnyKey::Shared`].
+pub const TAG_SHARED_BLOCKS: u8 = 0x40;
+
+impl AnyKey {
+    /// Takes a key apart, which may be hostile; `None` if no record has such a key.
+    pub fn parse(key: &[u8]) -> Option<AnyKey> {
+        let (&tag, rest) = key.split_first()?;
+        Some(match (tag, rest.len()) {
+            (TAG_GROUP, 9) if rest[5] == IN_GROUP_INODE => {
+                let (group, sequence) = (get_u64(key, 1) >> 24, get_u32(rest, 5) & 0xff_ffff);
+                AnyKey::Inode(Ino::new(group, sequence))
+            }
+            (TAG_GROUP, 14) if rest[5] == IN_GROUP_ENTRY => {
+                AnyKey::Entry(get_u64(key, 1) >> 24, Cookie(get_u64(rest, 6)))
+            }
+            (TAG_XATTR, 16) => AnyKey::Xattr(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
+            (TAG_EXTENT, 16) => AnyKey::Extent(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
+            (TAG_SHARED_BLOCKS, 8) => AnyKey::Shared(get_u64(rest, 0)),
+            (TAG_ORPHAN, 8) => AnyKey::Orphan(Ino(get_u64(rest, 0))),
+            (TAG_STATE, 0) => AnyKey::State,
+            _ => return None,
+        })
+    }
+}
+
 /// A time: seconds since 1970, and nanoseconds below 10^9 that always count forward.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Time {

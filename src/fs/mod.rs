@@ -18,6 +18,7 @@ mod table;
 mod xattr;
 
 pub use atime::Atime;
+pub use dir::name_hash;
 pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};

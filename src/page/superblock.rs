@@ -48,6 +48,9 @@ const _: () = {
     assert!(LOG_OFFSET.is_multiple_of(PAGE_SIZE as u64));
 };
 
+/// A feature that an image needs while a repair of it is under way: whoever does not know of it refuses the image.
+pub const INCOMPAT_REPAIR: u64 = 1 << 63;
+
 /// A superblock's contents. Sizes and offsets in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -102,6 +105,10 @@ impl Superblock {
     /// The identity that every page of the image carries.
     pub fn image(&self) -> u64 {
         get_u64(&self.uuid, 0)
+    }
+    /// Whether a repair was begun and has not ended: only the checker may use the image.
+    pub fn under_repair(&self) -> bool {
+        self.incompat & INCOMPAT_REPAIR != 0
     }
     /// Byte offset of doublewrite half `half` (0 or 1).
     pub fn doublewrite_offset(&self, half: usize) -> u64 {
@@ -179,7 +186,7 @@ impl Superblock {
             v => return Err(Version(v)),
         }
         let incompat = get_u64(b, AT_INCOMPAT);
-        if incompat != 0 {
+        if incompat & !INCOMPAT_REPAIR != 0 {
             return Err(Features(incompat));
         }
         let label = &b[AT_LABEL..AT_LABEL + LABEL_MAX];

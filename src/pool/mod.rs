@@ -21,7 +21,7 @@ pub mod transaction;
 
 pub use epoch::{Alive, Counter, Epochs};
 pub use frames::{PageRead, PageWrite, Pin};
-pub use recovery::{FormatOptions, RecoveryReport};
+pub use recovery::{FormatOptions, RecoveryReport, read_superblock};
 pub use transaction::{Need, Reservation};
 
 use std::collections::VecDeque;

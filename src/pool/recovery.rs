@@ -209,6 +209,11 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
         }
     }
     if let Some(superblock) = best {
+        if superblock.under_repair() {
+            return Err(Error::Unusable(
+                "a repair of the image was interrupted: let btfs fsck -y finish it".into(),
+            ));
+        }
         return Ok(superblock);
     }
     Err(match worst {

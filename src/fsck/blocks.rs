@@ -1,0 +1,143 @@
+//! Which blocks are in use, as the checks find out, and the comparison with the bitmaps.
+//!
+//! One bit a block of the groups that exist: 32 MiB for each TiB.
+
+use super::fix::Fix;
+use super::image::{Image, PageError};
+use super::report::{Findings, Place, ProblemKind};
+use crate::page::bitmap::Bitmap;
+use crate::page::format::*;
+use crate::page::{BlockNo, PAGE_SIZE, PageBytes, PageId, Run};
+
+const WORDS: usize = BLOCKS_PER_GROUP as usize / 64;
+/// Bitmap pages that are damaged one behind the other, after which the rest is not looked at.
+const DAMAGED_MAX: u32 = 1000;
+
+/// The blocks that something uses.
+pub(super) struct Claims {
+    first: u64,
+    groups: Vec<Option<Box<[u64; WORDS]>>>,
+    /// Blocks that are claimed.
+    pub count: u64,
+}
+
+impl Claims {
+    /// No block is claimed yet but those of the bitmap pages, which belong to nobody else.
+    pub fn new(image: &Image) -> Claims {
+        Claims { first: image.first_block(), groups: Vec::new(), count: 0 }
+    }
+
+    /// Claims a run, which [`Image::is_valid_run`] has found valid; how many of its blocks were claimed already.
+    pub fn claim(&mut self, run: Run) -> u32 {
+        let mut twice = 0;
+        let start = run.start.0 - self.first;
+        let group = (start / BLOCKS_PER_GROUP as u64) as usize;
+        if group >= self.groups.len() {
+            self.groups.resize_with(group + 1, || None);
+        }
+        let words = self.groups[group].get_or_insert_with(|| Box::new([0; WORDS]));
+        let within = (start % BLOCKS_PER_GROUP as u64) as usize;
+        for_words(within, run.len as usize, |word, mask| {
+            if let Some(word) = words.get_mut(word) {
+                twice += (*word & mask).count_ones();
+                *word |= mask;
+            }
+        });
+        self.count += (run.len - twice) as u64;
+        twice
+    }
+
+    /// The claimed blocks of a group, one bit a block.
+    pub fn group(&self, group: u32) -> Option<&[u64; WORDS]> {
+        self.groups.get(group as usize).and_then(|g| g.as_deref())
+    }
+}
+
+fn for_words(from: usize, len: usize, mut f: impl FnMut(usize, u64)) {
+    let (mut at, end) = (from, from + len);
+    while at < end {
+        let stop = end.min((at / 64 + 1) * 64);
+        f(at / 64, (!0u64 >> (64 - (stop - at))) << (at % 64));
+        at = stop;
+    }
+}
+
+/// Compares the bitmaps with what is in use. `sound`: everything that is in use is known.
+pub(super) fn check_bitmaps(image: &Image, claims: &Claims, sound: bool, findings: &mut Findings) {
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let mut damaged = 0;
+    for group in 0..image.superblock.groups {
+        let id = image.superblock.bitmap_page(group);
+        match image.read_page(id, &mut page) {
+            Ok(()) => damaged = 0,
+            Err(error) => {
+                let (kind, what) = match error {
+                    PageError::Damaged(reason) => {
+                        (ProblemKind::Bitmap, format!("bitmap of group {group}: {reason}"))
+                    }
+                    PageError::Beyond => {
+                        (ProblemKind::PageLsn, "it was changed by a record beyond the log's end".to_string())
+                    }
+                };
+                findings.add(kind, Place::page(id), what, vec![Fix::Bitmaps]);
+                damaged += 1;
+                if damaged > DAMAGED_MAX {
+                    return;
+                }
+                continue;
+            }
+        }
+        compare(image, group, Bitmap(&page), claims, sound, findings);
+    }
+}
+
+fn compare(
+    image: &Image,
+    group: u32,
+    bitmap: Bitmap<'_>,
+    claims: &Claims,
+    sound: bool,
+    findings: &mut Findings,
+) {
+    let id = image.superblock.bitmap_page(group);
+    let exist = image.superblock.group_blocks(group);
+    let mut wrong: [Option<(u32, u32, u32)>; 2] = [None; 2];
+    for (i, bytes) in bitmap.bits().as_chunks::<8>().0.iter().enumerate() {
+        let first = i as u32 * 64;
+        let used = u64::from_le_bytes(*bytes);
+        let claimed = claims.group(group).map_or(0, |g| g[i]);
+        let mut differ = used ^ claimed;
+        if first == 0 {
+            differ &= !((1 << BLOCKS_PER_PAGE) - 1);
+        }
+        match exist.saturating_sub(first) {
+            0 => continue,
+            n @ 1..64 => differ &= (1 << n) - 1,
+            _ => {}
+        }
+        while differ != 0 {
+            let bit = differ.trailing_zeros();
+            differ &= differ - 1;
+            let leaked = used & 1 << bit != 0;
+            let (begin, end, count) = wrong[leaked as usize].get_or_insert((first + bit, first + bit, 0));
+            (*end, *count) = (first + bit + 1, *count + 1);
+            debug_assert!(*begin < *end);
+        }
+    }
+    for (leaked, found) in wrong.into_iter().enumerate() {
+        let Some((begin, end, count)) = found else { continue };
+        let run = Run { start: BlockNo(id.block().0 + begin as u64), len: end - begin };
+        if leaked == 0 {
+            let what = format!("{count} blocks are in use, and marked as free");
+            findings.add(ProblemKind::BlocksFree, Place::blocks(run), what, vec![Fix::Bitmaps]);
+        } else if sound {
+            let what = format!("{count} blocks are marked as in use, and nothing uses them");
+            findings.add(ProblemKind::BlocksLeaked, Place::blocks(run), what, vec![Fix::Bitmaps]);
+        }
+    }
+}
+
+/// Whether the page is claimed by nobody, and claims it.
+pub(super) fn claim_page(claims: &mut Claims, id: PageId) -> bool {
+    claims.claim(id.run()) == 0
+}

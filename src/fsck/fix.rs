@@ -1,0 +1,108 @@
+//! What repairs a problem, as the checks note it down.
+
+use std::fmt;
+
+use crate::fs::format::{Ino, Kind};
+
+/// One step of a repair. Steps that change a record say which field becomes what, so that several can apply to one record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Fix {
+    /// Write a superblock again from its twin.
+    Superblock(usize),
+    /// Empty a doublewrite half.
+    Doublewrite(usize),
+    /// Write all bitmap pages again from what is in use.
+    Bitmaps,
+    /// Build the tree again from its leaves.
+    Tree,
+    /// Delete a record.
+    Delete(Vec<u8>),
+    /// Delete a name; it is counted as lost.
+    DeleteName(Vec<u8>),
+    /// Move an entry to the place of its name's hash.
+    MoveEntry(Vec<u8>),
+    /// Set the kind in an entry.
+    EntryKind(Vec<u8>, Kind),
+    /// Write the record of the filesystem's state.
+    State(u64),
+    /// Make an empty root directory.
+    Root,
+    /// Set a directory's next number.
+    Next(Ino, u32),
+    /// Give a directory a new birth group.
+    NewBirths(Ino),
+    /// Give a directory a new group for its entries; those in the old one are another's.
+    NewEntries(Ino),
+    /// Set a directory's number of entries.
+    Count(Ino, u64),
+    /// Set a directory's parent.
+    Parent(Ino, Ino),
+    /// Set an inode's number of links.
+    Links(Ino, u32),
+    /// Set an inode's size.
+    Size(Ino, u64),
+    /// Set an inode's number of blocks.
+    Blocks(Ino, u64),
+    /// Set an inode's number of extended attributes.
+    Xattrs(Ino, u32),
+    /// Mark an inode as an orphan: it is deleted.
+    Orphan(Ino),
+    /// Name an inode in `lost+found`.
+    Reconnect(Ino),
+    /// Give the blocks of an extent or attribute, by its key, new places of their own.
+    Unshare(Vec<u8>),
+    /// Write the counts of shared blocks again.
+    SharedCounts,
+}
+
+impl Fix {
+    /// Whether `-p` does this: nothing that a user could miss goes.
+    pub fn is_safe(&self) -> bool {
+        use Fix::*;
+        matches!(
+            self,
+            Superblock(_)
+                | Doublewrite(_)
+                | Bitmaps
+                | State(_)
+                | Next(..)
+                | Count(..)
+                | Links(..)
+                | Blocks(..)
+                | Xattrs(..)
+                | SharedCounts
+        )
+    }
+}
+
+impl fmt::Display for Fix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fix::Superblock(_) => write!(f, "write it again from the other one"),
+            Fix::Doublewrite(_) => write!(f, "empty the doublewrite half"),
+            Fix::Bitmaps => write!(f, "write the bitmaps again from what is in use"),
+            Fix::Tree => write!(f, "build the tree again from the leaves that are whole"),
+            Fix::Delete(_) => write!(f, "delete the record"),
+            Fix::DeleteName(_) => write!(f, "delete the name"),
+            Fix::MoveEntry(_) => write!(f, "move it to the right place"),
+            Fix::EntryKind(_, kind) => write!(f, "set the entry's kind to {kind:?}"),
+            Fix::State(next) => write!(f, "set the group counter to {next}"),
+            Fix::Root => write!(f, "make an empty root directory"),
+            Fix::Next(_, next) => write!(f, "set the next number to {next}"),
+            Fix::NewBirths(_) => write!(f, "give it a new birth group"),
+            Fix::NewEntries(_) => write!(f, "give it a new group for its entries"),
+            Fix::Count(_, n) => write!(f, "set the number of entries to {n}"),
+            Fix::Parent(_, parent) => write!(f, "set the parent to inode {}", parent.0),
+            Fix::Links(_, n) => write!(f, "set the number of links to {n}"),
+            Fix::Size(_, n) => write!(f, "set the size to {n}"),
+            Fix::Blocks(_, n) => write!(f, "set the number of blocks to {n}"),
+            Fix::Xattrs(_, n) => write!(f, "set the number of attributes to {n}"),
+            Fix::Orphan(ino) => write!(f, "delete inode {}", ino.0),
+            Fix::Reconnect(ino) => write!(f, "name it lost+found/#{}", ino.0),
+            Fix::Unshare(_) => {
+                write!(f, "copy it to blocks of its own if its checksum is right, else delete it")
+            }
+            Fix::SharedCounts => write!(f, "write the counts of shared blocks again"),
+        }
+    }
+}

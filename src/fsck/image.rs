@@ -1,0 +1,242 @@
+//! An image as the checks read it: verified page by page, through the storage alone, so that images can be read that the upper
+//! layers refuse.
+
+use std::sync::Arc;
+
+use super::fix::Fix;
+use super::report::{Findings, Place, ProblemKind};
+use super::{FsckError, Result, replay};
+use crate::error::Error;
+use crate::page::bitmap::Bitmap;
+use crate::page::format::*;
+use crate::page::node::Node;
+use crate::page::superblock::*;
+use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId, Run};
+use crate::pool::{Pool, PoolOptions, RecoveryReport};
+use crate::storage::{OverlayStorage, Storage};
+
+/// Memory that replaying the log may take for pages.
+const REPLAY_CACHE: usize = 128 << 20;
+
+/// An image that is being checked. What replaying the log changes is kept in memory, above the storage.
+pub(super) struct Image {
+    storage: Arc<dyn Storage>,
+    /// The superblock that counts, after the log was replayed.
+    pub superblock: Superblock,
+    /// No page was changed by a record that ends behind this.
+    pub end: Lsn,
+    /// What replaying the log did.
+    pub replay: Option<RecoveryReport>,
+    /// The log could be replayed, or there was none.
+    pub log_whole: bool,
+    /// A repair was interrupted: the bitmaps are not to be believed.
+    pub repair_unfinished: bool,
+}
+
+/// Why a page cannot be used.
+pub(super) enum PageError {
+    /// It fails its checks.
+    Damaged(String),
+    /// It is whole, but a record beyond the log's end has changed it.
+    Beyond,
+}
+
+/// The two superblocks, as they are.
+pub(super) fn read_superblocks(
+    storage: &dyn Storage,
+) -> Result<[std::result::Result<Superblock, SuperblockError>; 2]> {
+    let len = storage.len().map_err(|e| Error::io("reading the image's size", e))?;
+    let mut both = [Err(SuperblockError::NotAnImage), Err(SuperblockError::NotAnImage)];
+    for (found, at) in both.iter_mut().zip(SUPERBLOCK_OFFSETS) {
+        let mut bytes = [0; SUPERBLOCK_SIZE];
+        if at + SUPERBLOCK_SIZE as u64 > len {
+            continue;
+        }
+        *found = match storage.read_at(at, &mut bytes) {
+            Ok(()) => Superblock::decode(&bytes, len),
+            Err(_) => Err(SuperblockError::Damaged("cannot be read")),
+        };
+    }
+    Ok(both)
+}
+
+/// The superblock that counts, whether or not a repair is under way.
+fn newest(both: &[std::result::Result<Superblock, SuperblockError>; 2]) -> Option<Superblock> {
+    both.iter().filter_map(|s| s.as_ref().ok()).max_by_key(|s| s.sequence).cloned()
+}
+
+impl Image {
+    /// Reads superblocks, doublewrite area and log. Nothing is written to the storage.
+    ///
+    /// # Errors
+    /// Not an image, or one of a newer version; both superblocks damaged.
+    pub fn open(below: &Arc<dyn Storage>, findings: &mut Findings) -> Result<Image> {
+        let both = read_superblocks(&**below)?;
+        let Some(superblock) = newest(&both) else {
+            return Err(FsckError::Engine(match crate::pool::read_superblock(&**below) {
+                Err(e) => e,
+                Ok(_) => Error::corrupt("both superblocks", "they read differently the second time"),
+            }));
+        };
+        if superblock.ro_compat != 0 {
+            let features = superblock.ro_compat;
+            return Err(FsckError::Engine(Error::Unusable(format!(
+                "the image has features that this program lacks: {features:#x}"
+            ))));
+        }
+        check_superblocks(&both, findings)?;
+        check_doublewrite(&**below, &superblock, findings)?;
+        let repair_unfinished = superblock.under_repair();
+        if repair_unfinished {
+            let what = "a repair was interrupted, and the image cannot be mounted until it is finished";
+            findings.add(ProblemKind::RepairUnfinished, Place::image(), what, vec![Fix::Bitmaps]);
+        }
+        let mut image = Image {
+            storage: below.clone(),
+            end: superblock.checkpoint.max(superblock.floor),
+            superblock,
+            replay: None,
+            log_whole: true,
+            repair_unfinished,
+        };
+        if !image.superblock.clean && !repair_unfinished {
+            image.replay_log(below, findings)?;
+        }
+        Ok(image)
+    }
+
+    /// Replays the log in memory: as opening the image would, or, if that refuses, as far as it goes.
+    fn replay_log(&mut self, below: &Arc<dyn Storage>, findings: &mut Findings) -> Result<()> {
+        let overlay =
+            || OverlayStorage::new(below.clone()).map_err(|e| Error::io("reading the image's size", e));
+        let storage: Arc<dyn Storage> = Arc::new(overlay()?);
+        let options = PoolOptions { cache_size: REPLAY_CACHE, background: false, ..PoolOptions::default() };
+        match Pool::open(storage.clone(), &options) {
+            Ok((pool, report)) => {
+                drop(pool);
+                self.superblock = crate::pool::read_superblock(&*storage)?;
+                self.end = self.superblock.checkpoint.max(self.superblock.floor);
+                self.replay = Some(report);
+                self.storage = storage;
+            }
+            Err(error) if error.is_corrupt() => {
+                findings.add(ProblemKind::Log, Place::image(), &error, vec![Fix::Tree]);
+                let storage: Arc<dyn Storage> = Arc::new(overlay()?);
+                let replayed = replay::replay(&*storage, &self.superblock)?;
+                self.superblock.groups = replayed.groups;
+                self.end = replayed.end;
+                self.storage = storage;
+                self.log_whole = false;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Reads a page and checks what can be checked of it alone.
+    pub fn read_page(&self, id: PageId, page: &mut PageBytes) -> std::result::Result<(), PageError> {
+        if let Err(e) = self.storage.read_at(id.offset(), page) {
+            return Err(PageError::Damaged(format!("it cannot be read: {e}")));
+        }
+        self.verify_page(id, page)
+    }
+
+    /// Checks a page that has been read.
+    pub fn verify_page(&self, id: PageId, page: &PageBytes) -> std::result::Result<(), PageError> {
+        verify_seal(page, id, self.superblock.image()).map_err(|r| PageError::Damaged(r.into()))?;
+        let checked = match page_type(page) {
+            TYPE_TREE if self.superblock.is_data_page(id) => Node(page).validate(),
+            TYPE_BITMAP if self.superblock.is_bitmap_page(id) => Bitmap(page).validate(),
+            _ => Err("unknown page type, or one that does not belong here"),
+        };
+        checked.map_err(|r| PageError::Damaged(r.into()))?;
+        if page_lsn(page) > self.end { Err(PageError::Beyond) } else { Ok(()) }
+    }
+
+    /// Whether a run of blocks lies in one group, behind its bitmap page.
+    pub fn is_valid_run(&self, run: Run) -> bool {
+        let (first, per_group) = (self.first_block(), BLOCKS_PER_GROUP as u64);
+        if run.len == 0 || run.start.0 < first || run.start.0 >= self.superblock.size / BLOCK_SIZE as u64 {
+            return false;
+        }
+        let (group, within) = ((run.start.0 - first) / per_group, (run.start.0 - first) % per_group);
+        group < self.superblock.groups as u64
+            && within >= BLOCKS_PER_PAGE as u64
+            && within + run.len as u64 <= self.superblock.group_blocks(group as u32) as u64
+    }
+
+    /// The first block of group 0.
+    pub fn first_block(&self) -> u64 {
+        self.superblock.data_offset() / BLOCK_SIZE as u64
+    }
+
+    /// Reads blocks.
+    pub fn read_blocks(&self, run: Run, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.storage.read_at(run.start.offset(), bytes)
+    }
+}
+
+fn check_superblocks(
+    both: &[std::result::Result<Superblock, SuperblockError>; 2],
+    findings: &mut Findings,
+) -> Result<()> {
+    let name = ["superblock A", "superblock B"];
+    for (i, found) in both.iter().enumerate() {
+        let reason = match found {
+            Ok(_) => continue,
+            Err(SuperblockError::NotAnImage) => "the magic number is missing".to_string(),
+            Err(SuperblockError::Damaged(reason)) => reason.to_string(),
+            Err(SuperblockError::Version(v)) => format!("format version {v}"),
+            Err(SuperblockError::Features(f)) => format!("unknown features {f:#x}"),
+        };
+        findings.add(
+            ProblemKind::Superblock,
+            Place::image(),
+            format!("{}: {reason}", name[i]),
+            vec![Fix::Superblock(i)],
+        );
+    }
+    if let [Ok(a), Ok(b)] = both {
+        let same = a.uuid == b.uuid
+            && a.hash_seed == b.hash_seed
+            && a.log_size == b.log_size
+            && a.doublewrite_pages == b.doublewrite_pages
+            && (a.root == b.root || a.under_repair() || b.under_repair());
+        if !same {
+            let older = (a.sequence > b.sequence) as usize;
+            let what = format!("{} describes another image than the newer one", name[older]);
+            findings.add(ProblemKind::SuperblockTwin, Place::image(), what, vec![Fix::Superblock(older)]);
+        }
+    }
+    Ok(())
+}
+
+/// A half whose header does not verify was never written, or is torn: nothing is wrong with that. One that verifies and says what
+/// cannot be would be believed.
+fn check_doublewrite(storage: &dyn Storage, superblock: &Superblock, findings: &mut Findings) -> Result<()> {
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    for half in 0..2 {
+        let at = superblock.doublewrite_offset(half);
+        let id = PageId(at / PAGE_SIZE as u64);
+        if storage.read_at(at, &mut page[..]).is_err() || verify_seal(&page, id, superblock.image()).is_err()
+        {
+            continue;
+        }
+        let problem = match DoublewriteHeader::decode(&page, id, superblock.image()) {
+            None => Some("its header has a right checksum and impossible contents".to_string()),
+            Some(h) if h.pages.len() > superblock.doublewrite_pages as usize => {
+                Some(format!("its header names {} pages, more than it holds", h.pages.len()))
+            }
+            Some(h) => h
+                .pages
+                .iter()
+                .find(|(p, _)| !superblock.is_data_page(*p) && !superblock.is_bitmap_page(*p))
+                .map(|(p, _)| format!("its header names {p}, which the image does not have")),
+        };
+        if let Some(what) = problem {
+            let what = format!("doublewrite half {}: {what}", ["A", "B"][half]);
+            findings.add(ProblemKind::Doublewrite, Place::page(id), what, vec![Fix::Doublewrite(half)]);
+        }
+    }
+    Ok(())
+}

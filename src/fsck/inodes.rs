@@ -1,0 +1,493 @@
+//! The first pass over the records: inodes, each with its extended attributes and extents, which lie in the same order.
+//!
+//! Three positions move through the tree side by side, so that an inode, its attributes and its extents are seen together, and nothing
+//! of them needs to be kept. What later passes need is kept in 24 bytes an inode and 64 bytes more a directory.
+
+use super::blocks::Claims;
+use super::fix::Fix;
+use super::image::Image;
+use super::records::Records;
+use super::report::{Findings, Place, ProblemKind as Problem, Report};
+use super::shared::SharedRuns;
+use super::structure::{Gap, Structure};
+use super::{Progress, Result, Stage};
+use crate::fs::format::*;
+use crate::page::{BLOCK_SIZE, Run};
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// What is known of an inode. 16 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub ino: Ino,
+    /// What its record says.
+    pub links: u32,
+    pub kind: Kind,
+    /// It is marked as an orphan: unlinked, or being cut.
+    pub unlinked: bool,
+    pub cut: bool,
+}
+
+/// What is known of a directory beyond that.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dir {
+    pub ino: Ino,
+    pub info: DirInfo,
+}
+
+/// What the pass found.
+#[derive(Default)]
+pub(super) struct Inodes {
+    /// Ascending by number.
+    pub slots: Vec<Slot>,
+    /// Names found, one for each slot. For a directory: entries that name it.
+    pub names: Vec<u32>,
+    /// Ascending by number.
+    pub dirs: Vec<Dir>,
+    /// The greatest group number in use.
+    pub group_max: u64,
+    /// The state's record.
+    pub state: Option<u64>,
+    /// Every claim of blocks by contents is known.
+    pub lost: bool,
+}
+
+impl Inodes {
+    /// The position of an inode.
+    pub fn find(&self, ino: Ino) -> Option<usize> {
+        self.slots.binary_search_by_key(&ino, |s| s.ino).ok()
+    }
+    /// The position of a directory among the directories.
+    pub fn find_dir(&self, ino: Ino) -> Option<usize> {
+        self.dirs.binary_search_by_key(&ino, |d| d.ino).ok()
+    }
+}
+
+struct Pass<'a> {
+    image: &'a Image,
+    structure: &'a Structure,
+    claims: &'a mut Claims,
+    shared: &'a mut SharedRuns,
+    findings: &'a mut Findings,
+    report: &'a mut Report,
+    attributes: Stream<'a>,
+    extents: Stream<'a>,
+    found: Inodes,
+    scrub_xattrs: bool,
+}
+
+/// Records of one tag, for one inode after the other.
+struct Stream<'a> {
+    records: Records<'a>,
+    /// The inode of the record ahead, and the rest of its key; `None` at the end.
+    ahead: Option<(Ino, u64)>,
+    parse: fn(AnyKey) -> Option<(Ino, u64)>,
+}
+
+impl<'a> Stream<'a> {
+    fn new(
+        image: &'a Image,
+        structure: &'a Structure,
+        from: &[u8],
+        parse: fn(AnyKey) -> Option<(Ino, u64)>,
+    ) -> Result<Self> {
+        let mut stream =
+            Stream { records: Records::new(image, &structure.leaves, from)?, ahead: None, parse };
+        stream.step(from[0])?;
+        Ok(stream)
+    }
+
+    /// Moves to the next record with a whole key; others are reported by the main pass.
+    fn step(&mut self, tag: u8) -> Result<()> {
+        self.ahead = None;
+        while self.records.next()? && self.records.key().first() == Some(&tag) {
+            self.ahead = AnyKey::parse(self.records.key()).and_then(self.parse);
+            if self.ahead.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The contents of one inode as its records tell.
+#[derive(Default)]
+struct Contents {
+    blocks: u64,
+    /// The end of the last extent's blocks, and of the last written byte.
+    block_end: u64,
+    written_end: u64,
+    /// Bytes of pieces of a link's target.
+    target: u64,
+    extents: u64,
+    broken: bool,
+}
+
+/// Runs the pass.
+pub(super) fn check_inodes<'a>(
+    image: &'a Image,
+    structure: &'a Structure,
+    claims: &'a mut Claims,
+    shared: &'a mut SharedRuns,
+    findings: &'a mut Findings,
+    report: &'a mut Report,
+    options: (bool, &dyn Fn(Progress)),
+) -> Result<Inodes> {
+    let xattr = |key| if let AnyKey::Xattr(ino, place) = key { Some((ino, place)) } else { None };
+    let extent = |key| if let AnyKey::Extent(ino, end) = key { Some((ino, end)) } else { None };
+    let mut pass = Pass {
+        image,
+        structure,
+        claims,
+        shared,
+        findings,
+        report,
+        attributes: Stream::new(image, structure, &xattr_key(Ino(0), 0)[..1], xattr)?,
+        extents: Stream::new(image, structure, &extent_key(Ino(0), 0)[..1], extent)?,
+        found: Inodes::default(),
+        scrub_xattrs: options.0,
+    };
+    let mut records = Records::new(image, &structure.leaves, &[])?;
+    let mut n = 0u64;
+    while records.next()? {
+        pass.record(records.key(), records.value())?;
+        n += 1;
+        if n.is_multiple_of(1 << 16) {
+            options.1(Progress { stage: Stage::Inodes, done: pass.found.slots.len() as u64, total: 0 });
+        }
+    }
+    if records.skipped > 0 {
+        let what = format!("{} records lie behind greater keys", records.skipped);
+        pass.findings.add(Problem::KeyOrder, Place::image(), what, vec![Fix::Tree]);
+    }
+    pass.strays(Ino(u64::MAX), true)?;
+    let mut found = pass.found;
+    found.names = vec![0; found.slots.len()];
+    Ok(found)
+}
+
+impl Pass<'_> {
+    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        match AnyKey::parse(key) {
+            None => self.bad(Problem::Key, Place::image(), key, "a record with a key that means nothing"),
+            Some(AnyKey::Inode(ino)) => self.inode(ino, key, value)?,
+            Some(AnyKey::Orphan(ino)) => match Orphan::decode(ino, value) {
+                Ok(orphan) => self.orphan(ino, orphan, key),
+                Err(e) => self.bad(Problem::Record, Place::ino(ino.0), key, e),
+            },
+            Some(AnyKey::State) => match value.first_chunk::<8>() {
+                Some(next) if value.len() == 8 => self.found.state = Some(u64::from_be_bytes(*next)),
+                // Its absence is reported at the end.
+                _ => self.findings.add(
+                    Problem::Record,
+                    Place::image(),
+                    "the record of the filesystem's state is impossible",
+                    vec![Fix::Delete(key.to_vec())],
+                ),
+            },
+            Some(AnyKey::Shared(end)) => {
+                if let Err(reason) = self.shared.record(end, value) {
+                    self.bad(Problem::Record, Place::image(), key, reason);
+                }
+            }
+            // Entries have a pass of their own; attributes and extents come with their inodes.
+            Some(AnyKey::Entry(..) | AnyKey::Xattr(..) | AnyKey::Extent(..)) => {}
+        }
+        Ok(())
+    }
+
+    fn bad(&mut self, kind: Problem, place: Place, key: &[u8], what: impl std::fmt::Display) {
+        let mut hex = String::new();
+        for b in key.iter().take(32) {
+            let _ = std::fmt::Write::write_fmt(&mut hex, format_args!("{b:02x}"));
+        }
+        let what = format!("{what} (key {hex})");
+        self.findings.add(kind, place, what, vec![Fix::Delete(key.to_vec())]);
+    }
+
+    fn orphan(&mut self, ino: Ino, orphan: Orphan, key: &[u8]) {
+        let Some(i) = self.found.find(ino) else {
+            let what = "an inode that does not exist is marked as an orphan";
+            let fixes = vec![Fix::Delete(key.to_vec())];
+            return self.findings.add(Problem::Orphan, Place::ino(ino.0), what, fixes);
+        };
+        let slot = &mut self.found.slots[i];
+        match orphan {
+            Orphan::Unlinked => slot.unlinked = true,
+            _ => slot.cut = true,
+        }
+    }
+
+    fn inode(&mut self, ino: Ino, key: &[u8], value: &[u8]) -> Result<()> {
+        self.strays(ino, false)?;
+        let inode = match Inode::decode(ino, value) {
+            Ok(inode) if ino.0 != 0 => inode,
+            Ok(_) => {
+                self.bad(Problem::Key, Place::ino(0), key, "number 0 is never used");
+                return self.strays(Ino(ino.0 + 1), false);
+            }
+            Err(e) => {
+                self.bad(Problem::Record, Place::ino(ino.0), key, e);
+                return self.strays(Ino(ino.0 + 1), false);
+            }
+        };
+        self.report.inodes += 1;
+        let mut groups = ino.group();
+        if let Some(info) = inode.dir {
+            self.report.directories += 1;
+            groups = groups.max(info.entries).max(info.births);
+            self.found.dirs.push(Dir { ino, info });
+        }
+        self.found.group_max = self.found.group_max.max(groups);
+        let slot = Slot { ino, links: inode.links, kind: inode.kind, unlinked: false, cut: false };
+        self.found.slots.push(slot);
+        let (xattrs, xattr_blocks) = self.xattrs(ino)?;
+        if xattrs != inode.xattrs {
+            let what = format!("it has {xattrs} attributes, and says {}", inode.xattrs);
+            let fixes = vec![Fix::Xattrs(ino, xattrs)];
+            self.findings.add(Problem::XattrCount, Place::ino(ino.0), what, fixes);
+        }
+        let contents = self.contents(ino, &inode)?;
+        let blocks = contents.blocks + xattr_blocks;
+        self.judge(ino, &inode, &contents, blocks);
+        Ok(())
+    }
+
+    /// Compares an inode with what belongs to it.
+    fn judge(&mut self, ino: Ino, inode: &Inode, contents: &Contents, blocks: u64) {
+        let place = || Place::ino(ino.0);
+        if blocks != inode.blocks {
+            let what = format!("it has {blocks} blocks, and says {}", inode.blocks);
+            self.findings.add(Problem::Blocks, place(), what, vec![Fix::Blocks(ino, blocks)]);
+        }
+        if inode.kind == Kind::Symlink && inode.target.len() as u64 + contents.target != inode.size {
+            let what = format!(
+                "its target has {} bytes, and should have {}",
+                inode.target.len() as u64 + contents.target,
+                inode.size
+            );
+            self.findings.add(Problem::Target, place(), what, vec![Fix::Orphan(ino)]);
+        }
+        if inode.kind == Kind::File && inode.size > 0 {
+            self.lost_ranges(ino, inode, contents, blocks);
+        }
+    }
+
+    /// Where leaves are missing, contents may be: what is not there reads as zeros.
+    fn lost_ranges(&mut self, ino: Ino, inode: &Inode, contents: &Contents, blocks: u64) {
+        // All blocks are there, and short contents too: whatever is missing is a hole.
+        let short = inode.size <= INLINE_MAX as u64 && contents.extents == 0;
+        if self.structure.gaps.is_empty() || blocks >= inode.blocks && !short {
+            return;
+        }
+        let (first, last) = (extent_key(ino, 0), extent_key(ino, u64::MAX));
+        for gap in &self.structure.gaps {
+            if gap.low > last || gap.high.as_ref().is_some_and(|high| *high <= first) {
+                continue;
+            }
+            let (from, to) = range_of(gap, ino, inode.size);
+            if from < to {
+                self.found.lost = true;
+                let place = Place::range(ino.0, from, to);
+                let what = "contents may be lost, and read as zeros where they are";
+                self.findings.add(Problem::Lost, place, what, vec![Fix::Tree]);
+            }
+        }
+    }
+
+    /// Attributes and extents in front of those of inode `ino` belong to nobody.
+    fn strays(&mut self, ino: Ino, all: bool) -> Result<()> {
+        let (tags, kinds) =
+            ([xattr_key(Ino(0), 0)[0], extent_key(Ino(0), 0)[0]], ["an attribute", "contents"]);
+        for (i, tag) in tags.into_iter().enumerate() {
+            loop {
+                let stream = if i == 0 { &mut self.attributes } else { &mut self.extents };
+                let Some((owner, _)) = stream.ahead.filter(|(o, _)| all || *o < ino) else { break };
+                let what = format!("{} of an inode that does not exist", kinds[i]);
+                let fixes = vec![Fix::Delete(stream.records.key().to_vec())];
+                self.findings.add(Problem::Stray, Place::ino(owner.0), what, fixes);
+                stream.step(tag)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The attributes of one inode: how many, and their blocks.
+    fn xattrs(&mut self, ino: Ino) -> Result<(u32, u64)> {
+        let (mut count, mut blocks) = (0, 0);
+        // Names with the same hash.
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        let mut hash = 0;
+        while let Some((owner, place)) = self.attributes.ahead
+            && owner == ino
+        {
+            let key = self.attributes.records.key().to_vec();
+            match Xattr::decode(ino, self.attributes.records.value()) {
+                Ok(xattr) => {
+                    if place >> 8 != hash {
+                        hash = place >> 8;
+                        names.clear();
+                    }
+                    count += self.xattr(ino, place, &key, &xattr, &names) as u32;
+                    blocks += xattr.run().map_or(0, |r| r.len as u64);
+                    names.push(xattr.name);
+                }
+                Err(e) => self.bad(Problem::Record, Place::ino(ino.0), &key, e),
+            }
+            self.attributes.step(key[0])?;
+        }
+        Ok((count, blocks))
+    }
+
+    /// Checks one attribute; whether it counts.
+    fn xattr(&mut self, ino: Ino, place: u64, key: &[u8], xattr: &Xattr, names: &[Vec<u8>]) -> bool {
+        self.report.xattrs += 1;
+        let name = String::from_utf8_lossy(&xattr.name).into_owned();
+        let delete = || vec![Fix::Delete(key.to_vec())];
+        if crate::fs::name_hash(&self.image.superblock.hash_seed, &xattr.name) != place >> 8 {
+            let what = format!("attribute {name:?} is not at the place of its name");
+            self.findings.add(
+                Problem::XattrHash,
+                Place::ino(ino.0),
+                what,
+                vec![Fix::MoveEntry(key.to_vec())],
+            );
+        } else if names.contains(&xattr.name) {
+            let what = format!("attribute {name:?} twice");
+            self.findings.add(Problem::XattrTwice, Place::ino(ino.0), what, delete());
+        }
+        let Some(run) = xattr.run() else { return true };
+        if !self.claim(ino, run, key, &format!("attribute {name:?}")) {
+            return true;
+        }
+        let XattrValue::Blocks { len, crc, .. } = xattr.value else { return true };
+        if self.scrub_xattrs {
+            let mut value = vec![0; run.len as usize * BLOCK_SIZE];
+            let read = self.image.read_blocks(run, &mut value);
+            self.report.scrubbed_bytes += value.len() as u64;
+            value.truncate(len as usize);
+            let what = match read {
+                Ok(()) if crc32fast::hash(&value) == crc => return true,
+                Ok(()) => format!("value of attribute {name:?} fails its checksum"),
+                Err(e) => format!("value of attribute {name:?} cannot be read: {e}"),
+            };
+            let mut place = Place::ino(ino.0);
+            place.blocks = Some(run);
+            self.findings.add(Problem::XattrValue, place, what, delete());
+        }
+        true
+    }
+
+    /// Claims blocks for an inode. `false`: they lie outside.
+    fn claim(&mut self, ino: Ino, run: Run, key: &[u8], what: &str) -> bool {
+        let place = Place { blocks: Some(run), ..Place::ino(ino.0) };
+        if !self.image.is_valid_run(run) {
+            let what = format!("{what} lies outside the groups of the image");
+            self.findings.add(Problem::BlocksOutside, place, what, vec![Fix::Delete(key.to_vec())]);
+            return false;
+        }
+        self.report.data_bytes += run.len as u64 * BLOCK;
+        let twice = self.claims.claim(run);
+        if twice > 0 {
+            let what = format!("{what}: {twice} of its blocks are in use elsewhere, too");
+            self.findings.add(Problem::BlocksTwice, place, what, vec![Fix::Unshare(key.to_vec())]);
+        }
+        true
+    }
+
+    /// The extents of one inode, or the pieces of a link's target.
+    fn contents(&mut self, ino: Ino, inode: &Inode) -> Result<Contents> {
+        let mut contents = Contents::default();
+        let mut behind: Option<u64> = None;
+        while let Some((owner, end)) = self.extents.ahead
+            && owner == ino
+        {
+            let key = self.extents.records.key().to_vec();
+            contents.extents += 1;
+            match inode.kind {
+                Kind::File => match Extent::decode(ino, end, self.extents.records.value()) {
+                    Ok(extent) => {
+                        self.extent(ino, end, &key, &extent, &mut contents);
+                        if end > inode.size && is_written(&extent) {
+                            behind = Some(end);
+                        }
+                    }
+                    Err(e) => self.bad(Problem::Record, Place::ino(ino.0), &key, e),
+                },
+                Kind::Symlink => {
+                    let len = self.extents.records.value().len() as u64;
+                    if inode.target.len() as u64 + contents.target + len == end {
+                        contents.target += len;
+                    } else {
+                        let what = "a piece of a link's target that does not follow the others";
+                        self.bad(Problem::Extent, Place::ino(ino.0), &key, what);
+                    }
+                }
+                _ => self.bad(Problem::Extent, Place::ino(ino.0), &key, "contents of what can have none"),
+            }
+            self.extents.step(key[0])?;
+        }
+        if let Some(end) = behind
+            && !self.is_being_cut(ino)?
+        {
+            let what = format!("contents up to byte {end} behind its size of {}", inode.size);
+            self.findings.add(Problem::Size, Place::ino(ino.0), what, vec![Fix::Size(ino, end)]);
+        }
+        Ok(contents)
+    }
+
+    /// Whether a mark says that what lies behind the size is still to be freed. Rare, so it is looked up.
+    fn is_being_cut(&self, ino: Ino) -> Result<bool> {
+        let key = orphan_key(ino);
+        let mut records = Records::new(self.image, &self.structure.leaves, &key)?;
+        Ok(records.next()? && records.key() == key)
+    }
+
+    fn extent(&mut self, ino: Ino, end: u64, key: &[u8], extent: &Extent, contents: &mut Contents) {
+        self.report.extents += 1;
+        let begin = end - extent.length().min(end);
+        if begin < contents.block_end {
+            let place = Place::range(ino.0, begin, end);
+            let what = "an extent begins before the one in front of it ends";
+            self.findings.add(Problem::Extent, place, what, vec![Fix::Delete(key.to_vec())]);
+        }
+        contents.block_end = contents.block_end.max(end.next_multiple_of(BLOCK));
+        if is_written(extent) {
+            contents.written_end = contents.written_end.max(end);
+        }
+        let Some(run) = extent.run() else { return };
+        contents.blocks += run.len as u64;
+        if is_shared(extent) && self.image.is_valid_run(run) {
+            self.shared.extent(run);
+            self.report.data_bytes += run.len as u64 * BLOCK;
+            return;
+        }
+        contents.broken |= !self.claim(ino, run, key, &format!("the extent of bytes {begin} to {end}"));
+    }
+}
+
+/// The bytes of a file whose extents would lie in a gap between leaves.
+fn range_of(gap: &Gap, ino: Ino, size: u64) -> (u64, u64) {
+    let end_in = |key: &[u8]| match AnyKey::parse(key) {
+        Some(AnyKey::Extent(owner, end)) if owner == ino => Some(end),
+        _ => None,
+    };
+    // A fence is often cut short: zeros behind it make it whole.
+    let whole = |key: &[u8]| {
+        let mut key = key.to_vec();
+        key.resize(17, 0);
+        key
+    };
+    let from = end_in(&whole(&gap.low)).unwrap_or(0);
+    let to = gap.high.as_ref().and_then(|high| end_in(&whole(high))).unwrap_or(u64::MAX);
+    (from.saturating_sub(EXTENT_BLOCKS_MAX as u64 * BLOCK), to.min(size))
+}
+
+fn is_written(extent: &Extent) -> bool {
+    !matches!(extent, Extent::Blocks { crcs, .. } if crcs.is_empty())
+}
+
+/// Whether an extent says that its blocks may belong to others, too.
+pub(super) fn is_shared(_extent: &Extent) -> bool {
+    false
+}

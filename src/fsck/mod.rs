@@ -1,0 +1,170 @@
+//! fsck: checks an image, and repairs it.
+//!
+//! [`check`] reads the image page by page through the storage alone, so that it works on images that the upper layers refuse. A
+//! log that has not been replayed is replayed in memory, above the storage. Then, in this order:
+//!
+//! 1. superblocks, doublewrite area, log;
+//! 2. the tree: every page that can be reached, its fences, links and levels (`structure`);
+//! 3. inodes with their attributes and extents, side by side in key order (`inodes`);
+//! 4. names, and with them links, parents, orphans and counters (`names`);
+//! 5. blocks that are in use against the bitmaps and the counts of shared ones (`blocks`, `shared`);
+//! 6. on request all contents against their checksums (`scrub`).
+//!
+//! **What it promises:** whatever the image holds, it does not panic, loop, or read out of bounds. Memory: one bit a block of the
+//! groups that exist (32 MiB a TiB), 16 bytes and the fence for each leaf, 20 bytes for each inode, 100 more for each directory,
+//! 12 for each shared extent, what replaying the log changed, and 128 MiB meanwhile.
+//!
+//! **How it fails:** [`FsckError`] if the image cannot be checked at all; everything else is a [`Problem`] of the [`Report`].
+
+mod blocks;
+mod fix;
+mod image;
+mod inodes;
+mod names;
+mod paths;
+mod records;
+mod replay;
+mod report;
+mod scrub;
+mod shared;
+mod structure;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::storage::Storage;
+use blocks::Claims;
+use image::Image;
+use report::Findings;
+pub use report::{LISTED_MAX, Outcome, Place, Problem, ProblemKind, Report};
+use shared::SharedRuns;
+
+/// The result of a check.
+pub type Result<T> = std::result::Result<T, FsckError>;
+
+/// Why an image could not be checked. fsck(8) calls this an operational error: exit status 8.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FsckError {
+    /// It is not an image, or one of a newer version; both superblocks are damaged; reading or writing failed.
+    #[error("{0}")]
+    Engine(#[from] crate::Error),
+    /// What was read before reads differently now.
+    #[error("the image changes while it is checked")]
+    Changed,
+}
+
+/// What is repaired.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Repair {
+    /// Nothing: not a byte is written (`-n`).
+    #[default]
+    No,
+    /// What takes nothing away: log, superblock, bitmaps, counts, orphans (`-p`).
+    Safe,
+    /// Everything (`-y`).
+    All,
+}
+
+/// What a check is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Pages of the tree.
+    Tree,
+    /// Inodes.
+    Inodes,
+    /// Names.
+    Names,
+    /// Contents, in bytes.
+    Scrub,
+    /// Repairing.
+    Repair,
+}
+
+/// How far a check is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// What it is at.
+    pub stage: Stage,
+    /// How much is done.
+    pub done: u64,
+    /// Of how much; 0: not known.
+    pub total: u64,
+}
+
+/// How an image is checked.
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// What is repaired.
+    pub repair: Repair,
+    /// Whether to read and verify all contents.
+    pub scrub: bool,
+    /// With [`Repair::Safe`]: whether to look beyond the superblocks of an image that was closed in order. Without it such an image
+    /// is taken as clean, as at boot. Other checks always look at everything.
+    pub force: bool,
+    /// Called now and then.
+    pub progress: Option<&'a dyn Fn(Progress)>,
+}
+
+/// Checks an image, and repairs what the options say.
+///
+/// # Errors
+/// If it cannot be checked at all. What is wrong with it is in the report.
+pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report> {
+    let started = Instant::now();
+    let mut checked = look(&storage, options)?;
+    checked.report.seconds = started.elapsed().as_secs_f64();
+    Ok(checked.report)
+}
+
+/// A report, and what it takes to repair.
+struct Checked {
+    report: Report,
+}
+
+/// One check without repair.
+fn look(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Result<Checked> {
+    let silent = |_: Progress| {};
+    let progress = options.progress.unwrap_or(&silent);
+    let (mut findings, mut report) = (Findings::default(), Report::default());
+    let image = Image::open(storage, &mut findings)?;
+    report.replay = image.replay.clone();
+    if image.superblock.clean && options.repair == Repair::Safe && !options.force && findings.total() == 0 {
+        return Ok(Checked { report });
+    }
+    let mut claims = Claims::new(&image);
+    let mut shared = SharedRuns::default();
+    let structure = structure::walk(&image, &mut claims, &mut findings, &mut report, progress);
+    let mut found = None;
+    if structure.leaves.len() > 0 {
+        let options = (options.scrub, progress);
+        let mut inodes = inodes::check_inodes(
+            &image,
+            &structure,
+            &mut claims,
+            &mut shared,
+            &mut findings,
+            &mut report,
+            options,
+        )?;
+        names::check_names(&image, &structure, &mut inodes, &mut findings, &mut report, progress)?;
+        found = Some(inodes);
+    }
+    shared.check(&image, &mut claims, &mut findings);
+    let sound = structure.sound && image.log_whole;
+    if !image.repair_unfinished {
+        blocks::check_bitmaps(&image, &claims, sound, &mut findings);
+    }
+    if options.scrub {
+        scrub::scrub(&image, &structure, &mut findings, &mut report, progress)?;
+    }
+    if let Some(inodes) = &found {
+        paths::name(&image, &structure, inodes, &mut findings.problems)?;
+    }
+    report.left = findings.total();
+    report.counts = findings.counts.into_iter().collect();
+    report.problems = findings.problems;
+    Ok(Checked { report })
+}
+
+#[cfg(test)]
+mod tests;

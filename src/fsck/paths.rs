@@ -1,0 +1,102 @@
+//! Paths for the inodes of a report: found through names and parents, for those that are listed only.
+
+use std::collections::BTreeMap;
+
+use super::Result;
+use super::image::Image;
+use super::inodes::Inodes;
+use super::records::Records;
+use super::report::Problem;
+use super::structure::Structure;
+use crate::fs::format::*;
+
+/// Directories on the way to the root, at the most.
+const DEPTH_MAX: usize = 1000;
+
+/// Fills in the paths of the problems' inodes, as far as they have any. Two passes over the names.
+pub(super) fn name(
+    image: &Image,
+    structure: &Structure,
+    inodes: &Inodes,
+    problems: &mut [Problem],
+) -> Result<()> {
+    let mut wanted: BTreeMap<u64, Option<(u64, Vec<u8>)>> =
+        problems.iter().filter_map(|p| p.place.ino).map(|ino| (ino, None)).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    find(image, structure, inodes, &mut wanted)?;
+    let mut above: BTreeMap<u64, Option<(u64, Vec<u8>)>> = BTreeMap::new();
+    for (parent, _) in wanted.values().flatten() {
+        let mut at = *parent;
+        for _ in 0..DEPTH_MAX {
+            if at == ROOT.0 || wanted.contains_key(&at) || above.insert(at, None).is_some() {
+                break;
+            }
+            match inodes.find_dir(Ino(at)) {
+                Some(dir) => at = inodes.dirs[dir].info.parent.0,
+                None => break,
+            }
+        }
+    }
+    if !above.is_empty() {
+        find(image, structure, inodes, &mut above)?;
+    }
+    wanted.append(&mut above);
+    for problem in problems {
+        problem.place.path = problem.place.ino.and_then(|ino| path(&wanted, ino));
+    }
+    Ok(())
+}
+
+/// One pass: a name for each of the inodes.
+fn find(
+    image: &Image,
+    structure: &Structure,
+    inodes: &Inodes,
+    wanted: &mut BTreeMap<u64, Option<(u64, Vec<u8>)>>,
+) -> Result<()> {
+    let owners: BTreeMap<u64, u64> = inodes.dirs.iter().map(|d| (d.info.entries, d.ino.0)).collect();
+    let tag = inode_key(Ino(0))[0];
+    let mut records = Records::new(image, &structure.leaves, &[tag])?;
+    while records.next()? && records.key().first() == Some(&tag) {
+        let Some(AnyKey::Entry(group, _)) = AnyKey::parse(records.key()) else { continue };
+        let Ok(entry) = Entry::decode(Ino(0), records.value()) else { continue };
+        if let (Some(place @ None), Some(owner)) = (wanted.get_mut(&entry.ino.0), owners.get(&group)) {
+            *place = Some((*owner, entry.name));
+        }
+    }
+    Ok(())
+}
+
+fn path(names: &BTreeMap<u64, Option<(u64, Vec<u8>)>>, ino: u64) -> Option<String> {
+    if ino == ROOT.0 {
+        return Some("/".into());
+    }
+    let mut parts = Vec::new();
+    let mut at = ino;
+    while at != ROOT.0 {
+        let (parent, name) = names.get(&at)?.as_ref()?;
+        parts.push(escaped(name));
+        at = *parent;
+        if parts.len() > DEPTH_MAX {
+            return None;
+        }
+    }
+    parts.reverse();
+    Some(format!("/{}", parts.join("/")))
+}
+
+/// A name as it is shown: bytes that are not printable as `\xNN`.
+fn escaped(name: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        }
+        for b in chunk.invalid() {
+            out.push_str(&format!("\\x{b:02x}"));
+        }
+    }
+    out
+}

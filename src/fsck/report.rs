@@ -1,0 +1,458 @@
+//! What a check found: problems with their places, counts, and how both are shown.
+
+use std::fmt::{self, Write as _};
+
+use super::fix::Fix;
+use crate::page::{PageId, Run};
+use crate::pool::RecoveryReport;
+
+/// Problems that a report lists of each kind; beyond that they are only counted.
+pub const LISTED_MAX: usize = 200;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
+        /// What is wrong. The names are stable: scripts may rely on them.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum ProblemKind { $($(#[$doc])* $kind,)* }
+
+        impl ProblemKind {
+            /// All kinds.
+            pub const ALL: &[ProblemKind] = &[$(ProblemKind::$kind,)*];
+
+            /// The stable name.
+            pub fn name(self) -> &'static str {
+                match self { $(ProblemKind::$kind => $name,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// One of the two superblocks cannot be used.
+    Superblock = "superblock",
+    /// The two superblocks describe different images.
+    SuperblockTwin = "superblock-twin",
+    /// A repair was begun and not finished.
+    RepairUnfinished = "repair-unfinished",
+    /// A doublewrite half with a right checksum says what cannot be.
+    Doublewrite = "doublewrite",
+    /// The log cannot be replayed.
+    Log = "log",
+    /// A page fails its checks: checksum, number, identity, contents.
+    Page = "page",
+    /// A page was changed by a record beyond the log's end.
+    PageLsn = "page-lsn",
+    /// A page is reached from two places.
+    PageTwice = "page-twice",
+    /// A page has another level than its parent says.
+    PageLevel = "page-level",
+    /// A page that was merged away is in the tree.
+    PageDead = "page-dead",
+    /// Fences of neighbours, or a fence and the parent's separator, do not fit.
+    PageFence = "page-fence",
+    /// A link leads outside the image, or not to the sibling that the parent names.
+    PageLink = "page-link",
+    /// A split is marked incomplete and is not, or the other way round.
+    PageSplit = "page-split",
+    /// A bitmap page fails its checks.
+    Bitmap = "bitmap",
+    /// Blocks are marked as in use, and nothing uses them.
+    BlocksLeaked = "blocks-leaked",
+    /// Blocks are in use and marked as free.
+    BlocksFree = "blocks-free",
+    /// Blocks belong to more than one thing, and are not marked as shared.
+    BlocksTwice = "blocks-twice",
+    /// Blocks outside the groups, or on a bitmap page.
+    BlocksOutside = "blocks-outside",
+    /// A reference count is not the number of extents that share the blocks.
+    SharedCount = "shared-count",
+    /// Keys of neighbouring leaves are out of order.
+    KeyOrder = "key-order",
+    /// A record with a key that the filesystem does not have.
+    Key = "key",
+    /// A record that cannot be decoded.
+    Record = "record",
+    /// The record of the filesystem's state is missing.
+    State = "state",
+    /// The root directory is missing, or is none.
+    Root = "root",
+    /// The counter of groups does not lie beyond all groups in use.
+    GroupCounter = "group-counter",
+    /// A directory's next number does not lie beyond all that were born.
+    BirthCounter = "birth-counter",
+    /// Two directories have the same group.
+    DirectoryGroup = "directory-group",
+    /// A directory's number of entries is wrong.
+    DirectoryCount = "directory-count",
+    /// A directory's parent is not the directory that its name lies in.
+    DirectoryParent = "directory-parent",
+    /// A directory has more than one name.
+    DirectoryNames = "directory-names",
+    /// A directory cannot be reached from the root.
+    Disconnected = "disconnected",
+    /// An entry lies at another place than its name's hash.
+    EntryHash = "entry-hash",
+    /// A name twice in a directory.
+    EntryTwice = "entry-twice",
+    /// An entry in a group that belongs to no directory.
+    EntryStray = "entry-stray",
+    /// An entry leads to an inode that does not exist.
+    EntryDangling = "entry-dangling",
+    /// An entry says another kind than its inode.
+    EntryKind = "entry-kind",
+    /// An inode's number of links is wrong.
+    Links = "links",
+    /// An inode without a name, and not marked as an orphan.
+    Unnamed = "unnamed",
+    /// A mark of an orphan on what is none.
+    Orphan = "orphan",
+    /// Contents or attributes of an inode that does not exist.
+    Stray = "stray",
+    /// Extents of a file overlap, or a kind of inode has extents that can have none.
+    Extent = "extent",
+    /// Contents behind the file's end.
+    Size = "size",
+    /// An inode's number of blocks is wrong.
+    Blocks = "blocks",
+    /// The target of a symbolic link has another length than it says.
+    Target = "target",
+    /// Contents that are no longer there.
+    Lost = "lost",
+    /// An inode's number of extended attributes is wrong.
+    XattrCount = "xattr-count",
+    /// An extended attribute lies at another place than its name's hash.
+    XattrHash = "xattr-hash",
+    /// The name of an extended attribute twice.
+    XattrTwice = "xattr-twice",
+    /// The value of an extended attribute fails its checksum.
+    XattrValue = "xattr-value",
+    /// Contents of a file fail their checksum.
+    Data = "data",
+}
+
+/// Where a problem lies. What is not known is `None`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// The inode's number.
+    pub ino: Option<u64>,
+    /// A path to the inode, from the root.
+    pub path: Option<String>,
+    /// The page.
+    pub page: Option<PageId>,
+    /// The blocks.
+    pub blocks: Option<Run>,
+    /// The range in the file, in bytes.
+    pub range: Option<(u64, u64)>,
+}
+
+impl Place {
+    /// Nowhere in particular.
+    pub fn image() -> Place {
+        Place::default()
+    }
+    /// An inode.
+    pub fn ino(ino: u64) -> Place {
+        Place { ino: Some(ino), ..Place::default() }
+    }
+    /// A page.
+    pub fn page(page: PageId) -> Place {
+        Place { page: Some(page), ..Place::default() }
+    }
+    /// Blocks.
+    pub fn blocks(run: Run) -> Place {
+        Place { blocks: Some(run), ..Place::default() }
+    }
+    /// A range of a file.
+    pub fn range(ino: u64, from: u64, to: u64) -> Place {
+        Place { range: Some((from, to)), ..Place::ino(ino) }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts: Vec<String> = Vec::new();
+        match (&self.path, self.ino) {
+            (Some(path), Some(ino)) => parts.push(format!("{path} (inode {ino})")),
+            (None, Some(ino)) => parts.push(format!("inode {ino}")),
+            (Some(path), None) => parts.push(path.clone()),
+            (None, None) => {}
+        }
+        if let Some((from, to)) = self.range {
+            parts.push(format!("bytes {from} to {to}"));
+        }
+        parts.extend(self.page.map(|p| p.to_string()));
+        parts.extend(self.blocks.map(|b| b.to_string()));
+        if parts.is_empty() {
+            parts.push("image".into());
+        }
+        f.write_str(&parts.join(", "))
+    }
+}
+
+/// What became of a problem.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It is as it was: nothing was to be repaired, or this cannot be.
+    Left,
+    /// It was repaired.
+    Repaired,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// What is wrong.
+    pub kind: ProblemKind,
+    /// Where.
+    pub place: Place,
+    /// What was found there.
+    pub what: String,
+    /// What a repair does about it; `None`: nothing can be done.
+    pub repair: Option<String>,
+    /// Whether `-p` repairs it, or only `-y`.
+    pub safe: bool,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} [{}]", self.place, self.what, self.kind.name())?;
+        match (&self.repair, self.outcome) {
+            (Some(repair), Outcome::Repaired) => write!(f, " - repaired: {repair}"),
+            (Some(repair), Outcome::Left) if self.safe => write!(f, " - repair: {repair}"),
+            (Some(repair), Outcome::Left) => write!(f, " - repair with -y: {repair}"),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Problems, at most [`LISTED_MAX`] of each kind.
+    pub problems: Vec<Problem>,
+    /// How many problems there are of each kind.
+    pub counts: Vec<(ProblemKind, u64)>,
+    /// Problems that are left after the repair, or all without one.
+    pub left: u64,
+    /// Problems that were repaired.
+    pub repaired: u64,
+    /// What replaying the log did, if the image was not closed in order.
+    pub replay: Option<RecoveryReport>,
+    /// Inodes.
+    pub inodes: u64,
+    /// Directories among them.
+    pub directories: u64,
+    /// Names.
+    pub names: u64,
+    /// Extents.
+    pub extents: u64,
+    /// Extended attributes.
+    pub xattrs: u64,
+    /// Bytes of blocks that files and attributes take.
+    pub data_bytes: u64,
+    /// Bytes of pages of the tree.
+    pub tree_bytes: u64,
+    /// Levels of the tree.
+    pub height: u32,
+    /// Bytes of contents that were read and verified.
+    pub scrubbed_bytes: u64,
+    /// Names that were lost, as far as they are known: what the repair took away.
+    pub lost_names: u64,
+    /// Inodes that got a new name in `lost+found`.
+    pub reconnected: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// Whether nothing is wrong (a log that was replayed is nothing wrong).
+    pub fn is_clean(&self) -> bool {
+        self.left == 0 && self.repaired == 0
+    }
+
+    /// The exit status of fsck(8): 0 clean, 1 errors corrected, 4 errors left uncorrected (5 both). A log that was replayed does not
+    /// count. Operational errors (8) are [`super::FsckError`]s.
+    pub fn exit_code(&self) -> u8 {
+        (self.repaired > 0) as u8 + 4 * (self.left > 0) as u8
+    }
+
+    /// How many problems of a kind were found.
+    pub fn count(&self, kind: ProblemKind) -> u64 {
+        self.counts.iter().find(|(k, _)| *k == kind).map_or(0, |(_, n)| *n)
+    }
+
+    /// Everything as one JSON object.
+    pub fn to_json(&self) -> String {
+        let mut out = String::from("{\n");
+        let state = if self.left > 0 {
+            "damaged"
+        } else if self.repaired > 0 {
+            "repaired"
+        } else {
+            "clean"
+        };
+        let _ = writeln!(out, "  \"state\": \"{state}\",\n  \"exit_code\": {},", self.exit_code());
+        match &self.replay {
+            Some(r) => {
+                let _ = writeln!(
+                    out,
+                    "  \"replay\": {{\"log_bytes\": {}, \"records\": {}, \"page_changes\": {}, \"pages_restored\": {}, \
+                     \"discarded_bytes\": {}}},",
+                    r.log_bytes, r.records, r.redone, r.repaired, r.discarded
+                );
+            }
+            None => out.push_str("  \"replay\": null,\n"),
+        }
+        for (name, value) in [
+            ("inodes", self.inodes),
+            ("directories", self.directories),
+            ("names", self.names),
+            ("extents", self.extents),
+            ("xattrs", self.xattrs),
+            ("data_bytes", self.data_bytes),
+            ("tree_bytes", self.tree_bytes),
+            ("height", self.height as u64),
+            ("scrubbed_bytes", self.scrubbed_bytes),
+            ("lost_names", self.lost_names),
+            ("reconnected", self.reconnected),
+            ("problems_left", self.left),
+            ("problems_repaired", self.repaired),
+        ] {
+            let _ = writeln!(out, "  \"{name}\": {value},");
+        }
+        let _ = writeln!(out, "  \"seconds\": {:.3},", self.seconds);
+        let counts: Vec<String> = self.counts.iter().map(|(k, n)| format!("\"{}\": {n}", k.name())).collect();
+        let _ = writeln!(out, "  \"counts\": {{{}}},", counts.join(", "));
+        let problems: Vec<String> = self.problems.iter().map(problem_json).collect();
+        match problems.is_empty() {
+            true => out.push_str("  \"problems\": []\n}\n"),
+            false => {
+                let _ = writeln!(out, "  \"problems\": [\n    {}\n  ]\n}}", problems.join(",\n    "));
+            }
+        }
+        out
+    }
+}
+
+fn problem_json(p: &Problem) -> String {
+    let mut fields = vec![format!("\"kind\": \"{}\"", p.kind.name())];
+    let place = &p.place;
+    fields.extend(place.ino.map(|i| format!("\"inode\": {i}")));
+    fields.extend(place.path.as_ref().map(|s| format!("\"path\": {}", json_string(s))));
+    fields.extend(place.page.map(|p| format!("\"page\": {}", p.0)));
+    fields.extend(place.blocks.map(|r| format!("\"block\": {}, \"blocks\": {}", r.start.0, r.len)));
+    fields.extend(place.range.map(|(a, b)| format!("\"from\": {a}, \"to\": {b}")));
+    fields.push(format!("\"what\": {}", json_string(&p.what)));
+    fields.push(match &p.repair {
+        Some(repair) => format!("\"repair\": {}", json_string(repair)),
+        None => "\"repair\": null".into(),
+    });
+    fields.push(format!("\"safe\": {}", p.safe));
+    fields.push(format!("\"repaired\": {}", p.outcome == Outcome::Repaired));
+    format!("{{{}}}", fields.join(", "))
+}
+
+fn json_string(s: &str) -> String {
+    let mut out = String::from("\"");
+    for c in s.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if (c as u32) < 0x20 => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(replay) = &self.replay {
+            writeln!(f, "log: {replay}")?;
+        }
+        for problem in &self.problems {
+            writeln!(f, "{problem}")?;
+        }
+        for (kind, n) in &self.counts {
+            let listed = self.problems.iter().filter(|p| p.kind == *kind).count() as u64;
+            if *n > listed {
+                writeln!(f, "... and {} more of kind {}", n - listed, kind.name())?;
+            }
+        }
+        writeln!(
+            f,
+            "{} inodes ({} directories), {} names, {} extents, {} attributes; {} MiB of data, {} MiB of tree in {} levels",
+            self.inodes,
+            self.directories,
+            self.names,
+            self.extents,
+            self.xattrs,
+            self.data_bytes >> 20,
+            self.tree_bytes.div_ceil(1 << 20),
+            self.height,
+        )?;
+        if self.scrubbed_bytes > 0 {
+            writeln!(f, "{} MiB of contents verified", self.scrubbed_bytes >> 20)?;
+        }
+        match (self.left, self.repaired) {
+            (0, 0) => write!(f, "clean, {:.1} s", self.seconds),
+            (0, n) => write!(f, "{n} problems repaired, {:.1} s", self.seconds),
+            (n, 0) => write!(f, "{n} problems found, {:.1} s", self.seconds),
+            (n, r) => write!(f, "{r} problems repaired, {n} left, {:.1} s", self.seconds),
+        }
+    }
+}
+
+/// Collects problems and what would repair them, within bounds.
+#[derive(Default)]
+pub(super) struct Findings {
+    pub problems: Vec<Problem>,
+    pub counts: std::collections::BTreeMap<ProblemKind, u64>,
+    pub fixes: Vec<Fix>,
+    /// Fixes were left out: another round is needed.
+    pub more: bool,
+    /// What no repair can do anything about.
+    pub hopeless: u64,
+    /// What only `-y` repairs.
+    pub unsafe_fixes: u64,
+}
+
+/// Fixes that one round collects; others wait for the next.
+const FIXES_MAX: usize = 200_000;
+
+impl Findings {
+    /// Adds a problem, and what repairs it.
+    pub fn add(&mut self, kind: ProblemKind, place: Place, what: impl fmt::Display, fixes: Vec<Fix>) {
+        let safe = !fixes.is_empty() && fixes.iter().all(Fix::is_safe);
+        match fixes.first() {
+            None => self.hopeless += 1,
+            Some(_) if !safe => self.unsafe_fixes += 1,
+            Some(_) => {}
+        }
+        let count = self.counts.entry(kind).or_default();
+        *count += 1;
+        if *count <= LISTED_MAX as u64 {
+            let actions: Vec<String> = fixes.iter().map(Fix::to_string).collect();
+            let repair = (!fixes.is_empty()).then(|| actions.join("; "));
+            let what = what.to_string();
+            self.problems.push(Problem { kind, place, what, repair, safe, outcome: Outcome::Left });
+        }
+        if self.fixes.len() + fixes.len() <= FIXES_MAX {
+            self.fixes.extend(fixes);
+        } else {
+            self.more = true;
+        }
+    }
+
+    /// Problems so far.
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+}

@@ -1,0 +1,116 @@
+//! Reading all contents, and comparing them with their checksums.
+//!
+//! Extents are taken in key order, a window at a time, and read in the order in which they lie on the disk, neighbours in one read.
+
+use super::image::Image;
+use super::records::Records;
+use super::report::{Findings, Place, ProblemKind, Report};
+use super::structure::Structure;
+use super::{Progress, Result, Stage};
+use crate::fs::format::*;
+use crate::page::{BLOCK_SIZE, BlockNo, Run};
+
+/// Bytes of contents in a window.
+const WINDOW: usize = 16 << 20;
+/// Bytes that one read fetches at the most.
+const READ_MAX: usize = 4 << 20;
+
+/// A written extent that is to be verified.
+struct Piece {
+    run: Run,
+    ino: Ino,
+    begin: u64,
+    crcs: Vec<u32>,
+}
+
+/// Verifies the contents of all files.
+pub(super) fn scrub(
+    image: &Image,
+    structure: &Structure,
+    findings: &mut Findings,
+    report: &mut Report,
+    progress: &dyn Fn(Progress),
+) -> Result<()> {
+    let total = report.data_bytes;
+    let tag = extent_key(Ino(0), 0)[0];
+    let mut records = Records::new(image, &structure.leaves, &[tag])?;
+    let mut buffer = vec![0; READ_MAX];
+    loop {
+        let (mut window, mut bytes, mut more) = (Vec::new(), 0, true);
+        while bytes < WINDOW {
+            more = records.next()? && records.key().first() == Some(&tag);
+            if !more {
+                break;
+            }
+            let Some(AnyKey::Extent(ino, end)) = AnyKey::parse(records.key()) else { continue };
+            let Ok(Extent::Blocks { start, crcs, len, .. }) = Extent::decode(ino, end, records.value())
+            else {
+                continue;
+            };
+            let run = Run { start, len: crcs.len() as u32 };
+            if image.is_valid_run(run) {
+                bytes += crcs.len() * BLOCK_SIZE;
+                window.push(Piece { run, ino, begin: end - len as u64, crcs });
+            }
+        }
+        window.sort_unstable_by_key(|p| p.run.start);
+        report.scrubbed_bytes += bytes as u64;
+        verify(image, &window, &mut buffer, findings);
+        progress(Progress { stage: Stage::Scrub, done: report.scrubbed_bytes, total });
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// Verifies extents in the order of their places.
+fn verify(image: &Image, window: &[Piece], buffer: &mut [u8], findings: &mut Findings) {
+    let mut i = 0;
+    while i < window.len() {
+        let (start, mut end, mut n) = (window[i].run.start, window[i].run.end(), 1);
+        while let Some(next) = window.get(i + n)
+            && next.run.start == end
+            && (next.run.end().0 - start.0) as usize * BLOCK_SIZE <= READ_MAX
+        {
+            (end, n) = (next.run.end(), n + 1);
+        }
+        let bytes = &mut buffer[..(end.0 - start.0) as usize * BLOCK_SIZE];
+        let run = Run { start, len: (end.0 - start.0) as u32 };
+        let read = image.read_blocks(run, bytes).is_ok();
+        for piece in &window[i..i + n] {
+            let from = (piece.run.start.0 - start.0) as usize * BLOCK_SIZE;
+            let held = read.then(|| &bytes[from..from + piece.crcs.len() * BLOCK_SIZE]);
+            verify_piece(image, piece, held, findings);
+        }
+        i += n;
+    }
+}
+
+/// Verifies one extent; what a larger read could not get is read block by block.
+fn verify_piece(image: &Image, piece: &Piece, held: Option<&[u8]>, findings: &mut Findings) {
+    let mut bad: Option<(u64, u64)> = None;
+    let mut report = |bad: &mut Option<(u64, u64)>| {
+        let Some((from, to)) = bad.take() else { return };
+        let at = BlockNo(piece.run.start.0 + from);
+        let (begin, size) = (piece.begin, BLOCK_SIZE as u64);
+        let mut place = Place::range(piece.ino.0, begin + from * size, begin + to * size);
+        place.blocks = Some(Run { start: at, len: (to - from) as u32 });
+        findings.add(ProblemKind::Data, place, "contents fail their checksum, or cannot be read", Vec::new());
+    };
+    let mut block = [0; BLOCK_SIZE];
+    for (i, crc) in piece.crcs.iter().enumerate() {
+        let right = match held {
+            Some(bytes) => crc32fast::hash(&bytes[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE]) == *crc,
+            None => {
+                let run = Run { start: BlockNo(piece.run.start.0 + i as u64), len: 1 };
+                image.read_blocks(run, &mut block).is_ok() && crc32fast::hash(&block) == *crc
+            }
+        };
+        match (&mut bad, right) {
+            (_, true) => report(&mut bad),
+            (Some((_, to)), false) => *to = i as u64 + 1,
+            (None, false) => bad = Some((i as u64, i as u64 + 1)),
+        }
+    }
+    report(&mut bad);
+}

@@ -1,0 +1,295 @@
+//! The tree's structure: every page that can be reached, level by level, and the leaves in key order.
+//!
+//! Each level is walked in segments: a child that a parent names, and the siblings behind it whose separators have not been posted.
+//! So damage in one page leaves the rest in reach, and a page is visited once (each claims its blocks): no links lead in circles.
+
+use super::blocks::{Claims, claim_page};
+use super::fix::Fix;
+use super::image::{Image, PageError};
+use super::report::{Findings, Place, ProblemKind, Report};
+use super::{Progress, Stage};
+use crate::page::format::PAGE_SIZE;
+use crate::page::node::Node;
+use crate::page::{PageBytes, PageId};
+
+/// Pages of a level with their low fences, in key order. 16 bytes and the fence a page.
+#[derive(Default, Clone)]
+pub(super) struct Row {
+    ids: Vec<PageId>,
+    ends: Vec<usize>,
+    keys: Vec<u8>,
+    /// Positions before which something is missing: the pages in between are reached by right links only, if at all.
+    gaps: Vec<usize>,
+}
+
+impl Row {
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+    pub fn id(&self, i: usize) -> PageId {
+        self.ids[i]
+    }
+    /// The low fence of page `i`.
+    pub fn low(&self, i: usize) -> &[u8] {
+        let from = if i == 0 { 0 } else { self.ends[i - 1] };
+        &self.keys[from..self.ends[i]]
+    }
+    pub fn push(&mut self, id: PageId, low: &[u8]) {
+        self.ids.push(id);
+        self.keys.extend_from_slice(low);
+        self.ends.push(self.keys.len());
+    }
+    fn gap(&mut self) {
+        if self.gaps.last() != Some(&self.len()) {
+            self.gaps.push(self.len());
+        }
+    }
+    /// The last page whose low fence is not greater than the key; the first one if all are.
+    pub fn position(&self, key: &[u8]) -> usize {
+        let (mut lo, mut hi) = (0, self.len());
+        while lo < hi {
+            let mid = (lo + hi) / 2;
+            if self.low(mid) <= key { lo = mid + 1 } else { hi = mid }
+        }
+        lo.saturating_sub(1)
+    }
+}
+
+/// A range of keys whose leaf is not there. `high` `None`: to the end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Gap {
+    pub low: Vec<u8>,
+    pub high: Option<Vec<u8>>,
+}
+
+/// What the walk found.
+#[derive(Default)]
+pub(super) struct Structure {
+    /// The leaves that can be read, in key order.
+    pub leaves: Row,
+    /// The ranges of keys that are missing between them.
+    pub gaps: Vec<Gap>,
+    /// Nothing is wrong with the structure.
+    pub sound: bool,
+}
+
+struct Walk<'a> {
+    image: &'a Image,
+    claims: &'a mut Claims,
+    findings: &'a mut Findings,
+    page: Box<PageBytes>,
+    leaves: Row,
+    gaps: Vec<Gap>,
+    /// Where the leaves so far end; `None`: the last one has no high key.
+    covered: Option<Vec<u8>>,
+    pages: u64,
+}
+
+/// Where a segment of a level begins and must end.
+struct Segment<'r> {
+    row: &'r Row,
+    i: usize,
+    /// Level.
+    level: u8,
+    /// Parents are missing in front of the next page of the row.
+    torn: bool,
+}
+
+/// Walks all levels.
+pub(super) fn walk(
+    image: &Image,
+    claims: &mut Claims,
+    findings: &mut Findings,
+    report: &mut Report,
+    progress: &dyn Fn(Progress),
+) -> Structure {
+    let before = findings.total();
+    let mut walk = Walk {
+        image,
+        claims,
+        findings,
+        page: Box::new([0; PAGE_SIZE]),
+        leaves: Row::default(),
+        gaps: Vec::new(),
+        covered: Some(Vec::new()),
+        pages: 0,
+    };
+    let root = image.superblock.root;
+    let mut row = Row::default();
+    row.push(root, &[]);
+    let mut level = match image.read_page(root, &mut walk.page) {
+        Ok(()) => Some(Node(&walk.page).level()),
+        Err(error) => {
+            walk.damaged(root, error);
+            None
+        }
+    };
+    report.height = level.map_or(0, |l| l as u32 + 1);
+    while let Some(number) = level {
+        row = walk.level(&row, number, progress);
+        level = number.checked_sub(1);
+    }
+    if let Some(low) = walk.covered.take() {
+        walk.gaps.push(Gap { low, high: None });
+    }
+    let (leaves, gaps, pages) = (walk.leaves, walk.gaps, walk.pages);
+    report.tree_bytes = pages * PAGE_SIZE as u64;
+    Structure { leaves, gaps, sound: findings.total() == before }
+}
+
+impl Walk<'_> {
+    fn add(&mut self, kind: ProblemKind, id: PageId, what: impl std::fmt::Display) {
+        self.findings.add(kind, Place::page(id), what, vec![Fix::Tree]);
+    }
+
+    fn damaged(&mut self, id: PageId, error: PageError) {
+        match error {
+            PageError::Damaged(reason) => self.add(ProblemKind::Page, id, reason),
+            PageError::Beyond => {
+                self.add(ProblemKind::PageLsn, id, "it was changed by a record beyond the log's end")
+            }
+        }
+    }
+
+    fn level(&mut self, row: &Row, level: u8, progress: &dyn Fn(Progress)) -> Row {
+        let mut below = Row::default();
+        let mut gaps = row.gaps.iter().peekable();
+        if gaps.next_if(|g| **g == 0).is_some() {
+            below.gap();
+        }
+        for i in 0..row.len() {
+            let torn = gaps.next_if(|g| **g == i + 1).is_some();
+            if !self.segment(Segment { row, i, level, torn }, &mut below) {
+                below.gap();
+            }
+            if i.is_multiple_of(1024) {
+                progress(Progress { stage: Stage::Tree, done: self.pages, total: 0 });
+            }
+        }
+        below
+    }
+
+    /// Walks from a page that has a separator to the next one that has. `false`: something of it is missing.
+    fn segment(&mut self, s: Segment<'_>, below: &mut Row) -> bool {
+        let (row, i) = (s.row, s.i);
+        let until = (i + 1 < row.len()).then(|| row.low(i + 1));
+        let (mut id, mut low, mut posted) = (row.id(i), row.low(i).to_vec(), true);
+        loop {
+            if !self.image.superblock.is_data_page(id) || !self.image.is_valid_run(id.run()) {
+                self.add(ProblemKind::PageLink, id, "a link leads to a page that the image does not have");
+                return false;
+            }
+            if !claim_page(self.claims, id) {
+                self.add(ProblemKind::PageTwice, id, "page is reached from two places");
+                return false;
+            }
+            let mut page = std::mem::replace(&mut self.page, Box::new([0; PAGE_SIZE]));
+            let read = self.image.read_page(id, &mut page);
+            let next = match read {
+                Ok(()) => self.page(&s, id, &low, until, posted, Node(&page), below),
+                Err(error) => {
+                    self.damaged(id, error);
+                    Next::Missing
+                }
+            };
+            self.page = page;
+            match next {
+                Next::Right(right, high) => (id, low, posted) = (right, high, false),
+                Next::End => return true,
+                Next::Missing => return false,
+            }
+        }
+    }
+
+    /// Looks at one page of a segment.
+    #[expect(clippy::too_many_arguments, reason = "what is known of the page before it is looked at")]
+    fn page(
+        &mut self,
+        s: &Segment<'_>,
+        id: PageId,
+        low: &[u8],
+        until: Option<&[u8]>,
+        posted: bool,
+        node: Node<'_>,
+        below: &mut Row,
+    ) -> Next {
+        if node.level() != s.level {
+            let what = format!("its level is {}, but its place is at level {}", node.level(), s.level);
+            self.add(ProblemKind::PageLevel, id, what);
+            return Next::Missing;
+        }
+        if node.is_dead() {
+            self.add(ProblemKind::PageDead, id, "a page that was merged away is in the tree");
+            return Next::Missing;
+        }
+        if node.low() != low {
+            let what = if posted {
+                "its low fence is not the separator in its parent"
+            } else {
+                "its low fence is not its left sibling's high key"
+            };
+            self.add(ProblemKind::PageFence, id, what);
+        }
+        self.take(id, low, node, below);
+        let Some(high) = node.high() else {
+            if until.is_some() {
+                self.add(ProblemKind::PageFence, id, "it has no high key, but is not the last of its level");
+            } else if node.is_incomplete() {
+                self.add(
+                    ProblemKind::PageSplit,
+                    id,
+                    "its split is marked incomplete, but it has no right sibling",
+                );
+            }
+            return Next::End;
+        };
+        match until {
+            Some(until) if high > until => {
+                self.add(ProblemKind::PageFence, id, "its high key is greater than the next separator");
+                Next::End
+            }
+            Some(until) if high == until => {
+                if node.right() != s.row.id(s.i + 1) {
+                    let what = "its right link does not lead to the page that the next separator names";
+                    self.add(ProblemKind::PageLink, id, what);
+                } else if node.is_incomplete() && !s.torn {
+                    let what = "its split is marked incomplete, but the separator is there";
+                    self.add(ProblemKind::PageSplit, id, what);
+                }
+                Next::End
+            }
+            _ => {
+                if !node.is_incomplete() && !s.torn {
+                    self.add(ProblemKind::PageSplit, id, "its right sibling has no separator in a parent");
+                }
+                Next::Right(node.right(), high.to_vec())
+            }
+        }
+    }
+
+    /// Notes what a page holds: children, or a leaf. `low` is what its neighbours say of its low fence.
+    fn take(&mut self, id: PageId, low: &[u8], node: Node<'_>, below: &mut Row) {
+        self.pages += 1;
+        if node.level() > 0 {
+            for i in 0..node.count() {
+                below.push(node.child(i), &node.key(i));
+            }
+            return;
+        }
+        match &self.covered {
+            Some(covered) if covered.as_slice() < low => {
+                self.gaps.push(Gap { low: covered.clone(), high: Some(low.to_vec()) });
+            }
+            _ => {}
+        }
+        self.leaves.push(id, low);
+        self.covered = node.high().map(<[u8]>::to_vec);
+    }
+}
+
+/// How a segment goes on.
+enum Next {
+    Right(PageId, Vec<u8>),
+    End,
+    Missing,
+}

@@ -1,0 +1,266 @@
+//! Images made by random operations, and forging them.
+
+use super::*;
+use crate::fs::format::*;
+use crate::fs::{Caller, Cookie, Fallocate, Fs, Ino, New, ROOT, RenameMode, SetAttributes, SetXattr, Time};
+use crate::storage::{Image as Bytes, MemStorage, Rng};
+use crate::tree::{Batch, FormatOptions, Options as TreeOptions, Tree};
+
+pub const ME: Caller =
+    Caller { uid: 1000, gid: 1000, now: Time { seconds: 1_700_000_000, nanos: 5 }, privileged: false };
+
+pub fn options() -> TreeOptions {
+    TreeOptions { cache_size: 2 << 20, background: false, ..TreeOptions::default() }
+}
+
+pub fn format_options(size: u64) -> FormatOptions {
+    FormatOptions {
+        size,
+        log_size: Some(512 << 10),
+        doublewrite_pages: Some(8),
+        uuid: *b"0123456789abcdef",
+        hash_seed: *b"fedcba9876543210",
+        ..FormatOptions::default()
+    }
+}
+
+/// A filesystem to which random things happen.
+pub struct World {
+    pub fs: Fs,
+    pub rng: Rng,
+    held: Vec<Ino>,
+}
+
+impl World {
+    pub fn new(storage: Arc<dyn Storage>, size: u64, seed: u64) -> World {
+        Fs::format(storage.clone(), &format_options(size), &ME).unwrap();
+        World { fs: Fs::open(storage, &options()).unwrap(), rng: Rng::new(seed), held: Vec::new() }
+    }
+
+    fn name(&mut self) -> Vec<u8> {
+        let n = self.rng.below(30);
+        if n == 0 { vec![b'x'; 255] } else { format!("name{n}").into_bytes() }
+    }
+
+    /// A directory, by a random walk from the root.
+    fn dir(&mut self) -> Ino {
+        let mut at = ROOT;
+        for _ in 0..self.rng.below(4) {
+            let mut dirs = Vec::new();
+            self.fs
+                .read_dir(at, Cookie(2), |_, ino, kind, _| {
+                    if kind == Kind::Directory {
+                        dirs.push(ino);
+                    }
+                    true
+                })
+                .unwrap();
+            if dirs.is_empty() {
+                break;
+            }
+            at = dirs[self.rng.index(dirs.len())];
+        }
+        at
+    }
+
+    /// Some inode that is not a directory.
+    fn file(&mut self) -> Option<Ino> {
+        let dir = self.dir();
+        let mut files = Vec::new();
+        self.fs
+            .read_dir(dir, Cookie(2), |_, ino, kind, _| {
+                if kind != Kind::Directory {
+                    files.push(ino);
+                }
+                true
+            })
+            .unwrap();
+        (!files.is_empty()).then(|| files[self.rng.index(files.len())])
+    }
+
+    fn create(&mut self) {
+        let (dir, name) = (self.dir(), self.name());
+        let target = vec![b't'; 1 + self.rng.below(4000) as usize];
+        let new = match self.rng.below(8) {
+            0 | 1 => New::Directory,
+            2 => New::Symlink(&target),
+            3 => New::Special(Kind::Fifo, 0),
+            _ => New::File,
+        };
+        if let Ok(a) = self.fs.create(dir, &name, new, 0o644, 0, &ME) {
+            if self.rng.chance(1, 10) { self.held.push(a.ino) } else { self.fs.release(a.ino, 1).unwrap() }
+        }
+    }
+
+    fn contents(&mut self) {
+        let Some(ino) = self.file() else { return };
+        let offset = match self.rng.below(3) {
+            0 => self.rng.below(3000),
+            1 => self.rng.below(30) * 4096,
+            _ => self.rng.below(200_000),
+        };
+        let len = 1 + match self.rng.below(4) {
+            0 => self.rng.below(200),
+            1 => self.rng.below(9000),
+            2 => 900_000,
+            _ => self.rng.below(60_000),
+        };
+        let byte = self.rng.below(255) as u8 + 1;
+        let data: Vec<u8> = (0..len).map(|i| byte.wrapping_add((i % 7) as u8)).collect();
+        let size = SetAttributes { size: Some(offset), ..SetAttributes::default() };
+        let _ = match self.rng.below(10) {
+            0..5 => self.fs.write(ino, offset, &data, &ME),
+            5 => self.fs.set_attributes(ino, &size, &ME).map(|_| ()),
+            6 => self.fs.fallocate(ino, offset, len, Fallocate::PunchHole, &ME),
+            7 => self.fs.fallocate(ino, offset, len, Fallocate::ZeroRange, &ME),
+            8 => self.fs.fallocate(ino, offset, len, Fallocate::Allocate, &ME),
+            _ => self.fs.fallocate(ino, offset, len, Fallocate::KeepSize, &ME),
+        };
+    }
+
+    fn xattr(&mut self) {
+        let Some(ino) = self.file() else { return };
+        let name = format!("user.{}", self.rng.below(6));
+        let len = [10, 300, 3073, 20_000][self.rng.index(4)];
+        let _ = if self.rng.chance(1, 4) {
+            self.fs.remove_xattr(ino, name.as_bytes(), &ME)
+        } else {
+            self.fs.set_xattr(ino, name.as_bytes(), &vec![7; len], SetXattr::Any, &ME)
+        };
+    }
+
+    /// One random operation; what it returns does not matter.
+    pub fn step(&mut self) {
+        match self.rng.below(100) {
+            0..35 => self.create(),
+            35..40 => {
+                let (dir, name) = (self.dir(), self.name());
+                if let Some(ino) = self.file()
+                    && let Ok(a) = self.fs.link(ino, dir, &name, &ME)
+                {
+                    self.fs.release(a.ino, 1).unwrap();
+                }
+            }
+            40..50 => {
+                let (dir, name) = (self.dir(), self.name());
+                let _ = self.fs.unlink(dir, &name, &ME);
+                let _ = self.fs.rmdir(dir, &name, &ME);
+            }
+            50..60 => {
+                let (from, to, name, new) = (self.dir(), self.dir(), self.name(), self.name());
+                let mode =
+                    [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange][self.rng.index(3)];
+                let _ = self.fs.rename(from, &name, to, &new, mode, &ME);
+            }
+            60..85 => self.contents(),
+            85..95 => self.xattr(),
+            95 if !self.held.is_empty() => {
+                let at = self.rng.index(self.held.len());
+                let ino = self.held.swap_remove(at);
+                self.fs.release(ino, 1).unwrap();
+            }
+            96 => self.fs.sync().unwrap(),
+            97 if self.rng.chance(1, 5) => self.fs.tree().checkpoint().unwrap(),
+            _ => {}
+        }
+    }
+}
+
+pub const SIZE: u64 = 64 << 20;
+
+/// An image of a few hundred inodes that was closed in order.
+pub fn sample(seed: u64, steps: usize) -> Arc<MemStorage> {
+    let storage = Arc::new(MemStorage::new(SIZE));
+    let mut world = World::new(storage.clone(), SIZE, seed);
+    for _ in 0..steps {
+        world.step();
+    }
+    world.fs.close().unwrap();
+    storage
+}
+
+/// A small image with known things in it.
+pub struct Known {
+    pub storage: Arc<MemStorage>,
+    pub dir: Ino,
+    pub inner: Ino,
+    /// A file of three blocks in one extent, with a large and a small attribute, and a second name.
+    pub file: Ino,
+    /// A file of one block.
+    pub other: Ino,
+    pub link: Ino,
+}
+
+pub fn known() -> Known {
+    let storage = Arc::new(MemStorage::new(SIZE));
+    Fs::format(storage.clone(), &format_options(SIZE), &ME).unwrap();
+    let fs = Fs::open(storage.clone(), &options()).unwrap();
+    let make = |parent, name: &str, new| {
+        let ino = fs.create(parent, name.as_bytes(), new, 0o755, 0, &ME).unwrap().ino;
+        fs.release(ino, 1).unwrap();
+        ino
+    };
+    let dir = make(ROOT, "dir", New::Directory);
+    let inner = make(dir, "inner", New::Directory);
+    let file = make(dir, "file", New::File);
+    fs.write(file, 0, &[7; 12_000], &ME).unwrap();
+    fs.set_xattr(file, b"user.big", &[9; 9000], SetXattr::Any, &ME).unwrap();
+    fs.set_xattr(file, b"user.small", b"value", SetXattr::Any, &ME).unwrap();
+    fs.link(file, ROOT, b"second", &ME).unwrap();
+    fs.release(file, 1).unwrap();
+    let other = make(inner, "other", New::File);
+    fs.write(other, 0, &[8; 4096], &ME).unwrap();
+    let link = make(dir, "link", New::Symlink(&[b't'; 3000]));
+    fs.close().unwrap();
+    Known { storage, dir, inner, file, other, link }
+}
+
+/// Changes records behind the filesystem's back.
+pub fn forge(storage: &Arc<MemStorage>, change: impl FnOnce(&Tree, &mut Batch)) {
+    let tree = Tree::open(storage.clone(), &options()).unwrap();
+    let mut batch = Batch::new();
+    change(&tree, &mut batch);
+    tree.apply(&batch).unwrap();
+    tree.close().unwrap();
+}
+
+/// Changes one inode's record behind the filesystem's back.
+pub fn forge_inode(storage: &Arc<MemStorage>, ino: Ino, change: impl FnOnce(&mut Inode)) {
+    forge(storage, |tree, batch| {
+        let record = tree.get(&inode_key(ino)).unwrap().unwrap();
+        let mut inode = Inode::decode(ino, &record).unwrap();
+        change(&mut inode);
+        batch.put(&inode_key(ino), &inode.encode());
+    });
+}
+
+/// All records whose keys begin with a prefix.
+pub fn records(tree: &Tree, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut cursor = tree.cursor();
+    cursor.seek(prefix).unwrap();
+    let mut found = Vec::new();
+    while cursor.next().unwrap() && cursor.key().starts_with(prefix) {
+        found.push((cursor.key().to_vec(), cursor.value().to_vec()));
+    }
+    found
+}
+
+/// The read-only check, with contents.
+pub fn look_at(storage: &Arc<MemStorage>) -> Report {
+    let before = storage.image();
+    let report = check(storage.clone(), &Options { scrub: true, ..Options::default() }).unwrap();
+    assert!(same(&before, &storage.image()), "a read-only check has written");
+    report
+}
+
+fn same(a: &Bytes, b: &Bytes) -> bool {
+    a.to_vec().unwrap() == b.to_vec().unwrap()
+}
+
+/// Exactly these kinds of problems are found.
+pub fn expect(storage: &Arc<MemStorage>, kinds: &[(ProblemKind, u64)]) -> Report {
+    let report = look_at(storage);
+    assert_eq!(report.counts, kinds, "{report}");
+    assert_eq!(report.exit_code(), if kinds.is_empty() { 0 } else { 4 });
+    report
+}
