@@ -33,11 +33,13 @@ pub enum Defect {
     StampStartLsn,
     /// A separator is posted although the split's record lacks the new page, which is only marked dirty.
     PostWithoutSplit,
+    /// Recovery writes logged contents also over blocks that were freed since.
+    ReplayFreedData,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Defect; 13] = [
+    pub const ALL: [Defect; 14] = [
         Defect::AcknowledgeBeforeSync,
         Defect::SkipDoublewrite,
         Defect::ReuseDoublewriteEarly,
@@ -51,6 +53,7 @@ impl Defect {
         Defect::RestoreAnyCopy,
         Defect::StampStartLsn,
         Defect::PostWithoutSplit,
+        Defect::ReplayFreedData,
     ];
 }
 

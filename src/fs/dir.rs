@@ -1,6 +1,7 @@
 //! Directory entries: hashed names, and reading in the order of their cookies.
 
 use std::hash::Hasher;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use siphasher::sip::SipHasher24;
@@ -8,12 +9,12 @@ use siphasher::sip::SipHasher24;
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::Node;
-use super::{Attributes, Fs, attributes};
+use super::{Attributes, Fs, Inner, attributes};
 
 /// The greatest hash; 0 and this + 1 are left free for marks.
 const HASH_MAX: u64 = (1 << 55) - 2;
 
-impl Fs {
+impl Inner {
     /// The hash of a name: SipHash-2-4 with the image's own seed, so that nobody can aim collisions.
     pub(super) fn hash(&self, name: &[u8]) -> u64 {
         let mut hasher = SipHasher24::new_with_key(&self.hash_seed);
@@ -31,17 +32,21 @@ impl Fs {
         mut matches: impl FnMut(&[u8]) -> Result<Option<T>>,
     ) -> Result<Slot<T>> {
         let (mut free, mut expected) = (None, hash << 8);
-        let mut cursor = self.tree.cursor();
-        cursor.seek(&key(hash << 8))?;
-        while cursor.next()? {
-            let Some(place) = place(cursor.key()).filter(|p| p >> 8 == hash) else { break };
-            if let Some(found) = matches(cursor.value())? {
-                return Ok(Slot::Taken(place, found));
+        let taken = self.tree.scan(&key(hash << 8), &key((hash + 1) << 8), |key, record| {
+            let Some(place) = place(key) else { return ControlFlow::Continue(()) };
+            match matches(record) {
+                Ok(Some(found)) => return ControlFlow::Break(Ok(Slot::Taken(place, found))),
+                Ok(None) => {}
+                Err(error) => return ControlFlow::Break(Err(error)),
             }
             if place > expected {
                 free = free.or(Some(expected));
             }
             expected = place + 1;
+            ControlFlow::Continue(())
+        })?;
+        if let Some(taken) = taken {
+            return taken;
         }
         if expected >> 8 == hash {
             free = free.or(Some(expected));
@@ -59,7 +64,9 @@ impl Fs {
             Slot::Free(place) => Found::Free(place.map(Cookie)),
         })
     }
+}
 
+impl Fs {
     /// The inode under a name, and its attributes; adds a reference to it, before anybody can take the name away.
     pub fn lookup_attributes(&self, parent: Ino, name: &[u8]) -> Result<Attributes> {
         check_name(name)?;

@@ -6,7 +6,7 @@
 
 use super::bitmap::{self, Bitmap, BitmapMut};
 use super::format::*;
-use super::ids::PageId;
+use super::ids::{BlockNo, PageId};
 use super::node::{self, Covers, Node, NodeMut};
 
 /// One change of one page.
@@ -62,7 +62,18 @@ pub enum Op<'a> {
         /// How many.
         len: u32,
     },
+    /// Contents of file blocks, in a section of [`DATA_SECTION`]: they were written home before this was logged, and redo writes
+    /// them again unless a later record frees the blocks.
+    Data {
+        /// First block, counted in the image.
+        start: BlockNo,
+        /// Whole blocks.
+        bytes: &'a [u8],
+    },
 }
+
+/// The page number of the section that holds [`Op::Data`] and changes no page. The superblock lies there.
+pub const DATA_SECTION: PageId = PageId(0);
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -75,6 +86,7 @@ const INIT_BITMAP: u8 = 8;
 const ALLOCATE: u8 = 9;
 const ALLOCATE_PAGES: u8 = 10;
 const FREE: u8 = 11;
+const DATA: u8 = 12;
 
 /// Bytes of a section's head: page number (8), length of its operations (4).
 pub const SECTION_HEAD: usize = 12;
@@ -110,6 +122,12 @@ impl<'a> Op<'a> {
             Op::Allocate { start, len, pages: false } => with_range(out, ALLOCATE, start, len),
             Op::Allocate { start, len, pages: true } => with_range(out, ALLOCATE_PAGES, start, len),
             Op::Free { start, len } => with_range(out, FREE, start, len),
+            Op::Data { start, bytes } => {
+                out.push(DATA);
+                out.extend_from_slice(&start.0.to_be_bytes());
+                out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+                out.extend_from_slice(bytes);
+            }
         }
     }
 }
@@ -140,6 +158,7 @@ pub fn end_section(out: &mut [u8], begun: usize) {
 }
 
 /// A reader over bytes that may be damaged or hostile.
+#[derive(Clone)]
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -195,6 +214,7 @@ impl<'a> Iterator for Sections<'a> {
 }
 
 /// The operations of a section.
+#[derive(Clone)]
 pub struct Ops<'a>(Reader<'a>);
 
 impl<'a> Ops<'a> {
@@ -214,6 +234,10 @@ impl<'a> Ops<'a> {
             ALLOCATE => Op::Allocate { start: r.u32()?, len: r.u32()?, pages: false },
             ALLOCATE_PAGES => Op::Allocate { start: r.u32()?, len: r.u32()?, pages: true },
             FREE => Op::Free { start: r.u32()?, len: r.u32()? },
+            DATA => {
+                let (start, len) = (BlockNo(r.u64()?), r.u32()? as usize);
+                Op::Data { start, bytes: r.take(len)? }
+            }
             _ => return Err("unknown operation in a log record"),
         })
     }
@@ -252,6 +276,7 @@ pub fn apply(page: &mut PageBytes, id: PageId, image: u64, op: &Op<'_>) -> Resul
         }
         Op::Allocate { start, len, pages } => return allocate(page, start, len, pages),
         Op::Free { start, len } => return free(page, start, len),
+        Op::Data { .. } => return Err("contents of a file among the changes of a page"),
         _ => {}
     }
     if page_type(page) != TYPE_TREE || Node(page).is_dead() {
@@ -295,7 +320,9 @@ pub fn apply(page: &mut PageBytes, id: PageId, image: u64, op: &Op<'_>) -> Resul
             node.change_flags(FLAG_DEAD, 0);
             Ok(())
         }
-        Op::Image(_) | Op::InitBitmap { .. } | Op::Allocate { .. } | Op::Free { .. } => Ok(()),
+        Op::Image(_) | Op::InitBitmap { .. } | Op::Allocate { .. } | Op::Free { .. } | Op::Data { .. } => {
+            Ok(())
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! lacks → a full checkpoint with a new incarnation, durable before any write is accepted. It logs nothing and is
 //! idempotent: a crash at any point of it leaves an image that recovers to the same state.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,9 +19,10 @@ use crate::page::bitmap::BitmapMut;
 use crate::page::node::{NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
 use crate::page::superblock::*;
-use crate::page::{PAGE_SIZE, PageBytes, PageId};
+use crate::page::{BLOCK_SIZE, BlockNo, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::sim::set_site;
 use crate::storage::{OverlayStorage, Storage};
+use crate::wal::format::RECORD_HEADER_SIZE;
 use crate::wal::{self, Log, Place, Scan};
 
 /// The number of the next pool of this process.
@@ -338,6 +340,7 @@ impl Pool {
     ) -> Result<()> {
         let mut groups = superblock.groups;
         let mut redone = 0;
+        let mut contents = LoggedContents::default();
         let again = wal::scan(
             &*self.storage,
             place,
@@ -348,6 +351,13 @@ impl Pool {
                 for section in op::sections(body) {
                     let damaged = |reason| Error::corrupt(format_args!("log record at {start}"), reason);
                     let (page, ops) = section.map_err(damaged)?;
+                    if page == op::DATA_SECTION {
+                        contents.add(&self.geometry, start, body, ops).map_err(damaged)?;
+                        continue;
+                    }
+                    if self.geometry.is_bitmap_page(page) && !self.defects.has(Defect::ReplayFreedData) {
+                        contents.forget_freed(page, ops.clone());
+                    }
                     redone += self.redo_section(page, ops, start, end).map_err(|e| match e {
                         Redo::Record(reason) => damaged(reason),
                         Redo::Page(e) => e,
@@ -363,6 +373,7 @@ impl Pool {
             return Err(Error::corrupt("log", "it reads differently the second time"));
         }
         report.redone = redone;
+        contents.write(&*self.storage, place)?;
         self.load_groups(groups)
     }
 
@@ -442,6 +453,87 @@ impl Pool {
             flusher.superblock.incarnation = superblock.incarnation + 1;
         }
         self.checkpoint_with(&mut flusher, false)
+    }
+}
+
+/// Where the log holds contents of file blocks that it must write again: those that no later record frees. A block that was freed
+/// may have been written since, without the log.
+#[derive(Default)]
+struct LoggedContents {
+    /// The position of each block's contents in the log.
+    blocks: BTreeMap<BlockNo, Lsn>,
+}
+
+/// Bytes that recovery writes again at once.
+const CONTENTS_WRITE: usize = 1 << 20;
+
+impl LoggedContents {
+    /// Notes the contents in one section of the record at `start`.
+    fn add(
+        &mut self,
+        geometry: &Superblock,
+        start: Lsn,
+        body: &[u8],
+        ops: op::Ops<'_>,
+    ) -> std::result::Result<(), &'static str> {
+        for op in ops {
+            let Op::Data { start: first, bytes } = op? else {
+                return Err("it has a section without a page");
+            };
+            let blocks = (bytes.len() / BLOCK_SIZE) as u64;
+            let begin = geometry.data_offset() / BLOCK_SIZE as u64;
+            let end = geometry.size / BLOCK_SIZE as u64;
+            let whole = bytes.len().is_multiple_of(BLOCK_SIZE);
+            if !whole || first.0 < begin || first.0 > end || blocks > end - first.0 {
+                return Err("it holds contents of blocks that the image does not have");
+            }
+            let at = start.0 + (RECORD_HEADER_SIZE + (bytes.as_ptr().addr() - body.as_ptr().addr())) as u64;
+            for i in 0..blocks {
+                self.blocks.insert(BlockNo(first.0 + i), Lsn(at + i * BLOCK_SIZE as u64));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out the blocks that a section of a bitmap page frees. What else is wrong with it is found when it is redone.
+    fn forget_freed(&mut self, bitmap: PageId, ops: op::Ops<'_>) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        let group = bitmap.offset() / BLOCK_SIZE as u64;
+        for op in ops.flatten() {
+            if let Op::Free { start, len } = op {
+                let first = BlockNo(group + start as u64);
+                let freed: Vec<BlockNo> = self
+                    .blocks
+                    .range(first..BlockNo(first.0 + len as u64))
+                    .map(|(block, _)| *block)
+                    .collect();
+                freed.iter().for_each(|block| {
+                    self.blocks.remove(block);
+                });
+            }
+        }
+    }
+
+    /// Writes the contents home. The checkpoint that ends recovery syncs them.
+    fn write(self, storage: &dyn Storage, place: Place) -> Result<()> {
+        let mut blocks = self.blocks.into_iter().peekable();
+        let mut bytes = Vec::new();
+        while let Some((first, at)) = blocks.next() {
+            let mut len = BLOCK_SIZE;
+            // As long as both the blocks and their contents in the log go on without a gap.
+            let follows = |len: usize, next: &(BlockNo, Lsn)| {
+                next.0.0 == first.0 + (len / BLOCK_SIZE) as u64 && next.1.0 == at.0 + len as u64
+            };
+            while len < CONTENTS_WRITE && blocks.next_if(|next| follows(len, next)).is_some() {
+                len += BLOCK_SIZE;
+            }
+            bytes.resize(len, 0);
+            place.read(storage, at, &mut bytes)?;
+            storage.write_at(first.offset(), &bytes).map_err(|e| Error::io("writing logged contents", e))?;
+        }
+        Ok(())
     }
 }
 

@@ -261,6 +261,9 @@ impl<'p> Reservation<'p> {
         let mut at = 0;
         for section in op::sections(body) {
             let applied = section.and_then(|(page, ops)| {
+                if page == op::DATA_SECTION {
+                    return Ok(());
+                }
                 while guards.get(at).is_some_and(|g| g.header().page() != page) {
                     at += 1;
                 }
@@ -287,7 +290,7 @@ impl<'p> Reservation<'p> {
     fn mark_dirty(&mut self, guards: &mut [&mut PageWrite<'p>], body: &[u8]) {
         let log_end = self.pool.log.end();
         let mut at = 0;
-        for (page, _) in op::sections(body).flatten() {
+        for (page, _) in op::sections(body).flatten().filter(|(page, _)| *page != op::DATA_SECTION) {
             while guards.get(at).is_some_and(|g| g.header().page() != page) {
                 at += 1;
             }

@@ -108,7 +108,7 @@ impl Tree {
     /// The frames and the log that a batch itself needs at the most: every change in a leaf of its own.
     fn need_of(batch: &Batch, changes: &[Change<'_>]) -> Need {
         let runs = batch.allocated().len() + batch.freed().len();
-        let body = batch.size() + (changes.len() + runs) * (SECTION_HEAD + OP_HEAD);
+        let body = batch.size() + (changes.len() + runs + batch.data().len()) * (SECTION_HEAD + OP_HEAD);
         Need { frames: changes.len() + runs, pages: 0, log: Log::record_size(body) }
     }
 
@@ -305,6 +305,13 @@ impl Tree {
                 let start = self.pool.within_group(*run);
                 self.pool.expect_state(map, *run, false)?;
                 Op::Allocate { start, len: run.len, pages: false }.encode(&mut body);
+            }
+            op::end_section(&mut body, section);
+        }
+        if batch.data().len() > 0 {
+            let section = op::begin_section(&mut body, op::DATA_SECTION);
+            for (start, bytes) in batch.data() {
+                Op::Data { start, bytes }.encode(&mut body);
             }
             op::end_section(&mut body, section);
         }

@@ -1,8 +1,8 @@
 //! What [`super::Tree::apply`] applies: changes of records and of space that take effect together.
 
 use crate::error::{Error, Result};
-use crate::page::Run;
 use crate::page::format::{KEY_MAX, RECORD_MAX};
+use crate::page::{BlockNo, Run};
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -18,6 +18,7 @@ pub struct Batch {
     entries: Vec<Entry>,
     allocated: Vec<Run>,
     freed: Vec<Run>,
+    data: Vec<(BlockNo, (u32, u32))>,
 }
 
 /// One change of a record.
@@ -71,12 +72,24 @@ impl Batch {
         self.freed.push(run);
     }
 
+    /// The contents of whole blocks become durable together with the batch. See [`super::Tree::write_blocks_logged`].
+    pub(super) fn log_data(&mut self, start: BlockNo, data: &[u8]) {
+        let data = self.store(data);
+        self.data.push((start, data));
+    }
+
+    /// The contents of blocks that the batch carries.
+    pub(super) fn data(&self) -> impl ExactSizeIterator<Item = (BlockNo, &[u8])> {
+        self.data.iter().map(|(start, data)| (*start, self.bytes(*data)))
+    }
+
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.entries.clear();
         self.allocated.clear();
         self.freed.clear();
+        self.data.clear();
     }
 
     /// The number of record changes.
@@ -99,7 +112,7 @@ impl Batch {
         &self.freed
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of keys, values and logged contents.
     pub fn size(&self) -> usize {
         self.bytes.len()
     }

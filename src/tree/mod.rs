@@ -17,10 +17,12 @@ mod cursor;
 mod descend;
 mod index;
 mod root;
+mod scan;
 mod smo;
 mod stats;
 
 pub use crate::pool::{FormatOptions, RecoveryReport};
+pub use crate::wal::Callback;
 pub use batch::{Batch, Change};
 pub use check::CheckReport;
 pub use cursor::Cursor;
@@ -73,6 +75,9 @@ impl Default for Options {
         }
     }
 }
+
+/// Blocks fewer than this many bytes may ride in the log. Longer ones bypass the page cache on their way home.
+const LOGGED_MAX: usize = 16 << 10;
 
 /// An open tree.
 pub struct Tree {
@@ -178,10 +183,23 @@ impl Tree {
         self.commit(self.pool.log.end())
     }
 
+    /// Calls back once everything applied so far is durable, with the same result as [`Tree::commit_all`]. The caller waits for
+    /// nothing, unless there are no background threads ([`Options::background`]): then the commit runs inside this call. If
+    /// everything is durable already, the callback runs inside this call, too. Every callback is called, once, also when the tree
+    /// is closed or dropped or writing has failed. What it may do is told at [`Callback`].
+    pub fn commit_then(&self, callback: Callback) {
+        self.pool.log.commit_then(self.pool.log.end(), callback);
+    }
+
     /// Takes up to `count` adjacent blocks (at least one) for data. Write them, then [`Batch::allocate`] the run, or give it back
     /// with [`Tree::unreserve_blocks`]. A crash before the batch is durable gives them back, too.
     pub fn reserve_blocks(&self, count: u32) -> Result<Run> {
         self.pool.reserve_blocks(count)
+    }
+
+    /// Like [`Tree::reserve_blocks`], but also from what is kept for the tree: for what frees as many blocks, when the image is full.
+    pub fn reserve_blocks_urgently(&self, count: u32) -> Result<Run> {
+        self.pool.reserve_blocks_from(count, true)
     }
 
     /// Gives back blocks that were reserved and not allocated.
@@ -189,14 +207,32 @@ impl Tree {
         self.pool.unreserve_blocks(run);
     }
 
+    /// Writes whole blocks like [`Tree::write_blocks`], for a batch that makes them part of a file. If they are few, and little has
+    /// been written so since the last commit that somebody asked for, the batch's log record carries them: its commit needs no
+    /// other sync then. In a stream of writes nobody waits for each, and they are not written twice.
+    pub fn write_blocks_logged(&self, start: BlockNo, data: &[u8], batch: &mut Batch) -> Result<()> {
+        let fits = data.len() < LOGGED_MAX
+            && (batch.size() + data.len()) as u64 <= self.pool.log.reservation_max() / 4;
+        if !fits || !self.pool.log.take_data_allowance(data.len()) {
+            return self.write_blocks(start, data);
+        }
+        self.write_home(start, data)?;
+        batch.log_data(start, data);
+        Ok(())
+    }
+
     /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards.
     pub fn write_blocks(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        let written = self.write_home(start, data);
+        self.pool.log.data_written();
+        written
+    }
+
+    fn write_home(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         debug_assert!(data.len().is_multiple_of(BLOCK_SIZE));
         self.check_blocks(start, data.len())?;
         self.pool.writable()?;
-        let written = self.pool.storage().write_at(start.offset(), data);
-        self.pool.log.data_written();
-        written.map_err(|e| match e.raw_os_error() {
+        self.pool.storage().write_at(start.offset(), data).map_err(|e| match e.raw_os_error() {
             // The host's disk is full: nothing but this write is lost.
             Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
             _ => self.pool.log.fail(Error::io("writing data", e)),
@@ -222,6 +258,16 @@ impl Tree {
     /// Blocks that are free, or will be when deletions are durable.
     pub fn free_blocks(&self) -> u64 {
         self.pool.free_blocks()
+    }
+
+    /// Of the free blocks those that data may take. The others are kept for the tree, which needs pages also to delete.
+    pub fn blocks_for_data(&self) -> u64 {
+        self.pool.blocks_for_data()
+    }
+
+    /// Blocks that are kept for the tree.
+    pub fn blocks_in_reserve(&self) -> u64 {
+        self.pool.blocks_in_reserve()
     }
 
     /// Writes all pages home that are dirty, and frees the log behind them. Others go on meanwhile.

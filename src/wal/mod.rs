@@ -13,6 +13,8 @@
 //! - **L3** The mutex is never held across I/O. One leader at a time writes; it takes the buffer and leaves an empty one.
 //! - **L4** File data that was written before a record was appended is synced before that record is written.
 //! - **L5** The first record after each group is preceded by a mark that tells how far the log is durable.
+//! - **L6** Who waits for a group is never forgotten: a callback that no group has served is waited for by the background writer,
+//!   which does not end before it has called all of them; where it does not run, there are none.
 
 pub mod format;
 mod scan;
@@ -40,6 +42,17 @@ const GATHER: Duration = Duration::from_micros(100);
 
 /// How long the flusher gives way to a commit, at the most.
 const PASS: Duration = Duration::from_micros(500);
+
+/// What is called when everything up to an LSN is durable, or with the error that ended writing.
+///
+/// It runs in the thread that wrote the group, which may be in the middle of an operation of its own and hold locks of a layer above,
+/// or in the caller's: so it must be short, take no lock that is held during a commit, and not use the log.
+pub type Callback = Box<dyn FnOnce(Result<()>) + Send>;
+
+struct Waiting {
+    lsn: u64,
+    call: Callback,
+}
 
 /// Where the log lies in the image, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +88,10 @@ impl Place {
     }
 }
 
+/// Bytes of file data that may be logged between two commits that somebody asked for. Who commits small writes one by one waits
+/// for one write of the log each; who streams them without commits does not have them written twice.
+const DATA_ALLOWANCE: u64 = 512 << 10;
+
 /// Why a reservation was not granted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shortage {
@@ -96,10 +113,14 @@ struct State {
     marked: u64,
     /// A leader is at work.
     leading: bool,
-    /// Threads that wait in [`Log::commit`] for a group that has not begun.
+    /// Threads and callbacks that wait for a group that has not begun.
     committers: usize,
     /// How many committers the leader waits for before it writes.
     expected: usize,
+    /// Callbacks for groups that are not durable yet (L6).
+    waiting: Vec<Waiting>,
+    /// The background writer runs.
+    has_writer: bool,
 }
 
 /// Counters of the log.
@@ -131,6 +152,8 @@ pub struct Log {
     stopping: AtomicBool,
     /// File data was written that no sync has covered yet.
     data_pending: AtomicBool,
+    /// Bytes of file data logged since the last commit that somebody asked for.
+    data_logged: AtomicU64,
     failed: OnceLock<Error>,
     defects: Defects,
     /// Counters.
@@ -156,6 +179,8 @@ impl Log {
             leading: false,
             committers: 0,
             expected: 1,
+            waiting: Vec::new(),
+            has_writer: false,
         };
         Log {
             storage,
@@ -170,6 +195,7 @@ impl Log {
             kick: Condvar::new(),
             stopping: AtomicBool::new(false),
             data_pending: AtomicBool::new(false),
+            data_logged: AtomicU64::new(0),
             failed: OnceLock::new(),
             defects,
             stats: LogStats::default(),
@@ -215,6 +241,8 @@ impl Log {
         let _state = self.state.lock();
         self.moved.notify_all();
         self.gathered.notify_all();
+        // It calls those who wait.
+        self.kick.notify_all();
         first.clone()
     }
 
@@ -275,6 +303,12 @@ impl Log {
         state.end += (RECORD_HEADER_SIZE + body.len()) as u64;
     }
 
+    /// Whether so many bytes of file data may be logged: not more than [`DATA_ALLOWANCE`] between two commits that were asked for.
+    pub fn take_data_allowance(&self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        self.data_logged.fetch_add(bytes, Ordering::Relaxed) + bytes <= DATA_ALLOWANCE
+    }
+
     /// File data was written; the next group syncs it before its records (L4).
     pub fn data_written(&self) {
         self.data_pending.store(true, Ordering::SeqCst);
@@ -282,6 +316,7 @@ impl Log {
 
     /// Waits until everything before `lsn` is durable. The caller holds no latch and no epoch.
     pub fn commit(&self, lsn: Lsn) -> Result<()> {
+        self.data_logged.store(0, Ordering::Relaxed);
         if self.durable() >= lsn {
             return self.check();
         }
@@ -292,10 +327,7 @@ impl Log {
         let lsn = lsn.min(self.end());
         self.stats.commits.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
-        state.committers += 1;
-        if state.committers >= state.expected {
-            self.gathered.notify_one();
-        }
+        self.count_in(&mut state);
         loop {
             if let Some(error) = self.failed.get() {
                 return Err(error.clone());
@@ -311,7 +343,50 @@ impl Log {
         }
     }
 
-    /// Writes everything appended so far as one group. On entry and exit the state is locked; not in between.
+    /// Calls back once everything before `lsn` is durable, or has failed to become so; at once and in this thread if it is
+    /// already, or if no background writer runs (which then waits for the disk). Otherwise the caller waits for nothing:
+    /// whoever writes the group calls. The caller holds no latch and no epoch.
+    pub fn commit_then(&self, lsn: Lsn, call: Callback) {
+        self.data_logged.store(0, Ordering::Relaxed);
+        let lsn = lsn.min(self.end());
+        if self.durable() < lsn && !self.defects.has(Defect::AcknowledgeBeforeSync) {
+            let mut state = self.state.lock();
+            if state.has_writer && self.durable() < lsn && self.failed.get().is_none() {
+                self.stats.commits.fetch_add(1, Ordering::Relaxed);
+                state.waiting.push(Waiting { lsn: lsn.0, call });
+                self.count_in(&mut state);
+                if !state.leading {
+                    self.kick.notify_one();
+                }
+                return;
+            }
+        }
+        call(self.commit(lsn));
+    }
+
+    /// One more waits for the next group.
+    fn count_in(&self, state: &mut State) {
+        state.committers += 1;
+        if state.committers >= state.expected {
+            self.gathered.notify_one();
+        }
+    }
+
+    /// Calls those back whose records are durable, or all if writing has ended; the writer is to see to the others.
+    /// On entry and exit the state is locked; not in between.
+    fn serve<'a>(&'a self, state: &mut MutexGuard<'a, State>) {
+        let (result, durable) = (self.check(), self.durable().0);
+        let served = |w: &mut Waiting| result.is_err() || w.lsn <= durable;
+        let served: Vec<Waiting> = state.waiting.extract_if(.., served).collect();
+        if !state.waiting.is_empty() {
+            self.kick.notify_one();
+        }
+        if !served.is_empty() {
+            unlocked(state, &self.state, || served.into_iter().for_each(|w| (w.call)(result.clone())));
+        }
+    }
+
+    /// Writes everything appended so far as one group, and calls back who waits for it. On entry and exit the state is locked; not in between.
     fn lead<'a>(&'a self, state: &mut MutexGuard<'a, State>) {
         state.leading = true;
         if state.committers < state.expected {
@@ -345,6 +420,7 @@ impl Log {
         }
         state.leading = false;
         self.moved.notify_all();
+        self.serve(state);
     }
 
     fn write_group(&self, start: Lsn, bytes: &[u8]) -> std::io::Result<()> {
@@ -373,18 +449,27 @@ impl Log {
         self.tail.store(tail.0, Ordering::Relaxed);
     }
 
-    /// The background writer: writes the log when much is buffered, and every `interval`. Returns after [`Log::stop`].
+    /// The background writer: writes the log for callbacks, when much is buffered, and every `interval`. Returns after
+    /// [`Log::stop`], or when writing has ended, and when all callbacks have been called (L6).
     pub fn run_writer(&self, interval: Duration) {
         let mut state = self.state.lock();
-        while !self.stopping.load(Ordering::SeqCst) && self.failed.get().is_none() {
-            if state.buffer.len() < BUFFER_WRITE {
-                let timed_out = self.kick.wait_for(&mut state, interval).timed_out();
-                if !timed_out && state.buffer.len() < BUFFER_WRITE {
-                    continue;
+        state.has_writer = true;
+        while self.failed.get().is_none() {
+            if state.waiting.is_empty() {
+                if self.stopping.load(Ordering::SeqCst) {
+                    break;
+                }
+                if state.buffer.len() < BUFFER_WRITE {
+                    let timed_out = self.kick.wait_for(&mut state, interval).timed_out();
+                    if !timed_out && state.buffer.len() < BUFFER_WRITE {
+                        continue;
+                    }
                 }
             }
             if state.leading {
                 self.moved.wait(&mut state);
+            } else if !state.waiting.is_empty() {
+                self.lead(&mut state);
             } else if !state.buffer.is_empty() {
                 // Not a committer: it neither waits for others nor is waited for.
                 let expected = std::mem::replace(&mut state.expected, 0);
@@ -392,6 +477,8 @@ impl Log {
                 state.expected = state.expected.max(expected);
             }
         }
+        state.has_writer = false;
+        self.serve(&mut state);
     }
 
     /// Ends the background writer.

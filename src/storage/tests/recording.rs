@@ -135,7 +135,7 @@ fn what_concurrent_threads_acknowledged_is_there_after_every_cut() {
             );
         }
     }
-    assert_eq!(cursor.mark(), (0..THREADS).map(|thread| RECORDS << (16 * thread)).sum());
+    assert_eq!(cursor.mark(), (0..THREADS).map(|thread| RECORDS << (16 * thread)).sum::<u64>());
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn a_change_of_the_length_may_be_undone_by_a_crash() {
         assert!(bytes[..10_000].iter().all(|&byte| byte == 1));
         assert_eq!(
             bytes[10_000..].iter().take(10_000).collect::<HashSet<_>>().len(),
-            (bytes.len() > 10_000).into()
+            usize::from(bytes.len() > 10_000)
         );
     }
     let lens: HashSet<_> = crashes(&sim).iter().map(Image::len).collect();

@@ -7,6 +7,8 @@ mod hostile;
 mod model;
 #[cfg(not(shuttle))]
 mod read_only;
+#[cfg(not(shuttle))]
+mod scan;
 #[cfg(shuttle)]
 mod shuttle;
 #[cfg(not(shuttle))]

@@ -12,6 +12,7 @@ use ::shuttle::thread;
 
 use super::*;
 use crate::storage::{Fault, FaultStorage, Image, OpKind};
+use crate::sync::atomic::Ordering;
 
 type Model = BTreeMap<u32, u8>;
 
@@ -468,5 +469,65 @@ fn after_a_failed_write_no_commit_is_acknowledged() {
         for n in 0..8 {
             assert!(tree.get(&key(n)).unwrap().is_some());
         }
+    });
+}
+
+/// A tree with background threads, closed while callbacks are outstanding: each is called once, and with success only if its record
+/// is durable.
+#[test]
+fn every_callback_is_called_also_while_the_tree_is_closed() {
+    let image = prepared(0..8);
+    explore(200, move || {
+        let tree = open(&image, &Options { background: true, ..options() });
+        let called = Arc::new(::shuttle::sync::atomic::AtomicU32::new(0));
+        let commit = |n: u32| {
+            let called = called.clone();
+            spawn(&tree, move |t| {
+                put(t, [n], 2);
+                let call = move |result: Result<()>| {
+                    result.unwrap();
+                    let before = called.fetch_add(1 << (8 * n), Ordering::SeqCst);
+                    assert_eq!(before >> (8 * n) & 0xff, 0, "called twice");
+                };
+                t.commit_then(Box::new(call));
+            })
+        };
+        let mut threads: Vec<_> = (0..3).map(commit).collect();
+        threads.push(spawn(&tree, |t| commit_and_look(t, 7)));
+        join(threads);
+        let Ok(tree) = Arc::try_unwrap(tree) else { panic!("somebody has the tree") };
+        tree.close().unwrap();
+        assert_eq!(called.load(Ordering::SeqCst), 0x01_01_01);
+    });
+}
+
+/// The same while writing fails: nobody is told that lost records are durable, and nobody waits for ever.
+#[test]
+fn every_callback_is_called_after_a_failed_write() {
+    let image = prepared(0..8);
+    explore(200, move || {
+        let storage = Arc::new(FaultStorage::new(MemStorage::from_image(image.clone())));
+        let tree = Tree::open(storage.clone(), &Options { background: true, ..options() }).unwrap();
+        let tree = Arc::new(tree);
+        let nth = ::shuttle::rand::Rng::gen_range(&mut ::shuttle::rand::thread_rng(), 0..3);
+        storage.arm(Fault::nth(&[OpKind::WriteDurable], nth));
+        let called = Arc::new(::shuttle::sync::atomic::AtomicU32::new(0));
+        let commit = |n| {
+            let called = called.clone();
+            spawn(&tree, move |t| {
+                let mut batch = Batch::new();
+                batch.put(&key(n), &value(2));
+                for _ in 0..2 {
+                    let _ = t.apply(&batch);
+                    let called = called.clone();
+                    t.commit_then(Box::new(move |_| _ = called.fetch_add(1, Ordering::SeqCst)));
+                }
+            })
+        };
+        let mut threads: Vec<_> = (0..3).map(commit).collect();
+        threads.push(spawn(&tree, |t| _ = t.checkpoint()));
+        join(threads);
+        drop(tree);
+        assert_eq!(called.load(Ordering::SeqCst), 6);
     });
 }

@@ -181,7 +181,7 @@ impl Writer<'_> {
             }
             return Ok(lsn);
         }
-        let Some(new) = self.write_data()? else { return Ok(None) };
+        let Some(new) = self.write_data(&mut batch)? else { return Ok(None) };
         batch.allocate(new.run);
         let lsn = self.apply(batch, vec![(key, Some(new.encode()))])?;
         match lsn {
@@ -191,7 +191,7 @@ impl Writer<'_> {
         Ok(lsn)
     }
 
-    fn write_data(&mut self) -> Result<Option<DataRecord>, String> {
+    fn write_data(&mut self, batch: &mut Batch) -> Result<Option<DataRecord>, String> {
         let want = 1 + self.rng.below(self.plan.data_blocks_max) as u32;
         let run = match self.tree.reserve_blocks(want) {
             Ok(run) => run,
@@ -204,7 +204,7 @@ impl Writer<'_> {
         }
         let _site = site_scope("data");
         let start = BlockNo(run.start.0);
-        self.tree.write_blocks(start, &data).map_err(|e| format!("writing data: {e}"))?;
+        self.tree.write_blocks_logged(start, &data, batch).map_err(|e| format!("writing data: {e}"))?;
         Ok(Some(DataRecord { run, sums: DataRecord::sums(&data) }))
     }
 }

@@ -358,7 +358,7 @@ impl<'a> Driver<'a> {
                 self.shorten(&mut change, &key, old);
             }
             _ => {
-                let Some(new) = self.write_data(blocks_max)? else { return Ok(()) };
+                let Some(new) = self.write_data(blocks_max, &mut change.batch)? else { return Ok(()) };
                 reserved = Some(new.run);
                 if self.rng.chance(1, 12) {
                     // The caller changed its mind.
@@ -400,7 +400,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Writes data to new blocks, in one or two calls; `None` if there is no room.
-    fn write_data(&mut self, blocks_max: u64) -> Result<Option<DataRecord>, String> {
+    fn write_data(&mut self, blocks_max: u64, batch: &mut Batch) -> Result<Option<DataRecord>, String> {
         const WRITTEN_MAX: u32 = 40;
         let want = if blocks_max > 100 { blocks_max } else { 1 + self.rng.below(blocks_max) };
         let run = match self.tree()?.reserve_blocks(want as u32) {
@@ -423,7 +423,11 @@ impl<'a> Driver<'a> {
         for (at, part) in [(0, &data[..first]), (first, &data[first..])] {
             if !part.is_empty() {
                 let start = btfs::BlockNo(run.start.0 + (at / BLOCK_SIZE) as u64);
-                self.tree()?.write_blocks(start, part).map_err(|e| format!("writing data: {e}"))?;
+                let written = match self.rng.chance(2, 3) {
+                    true => self.tree()?.write_blocks_logged(start, part, batch),
+                    false => self.tree()?.write_blocks(start, part),
+                };
+                written.map_err(|e| format!("writing data: {e}"))?;
             }
         }
         Ok(Some(DataRecord { run, sums: DataRecord::sums(&data) }))

@@ -138,6 +138,11 @@ fn a_separator_posted_without_its_split_is_found() {
 }
 
 #[test]
+fn logged_contents_written_over_freed_blocks_are_found() {
+    finds(Defect::ReplayFreedData);
+}
+
+#[test]
 fn every_defect_has_a_test() {
     let source = include_str!("exploration.rs");
     for defect in Defect::ALL {

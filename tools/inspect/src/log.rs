@@ -65,6 +65,7 @@ fn describe(op: &Op<'_>) -> String {
             format!("allocate blocks {start}+{len} for {}", if *pages { "pages" } else { "data" })
         }
         Op::Free { start, len } => format!("free blocks {start}+{len}"),
+        Op::Data { start, bytes } => format!("contents of block {}, {} bytes", start.0, bytes.len()),
     }
 }
 

@@ -515,7 +515,7 @@ impl Volume for Floor {
     }
 
     fn usage(&self) -> Usage {
-        Usage { blocks: BLOCKS, free: BLOCKS }
+        Usage { blocks: BLOCKS, free: BLOCKS, available: BLOCKS, files: BLOCKS, files_free: BLOCKS }
     }
 
     fn sync_then(&self, callback: Callback) {
