@@ -198,6 +198,11 @@ fn start(case: &Case, base: PathBuf) -> Running<'_> {
         if case.by_user && Peer::chosen() == Peer::Btfs && !fusermount() {
             not_run("without fusermount3 only root can mount");
         }
+        std::env::set_current_dir(&base).expect("chdir");
+        if case.by_user && Peer::chosen() == Peer::Btfs {
+            // All of the case: nobody else, not even root, sees what an ordinary user has mounted.
+            sys::become_user();
+        }
         mount.format();
         mount.mount();
         (case.run)(&mut mount);
