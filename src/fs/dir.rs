@@ -2,12 +2,14 @@
 
 use std::hash::Hasher;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use siphasher::sip::SipHasher24;
 
-use super::Fs;
 use super::error::{FsError, Result};
 use super::format::*;
+use super::table::Node;
+use super::{Attributes, Fs, attributes};
 
 /// The greatest hash; 0 and this + 1 are left free for marks.
 const HASH_MAX: u64 = (1 << 55) - 2;
@@ -21,14 +23,22 @@ impl Fs {
     }
 
     /// Looks through all slots of a hash, never stopping at a gap, for the record in which `matches` finds what is sought; or
-    /// else finds the lowest free slot.
+    /// else finds the lowest free slot. `matches` runs under a leaf's latch.
     pub(super) fn find_slot<T>(
         &self,
         hash: u64,
+        expect: Expect,
         key: impl Fn(u64) -> Key,
         place: impl Fn(&[u8]) -> Option<u64>,
         mut matches: impl FnMut(&[u8]) -> Result<Option<T>>,
     ) -> Result<Slot<T>> {
+        if expect == Expect::Taken {
+            // Nearly always it is in the first slot, and a get copies nothing.
+            let first = self.tree.get_with(&key(hash << 8), &mut matches)?;
+            if let Some(found) = first.transpose()?.flatten() {
+                return Ok(Slot::Taken(hash << 8, found));
+            }
+        }
         let (mut free, mut expected) = (None, hash << 8);
         let taken = self.tree.scan(&key(hash << 8), &key((hash + 1) << 8), |key, record| {
             let Some(place) = place(key) else { return ControlFlow::Continue(()) };
@@ -53,14 +63,47 @@ impl Fs {
     }
 
     /// The entry of a name in a directory that is locked, and its cookie; or else the first free cookie of its hash.
-    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8]) -> Result<Found> {
+    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8], expect: Expect) -> Result<Found> {
         let key = |place| entry_key(group, Cookie(place));
         let place = |key: &[u8]| entry_cookie(group, key).map(|c| c.0);
-        let matches = |record: &[u8]| Ok(Some(Entry::decode(dir, record)?).filter(|e| e.name == name));
-        Ok(match self.find_slot(self.hash(name), key, place, matches)? {
+        let matches = |record: &[u8]| {
+            let entry = (record.get(ENTRY_HEAD..) == Some(name)).then(|| Entry::decode(dir, record));
+            entry.transpose()
+        };
+        Ok(match self.find_slot(self.hash(name), expect, key, place, matches)? {
             Slot::Taken(place, entry) => Found::Entry(Cookie(place), entry),
             Slot::Free(place) => Found::Free(place.map(Cookie)),
         })
+    }
+
+    /// The inode under a name, and its attributes; adds a reference to it, before anybody can take the name away.
+    pub fn lookup_attributes(&self, parent: Ino, name: &[u8]) -> Result<Attributes> {
+        check_name(name)?;
+        let node = self.node(parent);
+        let child = {
+            let state = self.lock_shared(&node)?;
+            let dir = state.get().ok_or(FsError::NotFound)?.dir.ok_or(FsError::NotDirectory)?;
+            match self.find_entry(parent, dir.entries, name, Expect::Taken)? {
+                Found::Entry(_, entry) => self.retained(entry.ino),
+                Found::Free(_) => return Err(FsError::NotFound),
+            }
+        };
+        let found = self.node_attributes(&child);
+        if found.is_err() {
+            self.release(child.ino, 1)?;
+        }
+        found
+    }
+
+    fn retained(&self, ino: Ino) -> Arc<Node> {
+        let node = self.node(ino);
+        self.table.retain(&node);
+        node
+    }
+
+    fn node_attributes(&self, node: &Node) -> Result<Attributes> {
+        let state = self.lock_shared(node)?;
+        state.get().map(|inode| attributes(node.ino, inode)).ok_or(FsError::NotFound)
     }
 
     /// The inode under a name, without a new reference.
@@ -70,7 +113,7 @@ impl Fs {
         let state = self.lock_shared(&node)?;
         let inode = state.get().ok_or(FsError::NotFound)?;
         let dir = inode.dir.ok_or(FsError::NotDirectory)?;
-        match self.find_entry(parent, dir.entries, name)? {
+        match self.find_entry(parent, dir.entries, name, Expect::Taken)? {
             Found::Entry(_, entry) => Ok(entry.ino),
             Found::Free(_) => Err(FsError::NotFound),
         }
@@ -113,6 +156,116 @@ impl Fs {
         }
         Ok(())
     }
+
+    /// Like [`Fs::read_dir`], with the attributes of each inode, for at most `limit` entries. Each inode that `each` takes by
+    /// returning `true` has one reference more; `.` and `..` have not.
+    ///
+    /// The inodes are read in the order of their numbers, which is how they lie in the tree.
+    pub fn read_dir_plus(
+        &self,
+        ino: Ino,
+        after: Cookie,
+        limit: usize,
+        mut each: impl FnMut(Cookie, &Attributes, &[u8]) -> bool,
+    ) -> Result<()> {
+        let node = self.node(ino);
+        let dir = {
+            let state = self.lock_shared(&node)?;
+            state.get().and_then(|i| i.dir).ok_or(FsError::NotDirectory)?
+        };
+        let dots: [(Cookie, Ino, &[u8]); 2] = [(Cookie(1), ino, b"."), (Cookie(2), dir.parent, b"..")];
+        for (cookie, ino, name) in dots {
+            if after < cookie && !each(cookie, &self.attributes(ino)?, name) {
+                return Ok(());
+            }
+        }
+        let entries = self.retained_entries(&node, dir.entries, after, limit.min(PLUS_MAX))?;
+        let mut result = self.load_nodes(&entries);
+        let mut going = result.is_ok();
+        for (cookie, node, name) in entries {
+            let mut taken = false;
+            if going {
+                match self.node_attributes(&node) {
+                    Ok(attributes) => {
+                        taken = each(cookie, &attributes, &name);
+                        going = taken;
+                    }
+                    // Its entry has no inode: the image is damaged.
+                    Err(e) => (result, going) = (Err(e), false),
+                }
+            }
+            if !taken {
+                result = result.and(self.release(node.ino, 1));
+            }
+        }
+        result
+    }
+
+    /// The entries behind a cookie, each with a reference to its inode that was taken while the entry was there.
+    fn retained_entries(
+        &self,
+        node: &Node,
+        group: u64,
+        after: Cookie,
+        limit: usize,
+    ) -> Result<Vec<Retained>> {
+        let _unchanged = self.lock_shared(node)?;
+        let mut found = Vec::new();
+        let mut cursor = self.tree.cursor();
+        cursor.seek(&entry_key(group, Cookie(after.0.max(2).saturating_add(1))))?;
+        while found.len() < limit && cursor.next()? {
+            let Some(cookie) = entry_cookie(group, cursor.key()) else { break };
+            let entry = Entry::decode(node.ino, cursor.value())?;
+            found.push((cookie, entry.ino, entry.name));
+        }
+        Ok(found.into_iter().map(|(cookie, ino, name)| (cookie, self.retained(ino), name)).collect())
+    }
+
+    /// Reads the records of nodes that have none yet, with one cursor, in the order of their numbers. What is not found is left to
+    /// who asks for it.
+    fn load_nodes(&self, entries: &[Retained]) -> Result<()> {
+        let unread = |node: &&Node| node.state.try_read().is_none_or(|state| state.get().is_none());
+        let mut nodes: Vec<&Node> = entries.iter().map(|(_, node, _)| &**node).filter(unread).collect();
+        nodes.sort_unstable_by_key(|node| node.ino);
+        nodes.dedup_by_key(|node| node.ino);
+        let mut cursor = self.tree.cursor();
+        let mut before: Option<Ino> = None;
+        for node in nodes {
+            let key = inode_key(node.ino);
+            // To a neighbour it is a few steps, elsewhere a descent.
+            if before.is_none_or(|at| at.group() != node.ino.group() || node.ino.0 - at.0 > NEAR) {
+                cursor.seek(&key)?;
+            }
+            before = None;
+            while cursor.next()? {
+                if cursor.key() >= key.as_slice() {
+                    if cursor.key() == key {
+                        node.state.write().fill(Inode::decode(node.ino, cursor.value())?);
+                        before = Some(node.ino);
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Entries that one call of [`Fs::read_dir_plus`] reports at the most.
+const PLUS_MAX: usize = 1024;
+/// Inode numbers between two neighbours to which a cursor walks.
+const NEAR: u64 = 16;
+
+/// An entry, and the node of its inode with a reference.
+type Retained = (Cookie, Arc<Node>, Vec<u8>);
+
+/// What a search will probably find: it costs less then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// The record.
+    Taken,
+    /// No record.
+    Free,
 }
 
 /// What a search through the slots of a hash found.

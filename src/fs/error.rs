@@ -29,6 +29,9 @@ pub enum FsError {
     /// The arguments contradict each other.
     #[error("invalid argument")]
     Invalid,
+    /// Not for this inode, or not for this caller: EACCES.
+    #[error("permission denied")]
+    NotPermitted,
     /// Beyond the largest file.
     #[error("file too large")]
     FileTooLarge,

@@ -84,13 +84,14 @@ impl Fs {
         Ok(len)
     }
 
-    /// Writes. Clears suid and sgid unless user 0 writes. After an error a part of a write that is longer than 1 MiB, or that fills
+    /// Writes. Clears suid and sgid unless the caller is privileged. After an error a part of a write that is longer than 1 MiB, or that fills
     /// allocated space, may have been done.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
         file_of(&state)?;
+        self.strip_capability(&node, &mut state)?;
         self.write_locked(&node, &mut state, offset, data, caller)
     }
 }
@@ -157,7 +158,7 @@ impl Inner {
     ) -> Result<usize> {
         let mut inode = file_of(state)?.clone();
         (inode.mtime, inode.ctime) = (caller.now, caller.now);
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         let (from, to) = piece.blocks();
@@ -303,17 +304,21 @@ impl Inner {
         }
         Ok(extents)
     }
+}
 
+impl Fs {
     /// Sets the size. What lies behind a smaller size is gone, and reads as zeros if the file grows again.
     pub(super) fn resize(&self, node: &Node, state: &mut State, size: u64, caller: &Caller) -> Result<()> {
-        let mut inode = file_of(state)?.clone();
+        file_of(state)?;
         if size > FILE_SIZE_MAX {
             return Err(FsError::FileTooLarge);
         }
+        self.strip_capability(node, state)?;
+        let mut inode = file_of(state)?.clone();
         if size != inode.size {
             inode.mtime = caller.now;
         }
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         inode.ctime = caller.now;
@@ -326,7 +331,9 @@ impl Inner {
             self.update(&mut Batch::new(), node, state, inode)
         }
     }
+}
 
+impl Inner {
     /// Frees what lies behind the size that `inode` has, in bounded batches. The first one sets the size, and leaves a mark if
     /// others must follow: before they have, the file must not grow, or what lies behind its size would come back.
     pub(super) fn cut(&self, node: &Node, state: &mut State, mut inode: Inode) -> Result<()> {
@@ -383,6 +390,7 @@ impl Fs {
         if end > file_of(&state)?.size {
             self.finish_cut(&node, &mut state)?;
         }
+        self.strip_capability(&node, &mut state)?;
         let zero = matches!(mode, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize);
         if zero {
             self.make_hole(&node, &mut state, offset, end, caller)?;
@@ -398,7 +406,7 @@ impl Fs {
         if zero {
             inode.mtime = caller.now;
         }
-        if caller.uid != 0 {
+        if !caller.privileged {
             clear_suid(&mut inode);
         }
         inode.ctime = caller.now;

@@ -69,8 +69,11 @@ impl Ino {
 /// A key of the tree; no longer than 17 bytes.
 pub type Key = Vec<u8>;
 
+const KEY_CAPACITY: usize = 17;
+
 fn group_key(group: u64, kind: u8) -> Key {
-    let mut key = vec![TAG_GROUP];
+    let mut key = Vec::with_capacity(KEY_CAPACITY);
+    key.push(TAG_GROUP);
     key.extend_from_slice(&group.to_be_bytes()[3..]);
     key.push(kind);
     key
@@ -148,7 +151,8 @@ pub fn state_key() -> Key {
 }
 
 fn tagged(tag: u8, ino: Ino, more: Option<u64>) -> Key {
-    let mut key = vec![tag];
+    let mut key = Vec::with_capacity(KEY_CAPACITY);
+    key.push(tag);
     key.extend_from_slice(&ino.0.to_be_bytes());
     if let Some(more) = more {
         key.extend_from_slice(&more.to_be_bytes());
@@ -217,6 +221,8 @@ pub struct DirInfo {
 pub struct Inode {
     /// What it is.
     pub kind: Kind,
+    /// What it has: [`INODE_ACCESS_ACL`], [`INODE_DEFAULT_ACL`], [`INODE_CAPABILITY`].
+    pub flags: u8,
     /// Permission bits, suid, sgid and sticky: 12 bits.
     pub mode: u16,
     /// Owner.
@@ -246,6 +252,14 @@ pub struct Inode {
     /// The target, if it is a symbolic link.
     pub target: Vec<u8>,
 }
+
+/// The inode has an access ACL, among its extended attributes.
+pub const INODE_ACCESS_ACL: u8 = 1;
+/// The directory has a default ACL, among its extended attributes.
+pub const INODE_DEFAULT_ACL: u8 = 2;
+/// The inode has `security.capability`, which goes when it is changed.
+pub const INODE_CAPABILITY: u8 = 4;
+const INODE_FLAGS: u8 = INODE_ACCESS_ACL | INODE_DEFAULT_ACL | INODE_CAPABILITY;
 
 const INODE_SIZE: usize = 96;
 const DIR_SIZE: usize = 36;
@@ -277,7 +291,7 @@ impl Inode {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer(Vec::with_capacity(INODE_SIZE + DIR_SIZE + self.target.len()));
-        w.bytes(&[self.kind as u8, 0]).bytes(&self.mode.to_be_bytes());
+        w.bytes(&[self.kind as u8, self.flags]).bytes(&self.mode.to_be_bytes());
         w.u32(self.uid).u32(self.gid).u32(self.links).u64(self.size).u64(self.blocks);
         w.time(self.atime).time(self.mtime).time(self.ctime).time(self.btime);
         w.u32(self.rdev).u32(self.xattrs).u64(0);
@@ -321,6 +335,7 @@ impl Inode {
         }
         let inode = Inode {
             kind,
+            flags: b[1],
             mode: get_u16(b, 2),
             uid: get_u32(b, 4),
             gid: get_u32(b, 8),
@@ -336,7 +351,10 @@ impl Inode {
             dir,
             target,
         };
-        (inode.mode <= 0o7777 && inode.size <= FILE_SIZE_MAX).then_some(inode)
+        let flags = inode.flags & !INODE_FLAGS == 0
+            && (inode.flags & INODE_DEFAULT_ACL == 0 || kind == Kind::Directory)
+            && inode.flags.count_ones() <= inode.xattrs;
+        (flags && inode.mode <= 0o7777 && inode.size <= FILE_SIZE_MAX).then_some(inode)
     }
 }
 
@@ -351,10 +369,13 @@ pub struct Entry {
     pub name: Vec<u8>,
 }
 
+/// Bytes of an entry's record in front of its name.
+pub const ENTRY_HEAD: usize = 9;
+
 impl Entry {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(9 + self.name.len()));
+        let mut w = Writer(Vec::with_capacity(ENTRY_HEAD + self.name.len()));
         w.u64(self.ino.0).bytes(&[self.kind as u8]).bytes(&self.name);
         w.0
     }
@@ -362,7 +383,7 @@ impl Entry {
     /// Reads a record of directory `dir`.
     pub fn decode(dir: Ino, b: &[u8]) -> Result<Entry> {
         let entry = || {
-            let (kind, name) = (Kind::decode(*b.get(8)?)?, b.get(9..)?);
+            let (kind, name) = (Kind::decode(*b.get(8)?)?, b.get(ENTRY_HEAD..)?);
             let ino = Ino(get_u64(b, 0));
             (ino.0 != 0 && is_name(name)).then(|| Entry { ino, kind, name: name.to_vec() })
         };

@@ -3,6 +3,8 @@
 //! A plain Rust API that knows nothing of FUSE. Every call is one batch of the tree, or a bounded row of them where its
 //! size has no bound, so a crash leaves each request applied or not. Permissions are the caller's business.
 
+pub mod acl;
+mod atime;
 mod dir;
 pub mod error;
 mod extents;
@@ -15,13 +17,16 @@ mod space;
 mod table;
 mod xattr;
 
+pub use atime::Atime;
 pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
 pub use namespace::{New, RenameMode};
 pub use space::Usage;
+pub use xattr::SetXattr;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
@@ -39,6 +44,9 @@ pub struct Caller {
     pub gid: u32,
     /// The time of the call.
     pub now: Time,
+    /// Has CAP_FSETID; or, where a mode or an ACL is changed, belongs to the file's group, or somebody above has seen to it
+    /// already: what the call changes keeps suid and sgid.
+    pub privileged: bool,
 }
 
 /// What `stat` tells.
@@ -110,6 +118,8 @@ pub struct Inner {
     renames: Mutex<()>,
     groups: Mutex<Groups>,
     hash_seed: [u8; 16],
+    /// The [`Atime`].
+    atime: AtomicU8,
 }
 
 impl std::ops::Deref for Fs {
@@ -161,6 +171,7 @@ impl Fs {
             reclaimer: orphan::Reclaimer::new(options.background),
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
+            atime: AtomicU8::default(),
         });
         if !inner.tree.is_read_only() {
             inner.take_up_orphans()?;
@@ -176,6 +187,7 @@ impl Fs {
 
     /// Makes everything done so far durable.
     pub fn sync(&self) -> Result<()> {
+        self.save_atimes(usize::MAX);
         Ok(self.tree.commit_all()?)
     }
 
@@ -183,6 +195,7 @@ impl Fs {
     pub fn close(mut self) -> Result<()> {
         self.stop_reclaimer();
         self.finish_deletions()?;
+        self.save_atimes(usize::MAX);
         let inner = self.inner.clone();
         drop(self);
         match Arc::into_inner(inner) {
@@ -255,7 +268,8 @@ impl Fs {
 
     /// Changes attributes, and returns them all.
     ///
-    /// A new owner clears suid and sgid; a change of the size by anybody but user 0 does, too.
+    /// A new owner clears suid, sgid and capabilities; a change of the size by somebody unprivileged does, too, and a mode set by such a caller
+    /// comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
@@ -263,26 +277,33 @@ impl Fs {
             self.resize(&node, &mut state, size, caller)?;
         }
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+        let mut batch = Batch::new();
         if let Some(mode) = change.mode {
-            inode.mode = mode & 0o7777;
+            inode.mode = mode & if caller.privileged { 0o7777 } else { 0o5777 };
+            self.chmod_acl(ino, &inode, &mut batch)?;
         }
         if change.uid.is_some() || change.gid.is_some() {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
-            if inode.kind == Kind::File && change.mode.is_none() {
-                clear_suid(&mut inode);
+            if inode.kind != Kind::Directory {
+                self.drop_capability(ino, &mut inode, &mut batch)?;
+                if change.mode.is_none() {
+                    clear_suid(&mut inode);
+                }
             }
         }
         inode.atime = change.atime.unwrap_or(inode.atime);
         inode.mtime = change.mtime.unwrap_or(inode.mtime);
         inode.ctime = caller.now;
-        self.update(&mut Batch::new(), &node, &mut state, inode)?;
-        state.get().map(|inode| attributes(ino, inode)).ok_or(FsError::NotFound)
+        let attributes = attributes(ino, &inode);
+        self.update(&mut batch, &node, &mut state, inode)?;
+        Ok(attributes)
     }
 
     // -- references -----------------------------------------------------------------------------------------------
 
-    /// Keeps an inode in use, also when its last name goes.
+    /// Keeps an inode in use, also when its last name goes. [`Fs::lookup_attributes`], [`Fs::create`], [`Fs::link`] and
+    /// [`Fs::read_dir_plus`] do so themselves, for each inode that they return.
     pub fn retain(&self, ino: Ino) {
         self.table.retain(&self.node(ino));
     }
@@ -293,6 +314,7 @@ impl Fs {
         if self.table.release(&node, n) {
             self.drop_window(ino);
             self.reclaim_if_unlinked(&node)?;
+            self.table.forget(&node);
         }
         Ok(())
     }

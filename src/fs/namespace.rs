@@ -1,10 +1,10 @@
 //! Names: create, link, unlink, rmdir, rename. Each is one batch of at most nine records, whatever the directory's size.
 
-use super::dir::{Found, check_name};
+use super::dir::{Expect, Found, check_name};
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::{Node, State};
-use super::{Caller, Fs};
+use super::{Attributes, Caller, Fs, attributes};
 use crate::sync::RwLockWriteGuard;
 use crate::tree::Batch;
 
@@ -40,6 +40,7 @@ pub(super) fn new_inode(kind: Kind, mode: u16, caller: &Caller) -> Inode {
     let now = caller.now;
     Inode {
         kind,
+        flags: 0,
         mode: mode & 0o7777,
         uid: caller.uid,
         gid: caller.gid,
@@ -90,17 +91,27 @@ impl Fs {
         if parent.inode()?.links == 0 { Err(FsError::NotFound) } else { Ok(parent) }
     }
 
-    fn find(&self, parent: &Parent<'_>, name: &[u8]) -> Result<Found> {
-        self.find_entry(parent.node.ino, parent.dir()?.entries, name)
+    fn find(&self, parent: &Parent<'_>, name: &[u8], expect: Expect) -> Result<Found> {
+        self.find_entry(parent.node.ino, parent.dir()?.entries, name, expect)
     }
 
-    /// Creates an inode under a name. A directory with sgid passes on its group, and sgid itself to directories.
-    pub fn create(&self, parent: Ino, name: &[u8], new: New<'_>, mode: u16, caller: &Caller) -> Result<Ino> {
+    /// Creates an inode under a name, with one reference ([`Fs::release`] gives it back). Its mode has no bits of `umask`; but a
+    /// directory with a default ACL passes that on instead. A directory with sgid passes on its group, and sgid itself to directories; a file that is executable by such a group
+    /// has sgid only from a privileged caller.
+    pub fn create(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: New<'_>,
+        mode: u16,
+        umask: u16,
+        caller: &Caller,
+    ) -> Result<Attributes> {
         check_name(name)?;
         self.admit()?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
-        let cookie = match self.find(&parent, name)? {
+        let cookie = match self.find(&parent, name, Expect::Free)? {
             Found::Entry(..) => return Err(FsError::Exists),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
@@ -112,13 +123,22 @@ impl Fs {
             New::Symlink(_) => new_inode(Kind::Symlink, 0o777, caller),
             New::Special(kind, rdev) => Inode { rdev, ..new_inode(kind, mode, caller) },
         };
+        let mut batch = Batch::new();
+        match inode.kind {
+            Kind::Symlink => {}
+            _ if above.flags & INODE_DEFAULT_ACL != 0 => {
+                self.inherit_acl(node.ino, ino, &mut inode, &mut batch)?;
+            }
+            _ => inode.mode &= !(umask & 0o777),
+        }
         if above.mode & 0o2000 != 0 {
             inode.gid = above.gid;
             if inode.kind == Kind::Directory {
                 inode.mode |= 0o2000;
+            } else if mode & 0o2010 == 0o2010 && !caller.privileged {
+                inode.mode &= !0o2000;
             }
         }
-        let mut batch = Batch::new();
         match new {
             New::Directory => {
                 let group = self.new_group()?;
@@ -140,8 +160,10 @@ impl Fs {
         let child = self.node(ino);
         let mut state = child.state.write();
         self.update(&mut batch, &node, &mut parent.state, above)?;
+        let attributes = attributes(ino, &inode);
         state.set(inode);
-        Ok(ino)
+        self.table.retain(&child);
+        Ok(attributes)
     }
 
     /// The number of the next inode born in a directory. A full birth group is followed by a new one.
@@ -194,8 +216,8 @@ impl Fs {
         Ok(target)
     }
 
-    /// Gives an inode another name.
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8], caller: &Caller) -> Result<()> {
+    /// Gives an inode another name, and adds a reference to it.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8], caller: &Caller) -> Result<Attributes> {
         check_name(name)?;
         self.admit()?;
         let (node, child) = (self.node(parent), self.node(ino));
@@ -203,7 +225,7 @@ impl Fs {
         if parent.node.ino == ino {
             return Err(FsError::IsDirectory);
         }
-        let cookie = match self.find(&parent, name)? {
+        let cookie = match self.find(&parent, name, Expect::Free)? {
             Found::Entry(..) => return Err(FsError::Exists),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
@@ -225,8 +247,10 @@ impl Fs {
         batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
         batch.put(&inode_key(ino), &inode.encode());
         self.update(&mut batch, &node, &mut parent.state, above)?;
+        let attributes = attributes(ino, &inode);
         state.set(inode);
-        Ok(())
+        self.table.retain(&child);
+        Ok(attributes)
     }
 
     /// Takes a name away. The inode goes with its last name, once nobody uses it.
@@ -243,7 +267,9 @@ impl Fs {
         check_name(name)?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
-        let Found::Entry(cookie, entry) = self.find(&parent, name)? else { return Err(FsError::NotFound) };
+        let Found::Entry(cookie, entry) = self.find(&parent, name, Expect::Taken)? else {
+            return Err(FsError::NotFound);
+        };
         match (entry.kind == Kind::Directory, directory) {
             (true, false) => return Err(FsError::IsDirectory),
             (false, true) => return Err(FsError::NotDirectory),
@@ -318,22 +344,26 @@ impl Fs {
             to = Some(self.parent_for_change(&new_node)?);
             from = self.parent_for_change(&node)?;
         }
-        let Found::Entry(cookie, entry) = self.find(&from, name)? else { return Err(FsError::NotFound) };
-        let found = self.find(to.as_ref().unwrap_or(&from), new_name)?;
+        let Found::Entry(cookie, entry) = self.find(&from, name, Expect::Taken)? else {
+            return Err(FsError::NotFound);
+        };
+        let found = self.find(to.as_ref().unwrap_or(&from), new_name, Expect::Free)?;
         let target = match (found, mode) {
             (Found::Entry(..), RenameMode::NoReplace) => return Err(FsError::Exists),
             (Found::Free(_), RenameMode::Exchange) => return Err(FsError::NotFound),
             (found, _) => found,
         };
         // A directory cannot move below itself, nor take the place of one that it lies in.
-        if entry.kind == Kind::Directory && self.is_ancestor(entry.ino, new_parent)? {
+        if entry.kind == Kind::Directory && parent != new_parent && self.is_ancestor(entry.ino, new_parent)? {
             return Err(FsError::Invalid);
         }
         if let Found::Entry(_, other) = &target {
             if other.ino == entry.ino {
                 return Ok(());
             }
-            let above = other.kind == Kind::Directory && self.is_ancestor(other.ino, parent)?;
+            let above = other.kind == Kind::Directory
+                && parent != new_parent
+                && self.is_ancestor(other.ino, parent)?;
             match mode {
                 RenameMode::Exchange if above => return Err(FsError::Invalid),
                 RenameMode::Exchange => {}

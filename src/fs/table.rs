@@ -5,17 +5,17 @@
 //! - **I2** Locks are taken from the top of the directory tree downwards: a parent before its child; two parents of a rename
 //!   in the order of ancestry, otherwise by number; two children by number. Locks come before latches.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{FsError, Result};
-use super::format::{Ino, Inode, inode_key};
+use super::format::{Ino, Inode, Time, inode_key};
 use crate::sync::{Mutex, RwLock};
 use crate::tree::Tree;
 
 const SHARDS: usize = 64;
-/// Nodes of a shard beyond which those that nobody uses are dropped.
+/// Nodes that a shard keeps though nobody uses them.
 const SHARD_NODES: usize = 1024;
 
 /// An inode in memory.
@@ -35,6 +35,8 @@ pub struct State {
     inode: Option<Inode>,
     /// The inode has been deleted from the tree: its number will never come back.
     gone: bool,
+    /// The tree has an older atime. Then the node waits in [`Table::take_unsaved`], which keeps it in memory.
+    unsaved: bool,
 }
 
 impl State {
@@ -44,8 +46,8 @@ impl State {
             return Err(FsError::NotFound);
         }
         if self.inode.is_none() {
-            let record = tree.get(&inode_key(ino))?.ok_or(FsError::NotFound)?;
-            self.inode = Some(Inode::decode(ino, &record)?);
+            let decoded = tree.get_with(&inode_key(ino), |record| Inode::decode(ino, record))?;
+            self.inode = Some(decoded.ok_or(FsError::NotFound)??);
         }
         self.inode.as_mut().ok_or(FsError::NotFound)
     }
@@ -55,9 +57,35 @@ impl State {
         self.inode.as_ref()
     }
 
-    /// Sets the record of an inode that has just been born.
+    /// Sets the record as it was read while the node was in use, unless somebody was faster.
+    pub fn fill(&mut self, inode: Inode) {
+        if !self.gone && self.inode.is_none() {
+            self.inode = Some(inode);
+        }
+    }
+
+    /// Sets the record of an inode that has been born or changed.
     pub fn set(&mut self, inode: Inode) {
         self.inode = Some(inode);
+        self.unsaved = false;
+    }
+
+    /// Sets the atime in memory only; whether the tree had an older one already.
+    pub fn touch(&mut self, now: Time) -> bool {
+        if let Some(inode) = &mut self.inode {
+            inode.atime = now;
+        }
+        std::mem::replace(&mut self.unsaved, true)
+    }
+
+    /// Whether the tree has an older atime.
+    pub fn is_unsaved(&self) -> bool {
+        self.unsaved
+    }
+
+    /// The atime has been written.
+    pub fn set_saved(&mut self) {
+        self.unsaved = false;
     }
 
     /// The inode has been deleted.
@@ -67,30 +95,95 @@ impl State {
     }
 }
 
-/// All nodes.
+/// All nodes. Those that are in use stay; of others, each shard keeps some, and at most as many again as it has in use.
 pub struct Table {
-    shards: [Mutex<HashMap<Ino, Arc<Node>>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
+    /// Nodes whose atime is yet to be written, the oldest first.
+    unsaved: Mutex<VecDeque<Arc<Node>>>,
 }
 
 impl Default for Table {
     fn default() -> Self {
-        Table { shards: std::array::from_fn(|_| Mutex::new(HashMap::new())) }
+        Table { shards: std::array::from_fn(|_| Mutex::default()), unsaved: Mutex::default() }
+    }
+}
+
+struct Shard {
+    nodes: HashMap<Ino, Arc<Node>>,
+    /// With so many nodes, those that nobody uses are dropped. Set to twice what is in use, so that each new node pays for looking
+    /// at two old ones.
+    sweep_at: usize,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Shard { nodes: HashMap::new(), sweep_at: SHARD_NODES }
+    }
+}
+
+impl Shard {
+    fn sweep(&mut self) {
+        self.nodes.retain(|_, node| Arc::strong_count(node) > 1 || node.is_referenced());
+        self.sweep_at = SHARD_NODES.max(2 * self.nodes.len());
+        self.nodes.shrink_to(self.sweep_at);
+    }
+}
+
+impl Node {
+    fn is_referenced(&self) -> bool {
+        self.references.load(Ordering::SeqCst) > 0
     }
 }
 
 impl Table {
-    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Node>>> {
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
         &self.shards[(ino.0 ^ ino.0 >> 24) as usize % SHARDS]
     }
 
     /// The inode's node; its record may not have been read yet.
     pub fn node(&self, ino: Ino) -> Arc<Node> {
         let mut shard = self.shard(ino).lock();
-        if shard.len() > SHARD_NODES && !shard.contains_key(&ino) {
-            shard.retain(|_, n| Arc::strong_count(n) > 1 || n.references.load(Ordering::SeqCst) > 0);
+        if let Some(node) = shard.nodes.get(&ino) {
+            return node.clone();
         }
-        let new = || Arc::new(Node { ino, state: RwLock::default(), references: AtomicU64::new(0) });
-        shard.entry(ino).or_insert_with(new).clone()
+        if shard.nodes.len() >= shard.sweep_at {
+            shard.sweep();
+        }
+        let node = Arc::new(Node { ino, state: RwLock::default(), references: AtomicU64::new(0) });
+        shard.nodes.insert(ino, node.clone());
+        node
+    }
+
+    /// Drops a node from memory that nobody else uses, if its shard has enough of them.
+    pub fn forget(&self, node: &Arc<Node>) {
+        let mut shard = self.shard(node.ino).lock();
+        // One is the caller's and one the shard's; a third could only come from either.
+        if shard.nodes.len() > SHARD_NODES && Arc::strong_count(node) == 2 && !node.is_referenced() {
+            shard.nodes.remove(&node.ino);
+        }
+    }
+
+    /// A node's atime is to be written later; how many wait.
+    pub fn queue_unsaved(&self, node: Arc<Node>) -> usize {
+        let mut unsaved = self.unsaved.lock();
+        unsaved.push_back(node);
+        unsaved.len()
+    }
+
+    /// Takes up to `count` nodes whose atime is to be written, by number. It may have been written meanwhile.
+    pub fn take_unsaved(&self, count: usize) -> Vec<Arc<Node>> {
+        let mut unsaved = self.unsaved.lock();
+        let count = count.min(unsaved.len());
+        let mut nodes: Vec<_> = unsaved.drain(..count).collect();
+        drop(unsaved);
+        nodes.sort_unstable_by_key(|node| node.ino);
+        nodes
+    }
+
+    /// How many nodes there are.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().nodes.len()).sum()
     }
 
     /// Adds references.
@@ -107,6 +200,6 @@ impl Table {
 
     /// Whether the user holds references.
     pub fn is_referenced(&self, node: &Node) -> bool {
-        node.references.load(Ordering::SeqCst) > 0
+        node.is_referenced()
     }
 }

@@ -1,8 +1,11 @@
 //! Tests of the filesystem without FUSE. Each is named after what a user would lose if it failed.
 
+mod acl;
+mod memory;
 mod model;
 mod names;
 mod operations;
+mod shared;
 mod sharing;
 mod space;
 
@@ -11,7 +14,8 @@ use std::sync::Arc;
 use super::*;
 use crate::storage::MemStorage;
 
-pub(super) const ME: Caller = Caller { uid: 1000, gid: 1000, now: Time { seconds: 1_700_000_000, nanos: 5 } };
+pub(super) const ME: Caller =
+    Caller { uid: 1000, gid: 1000, now: Time { seconds: 1_700_000_000, nanos: 5 }, privileged: false };
 
 pub(super) fn options() -> Options {
     Options { cache_size: 4 << 20, background: false, ..Options::default() }
@@ -19,10 +23,14 @@ pub(super) fn options() -> Options {
 
 /// An empty filesystem in memory.
 pub(super) fn image(size: u64) -> Arc<MemStorage> {
+    image_with_log(size, 1 << 20)
+}
+
+pub(super) fn image_with_log(size: u64, log_size: u64) -> Arc<MemStorage> {
     let storage = Arc::new(MemStorage::new(size));
     let options = FormatOptions {
         size,
-        log_size: Some(1 << 20),
+        log_size: Some(log_size),
         doublewrite_pages: Some(8),
         uuid: *b"0123456789abcdef",
         hash_seed: *b"fedcba9876543210",
@@ -34,4 +42,18 @@ pub(super) fn image(size: u64) -> Arc<MemStorage> {
 
 pub(super) fn open(storage: &Arc<MemStorage>) -> Fs {
     Fs::open(storage.clone(), &options()).unwrap()
+}
+
+/// Creates an inode that nobody holds.
+pub(super) fn create(
+    fs: &Fs,
+    parent: Ino,
+    name: &[u8],
+    new: New<'_>,
+    mode: u16,
+    caller: &Caller,
+) -> Result<Ino> {
+    let ino = fs.create(parent, name, new, mode, 0, caller)?.ino;
+    fs.release(ino, 1)?;
+    Ok(ino)
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 fn file(fs: &Fs, name: &[u8]) -> Ino {
-    fs.create(ROOT, name, New::File, 0o644, &ME).unwrap()
+    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
 }
 
 fn resize(fs: &Fs, ino: Ino, size: u64) {
@@ -98,8 +98,8 @@ fn a_large_file_is_gone_as_a_whole_after_a_restart_in_the_middle() {
 fn suid_goes_when_others_write() {
     let storage = image(64 << 20);
     let fs = open(&storage);
-    let ino = fs.create(ROOT, b"f", New::File, 0o6755, &ME).unwrap();
-    let root = Caller { uid: 0, ..ME };
+    let ino = create(&fs, ROOT, b"f", New::File, 0o6755, &ME).unwrap();
+    let root = Caller { privileged: true, ..ME };
     fs.write(ino, 0, b"x", &root).unwrap();
     assert_eq!(fs.attributes(ino).unwrap().mode, 0o6755);
     fs.write(ino, 0, b"x", &ME).unwrap();
@@ -110,9 +110,36 @@ fn suid_goes_when_others_write() {
 fn directories_with_sgid_pass_on_their_group() {
     let storage = image(64 << 20);
     let fs = open(&storage);
-    let dir = fs.create(ROOT, b"d", New::Directory, 0o2775, &Caller { gid: 55, ..ME }).unwrap();
-    let inner = fs.create(dir, b"inner", New::Directory, 0o755, &ME).unwrap();
-    let file = fs.create(dir, b"file", New::File, 0o644, &ME).unwrap();
+    let dir = create(&fs, ROOT, b"d", New::Directory, 0o2775, &Caller { gid: 55, ..ME }).unwrap();
+    let inner = create(&fs, dir, b"inner", New::Directory, 0o755, &ME).unwrap();
+    let file = create(&fs, dir, b"file", New::File, 0o644, &ME).unwrap();
     assert_eq!((fs.attributes(inner).unwrap().gid, fs.attributes(inner).unwrap().mode), (55, 0o2755));
     assert_eq!(fs.attributes(file).unwrap().gid, 55);
+}
+
+#[test]
+fn references_of_lookup_create_and_link_keep_an_inode() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let made = fs.create(ROOT, b"f", New::File, 0o666, 0o027, &ME).unwrap();
+    assert_eq!((made.mode, made.links), (0o640, 1));
+    let linked = fs.link(made.ino, ROOT, b"g", &ME).unwrap();
+    assert_eq!(linked.links, 2);
+    assert_eq!(fs.lookup_attributes(ROOT, b"f").unwrap(), linked);
+    assert!(matches!(fs.lookup_attributes(ROOT, b"h"), Err(FsError::NotFound)));
+    let mut seen = 0;
+    fs.read_dir_plus(ROOT, Cookie(0), 10, |_, attributes, name| {
+        seen += 1;
+        assert!(name.starts_with(b".") || *attributes == linked);
+        seen < 4
+    })
+    .unwrap();
+    assert_eq!(seen, 4);
+    fs.unlink(ROOT, b"f", &ME).unwrap();
+    fs.unlink(ROOT, b"g", &ME).unwrap();
+    // One each by create, link, lookup and the first of the two names that were listed.
+    fs.release(made.ino, 3).unwrap();
+    assert_eq!(fs.attributes(made.ino).unwrap().links, 0);
+    fs.release(made.ino, 1).unwrap();
+    assert!(matches!(fs.attributes(made.ino), Err(FsError::NotFound)));
 }

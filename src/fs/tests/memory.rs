@@ -1,0 +1,83 @@
+//! What is kept in memory: nodes, references, access times.
+
+use std::time::Instant;
+
+use super::*;
+
+fn node_cost(count: u64, table: &mut Table, from: u64) -> f64 {
+    let begin = Instant::now();
+    for i in from..from + count {
+        let node = table.node(Ino(1 << 30 | i));
+        table.retain(&node);
+    }
+    begin.elapsed().as_secs_f64() / count as f64
+}
+
+#[test]
+fn a_million_inodes_in_use_cost_no_more_each_than_a_few() {
+    let mut table = Table::default();
+    let first = node_cost(100_000, &mut table, 0);
+    node_cost(900_000, &mut table, 100_000);
+    let last = node_cost(100_000, &mut table, 1_000_000);
+    println!("ns for a new node: {:.0} with few in use, {:.0} with a million", first * 1e9, last * 1e9);
+    assert!(last < first * 20.0 + 10e-6, "{first} {last}");
+    assert_eq!(table.len(), 1_100_000);
+    for i in 0..1_100_000 {
+        let node = table.node(Ino(1 << 30 | i));
+        assert!(table.release(&node, 1));
+        table.forget(&node);
+    }
+    assert!(table.len() <= 64 * 1024, "what is out of use goes: {}", table.len());
+}
+
+#[test]
+fn nodes_that_nobody_uses_do_not_pile_up() {
+    let table = Table::default();
+    let held: Vec<_> = (0..10_000).map(|i| table.node(Ino(5 << 24 | i))).collect();
+    for i in 0..1_000_000 {
+        table.node(Ino(6 << 24 | i));
+    }
+    assert!(table.len() < 100_000, "{}", table.len());
+    for node in held {
+        assert!(Arc::ptr_eq(&node, &table.node(node.ino)), "an inode in use has two nodes");
+    }
+}
+
+#[test]
+fn access_times_follow_relatime_and_reach_the_image() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let at = |seconds| Time { seconds: ME.now.seconds + seconds, nanos: 0 };
+    let atime = |fs: &Fs, ino| fs.attributes(ino).unwrap().atime;
+    let files: Vec<Ino> = (0..300)
+        .map(|i| create(&fs, ROOT, format!("f{i}").as_bytes(), New::File, 0o644, &ME).unwrap())
+        .collect();
+    for ino in &files {
+        fs.touch_atime(*ino, at(10)).unwrap();
+        fs.touch_atime(*ino, at(20)).unwrap();
+        assert_eq!(atime(&fs, *ino), at(10), "the first access after a change only");
+    }
+    fs.touch_atime(files[0], at(10 + 24 * 60 * 60)).unwrap();
+    fs.write(files[1], 0, b"x", &Caller { now: at(30), ..ME }).unwrap();
+    fs.touch_atime(files[1], at(40)).unwrap();
+    fs.set_atime_mode(Atime::None);
+    fs.write(files[2], 0, b"x", &Caller { now: at(30), ..ME }).unwrap();
+    fs.touch_atime(files[2], at(50)).unwrap();
+    fs.set_atime_mode(Atime::Strict);
+    fs.touch_atime(files[3], at(60)).unwrap();
+    let expected = |i| match i {
+        0 => at(10 + 24 * 60 * 60),
+        1 => at(40),
+        3 => at(60),
+        _ => at(10),
+    };
+    fs.sync().unwrap();
+    drop(fs);
+    let fs = open(&storage);
+    for (i, ino) in files.iter().enumerate() {
+        assert_eq!(atime(&fs, *ino), expected(i), "file {i}");
+    }
+    fs.touch_atime(files[9], at(100_000)).unwrap();
+    fs.close().unwrap();
+    assert_eq!(atime(&open(&storage), files[9]), at(100_000));
+}
