@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 
@@ -257,12 +258,25 @@ fn abort_on_panic() {
     }));
 }
 
+/// Unmounts; what has only just been closed may keep a mount busy for a moment.
+fn unmount_patiently(dir: &Path, lazy: bool) -> Result<(), mounts::MountError> {
+    let patience = Instant::now() + Duration::from_millis(500);
+    loop {
+        match mounts::unmount(dir, lazy) {
+            Err(mounts::MountError::Busy { .. }) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 pub fn umount(args: &UmountArgs) -> CliResult {
     let mounted = mounts::find(&args.dir).ok_or_else(|| {
         Failure::new(status::SYSTEM, mounts::MountError::NotMounted { dir: args.dir.clone() })
     })?;
     let dead = mounts::is_dead(&mounted.dir);
-    mounts::unmount(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
+    unmount_patiently(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
     if args.lazy || dead {
         return Ok(0);
     }
