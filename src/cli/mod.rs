@@ -39,6 +39,8 @@ enum Command {
     Sync(watch::SyncArgs),
     /// Show what a live mount has done: requests, latencies, cache, log
     Stats(watch::StatsArgs),
+    /// Verify everything on a live mount, in the background
+    Scrub(watch::ScrubArgs),
     /// Show what an image is
     Info(image::InfoArgs),
     /// Make an image larger, also while it is mounted
@@ -147,6 +149,7 @@ fn dispatch(btfs: Btfs) -> CliResult {
         Command::Umount(args) => mount::umount(&args),
         Command::Sync(args) => watch::sync(&args),
         Command::Stats(args) => watch::stats(&args),
+        Command::Scrub(args) => watch::scrub(&args),
         Command::Info(args) => image::info(&args),
         Command::Resize(args) => image::resize(&args),
         Command::Fsck(args) => fsck::run(&args),
