@@ -9,7 +9,7 @@ use siphasher::sip::SipHasher24;
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::Node;
-use super::{Attributes, Fs, attributes};
+use super::{Attributes, Fs, Inner, attributes};
 
 /// The greatest hash; 0 and this + 1 are left free for marks.
 const HASH_MAX: u64 = (1 << 55) - 2;
@@ -21,7 +21,7 @@ pub fn name_hash(seed: &[u8; 16], name: &[u8]) -> u64 {
     (hasher.finish() >> 9).clamp(1, HASH_MAX)
 }
 
-impl Fs {
+impl Inner {
     pub(super) fn hash(&self, name: &[u8]) -> u64 {
         name_hash(&self.hash_seed, name)
     }
@@ -68,7 +68,9 @@ impl Fs {
             Slot::Free(place) => Found::Free(place.map(Cookie)),
         })
     }
+}
 
+impl Fs {
     /// The inode under a name, and its attributes; adds a reference to it, before anybody can take the name away.
     pub fn lookup_attributes(&self, parent: Ino, name: &[u8]) -> Result<Attributes> {
         check_name(name)?;

@@ -4,16 +4,22 @@
 //! - **E2** A block with live contents is never written again: contents go to new blocks, or to blocks that were
 //!   allocated but never written, and the record follows (data before metadata).
 //! - **E3** Every stored block that is read is verified against its CRC-32 before a byte of it is returned.
+//! - **E4** A block belongs to one extent, unless all extents that it belongs to say that it may be shared (`shared.rs`).
 
 use std::ops::ControlFlow;
 
-use super::Fs;
+use super::Inner;
 use super::error::{FsError, Result};
 use super::format::*;
+use super::table::{Node, State};
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
 use crate::tree::Batch;
 
-const BLOCK: u64 = BLOCK_SIZE as u64;
+pub(super) const BLOCK: u64 = BLOCK_SIZE as u64;
+/// Neighbours become one extent if they have at most so many blocks together, or the second has at least as many as the first.
+/// So a file that grows block by block has large extents in the end, but each checksum is logged a few times only: were each
+/// block joined to the one extent before it, an append of 4 KiB would log 760 bytes instead of 300.
+const JOIN_FREELY: u32 = 16;
 
 /// An extent with its place in the file, in bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,7 +30,7 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
-    fn new(begin: u64, extent: Extent) -> Self {
+    pub fn new(begin: u64, extent: Extent) -> Self {
         Mapped { begin, end: begin + extent.length(), extent }
     }
 
@@ -33,24 +39,38 @@ impl Mapped {
         self.end.next_multiple_of(BLOCK)
     }
 
-    pub fn is_data(&self) -> bool {
-        !matches!(&self.extent, Extent::Blocks { crcs, .. } if crcs.is_empty())
+    /// Allocated, but never written.
+    pub fn is_unwritten(&self) -> bool {
+        matches!(&self.extent, Extent::Blocks { crcs, .. } if crcs.is_empty())
+    }
+
+    pub fn is_inline(&self) -> bool {
+        matches!(&self.extent, Extent::Inline(_))
+    }
+
+    pub fn is_shared(&self) -> bool {
+        matches!(&self.extent, Extent::Blocks { shared: true, .. })
+    }
+
+    /// The block that holds the byte at `at`, a multiple of the block size inside the extent.
+    pub fn block_at(&self, at: u64) -> Option<BlockNo> {
+        self.extent.run().map(|run| BlockNo(run.start.0 + (at - self.begin) / BLOCK))
     }
 
     /// The part of the extent between two multiples of the block size (or its own ends).
-    fn part(&self, from: u64, to: u64) -> Option<Mapped> {
+    pub fn part(&self, from: u64, to: u64) -> Option<Mapped> {
         let (from, to) = (from.max(self.begin), to.min(self.end));
         if from >= to {
             return None;
         }
         let extent = match &self.extent {
             Extent::Inline(bytes) => Extent::Inline(bytes[..(to - self.begin) as usize].to_vec()),
-            Extent::Blocks { start, crcs, .. } => {
+            Extent::Blocks { start, crcs, shared, .. } => {
                 let skip = (from - self.begin) / BLOCK;
                 let len = (to - from) as u32;
                 let blocks = len.div_ceil(BLOCK_SIZE as u32) as usize;
                 let crcs = crcs.get(skip as usize..skip as usize + blocks).unwrap_or(&[]).to_vec();
-                Extent::Blocks { len, start: BlockNo(start.0 + skip), crcs }
+                Extent::Blocks { len, start: BlockNo(start.0 + skip), shared: *shared, crcs }
             }
         };
         Some(Mapped::new(from, extent))
@@ -58,32 +78,63 @@ impl Mapped {
 
     /// This extent and the next one as one, if they are neighbours in the file and on disk.
     fn join(&self, next: &Mapped) -> Option<Mapped> {
-        let (Extent::Blocks { start, crcs, len }, Extent::Blocks { start: s, crcs: c, len: l }) =
-            (&self.extent, &next.extent)
+        let (
+            Extent::Blocks { start, crcs, len, shared },
+            Extent::Blocks { start: s, crcs: c, len: l, shared: h },
+        ) = (&self.extent, &next.extent)
         else {
             return None;
         };
-        let blocks = len / BLOCK_SIZE as u32;
+        let (blocks, more) = (len / BLOCK_SIZE as u32, l.div_ceil(BLOCK_SIZE as u32));
         let adjacent = self.end == next.begin && start.0 + blocks as u64 == s.0;
-        let total = blocks + l.div_ceil(BLOCK_SIZE as u32);
-        if !adjacent || crcs.is_empty() != c.is_empty() || total > EXTENT_BLOCKS_MAX {
+        let alike = crcs.is_empty() == c.is_empty() && shared == h;
+        let cheap = crcs.is_empty() || blocks + more <= JOIN_FREELY || blocks <= more;
+        if !adjacent || !alike || !cheap || blocks + more > EXTENT_BLOCKS_MAX {
             return None;
         }
-        let extent = Extent::Blocks { len: len + l, start: *start, crcs: [&crcs[..], c].concat() };
+        let crcs = [&crcs[..], c].concat();
+        let extent = Extent::Blocks { len: len + l, start: *start, shared: *shared, crcs };
         Some(Mapped::new(self.begin, extent))
     }
 }
 
-/// A change of a file's extents that is being collected in a batch.
+/// A change of a file's extents that is being collected.
 #[derive(Default)]
 pub(super) struct Remap {
+    /// The records, and the blocks that belong to nobody else.
+    pub batch: Batch,
     /// Blocks that the file gains.
     pub gained: u64,
     /// Blocks that it loses.
     pub lost: u64,
+    /// Runs that may be shared, and by how much the number of extents that they belong to changes.
+    pub shares: Vec<(Run, i64)>,
 }
 
-impl Fs {
+impl Remap {
+    /// The file gives up blocks.
+    pub fn lose(&mut self, run: Run, shared: bool) {
+        self.lost += run.len as u64;
+        if shared {
+            self.shares.push((run, -1));
+        } else {
+            self.batch.free(run);
+        }
+    }
+}
+
+/// Where the blocks of new extents come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'r> {
+    /// They are to be allocated.
+    Reserved(&'r [Run]),
+    /// They are those of the unwritten extent in the same place.
+    InPlace,
+    /// They belong to other extents, too.
+    Shared,
+}
+
+impl Inner {
     /// The first extents, at most `max`, that have bytes between `from` and `to`.
     pub(super) fn extents_in(&self, ino: Ino, from: u64, to: u64, max: usize) -> Result<Vec<Mapped>> {
         let mut found = Vec::new();
@@ -108,112 +159,132 @@ impl Fs {
         Ok(found)
     }
 
-    /// Fills `out` with the file's bytes from `offset` on; holes, and what lies behind extents, are zeros.
-    pub(super) fn read_extents(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<()> {
-        out.fill(0);
-        let end = offset + out.len() as u64;
-        for mapped in self.extents_in(ino, offset, end, usize::MAX)? {
-            let (from, to) = (offset.max(mapped.begin), end.min(mapped.end));
-            let out = &mut out[(from - offset) as usize..(to - offset) as usize];
-            match &mapped.extent {
-                Extent::Inline(bytes) => out.copy_from_slice(&bytes[from as usize..to as usize]),
-                Extent::Blocks { crcs, .. } if crcs.is_empty() => {}
-                Extent::Blocks { start, crcs, .. } => {
-                    self.read_verified(ino, *start, crcs, from - mapped.begin, out)?;
-                }
-            }
-        }
-        Ok(())
+    /// The extent that ends exactly at `end`.
+    fn extent_before(&self, ino: Ino, end: u64) -> Result<Option<Mapped>> {
+        let Some(record) = self.tree.get(&extent_key(ino, end))? else { return Ok(None) };
+        let extent = Extent::decode(ino, end, &record)?;
+        Ok(Some(Mapped::new(end - extent.length(), extent)))
     }
 
-    /// Reads bytes of an extent, `skip` bytes behind its beginning (E3).
-    fn read_verified(&self, ino: Ino, start: BlockNo, crcs: &[u32], skip: u64, out: &mut [u8]) -> Result<()> {
-        let first = (skip / BLOCK) as usize;
-        let last = (skip + out.len() as u64).div_ceil(BLOCK) as usize;
-        let mut blocks = vec![0; (last - first) * BLOCK_SIZE];
-        self.tree.read_blocks(BlockNo(start.0 + first as u64), &mut blocks)?;
-        for (i, block) in blocks.chunks(BLOCK_SIZE).enumerate() {
-            if crcs.get(first + i) != Some(&crc32fast::hash(block)) {
-                let at = start.0 + (first + i) as u64;
-                return Err(FsError::damaged(ino, format_args!("checksum of its block {at} does not match")));
-            }
-        }
-        let within = (skip % BLOCK) as usize;
-        out.copy_from_slice(&blocks[within..within + out.len()]);
-        Ok(())
+    /// Fills the first `len` bytes of `out` with the file's bytes from `offset` on; holes, and what lies behind extents, are
+    /// zeros. The rest of `out` may be used, too, so that a last block need not be copied.
+    pub(super) fn read_extents(&self, ino: Ino, offset: u64, out: &mut [u8], len: usize) -> Result<()> {
+        let found = self.extents_in(ino, offset, offset + len as u64, usize::MAX)?;
+        self.read_mapped(ino, &found, offset, out, len)
     }
 
-    /// Writes whole blocks and returns their extents, which begin at `offset` and end at `end`. All blocks are new, or those of
-    /// `unwritten`, which no one has written yet (E2). `taken` gets the new ones, for the batch or to be given back.
-    pub(super) fn write_new(
+    /// Like [`Inner::read_extents`], from extents that have been looked up.
+    pub(super) fn read_mapped(
         &self,
+        ino: Ino,
+        found: &[Mapped],
         offset: u64,
-        end: u64,
-        data: &[u8],
-        unwritten: Option<BlockNo>,
-        taken: &mut Vec<Run>,
-    ) -> Result<Vec<Mapped>> {
-        let mut extents = Vec::new();
-        let mut done = 0;
-        while done < data.len() {
-            let left = ((data.len() - done) / BLOCK_SIZE).min(EXTENT_BLOCKS_MAX as usize) as u32;
-            let run = match unwritten {
-                Some(start) => Run { start: BlockNo(start.0 + (done / BLOCK_SIZE) as u64), len: left },
-                None => {
-                    let run = self.tree.reserve_blocks(left)?;
-                    taken.push(run);
-                    run
+        out: &mut [u8],
+        len: usize,
+    ) -> Result<()> {
+        let (mut at, end) = (offset, offset + len as u64);
+        for mapped in found {
+            let (from, to) = (at.max(mapped.begin), end.min(mapped.end));
+            if from >= to {
+                continue;
+            }
+            out[(at - offset) as usize..(from - offset) as usize].fill(0);
+            let (out, want) = (&mut out[(from - offset) as usize..], (to - from) as usize);
+            match &mapped.extent {
+                Extent::Inline(bytes) => out[..want].copy_from_slice(&bytes[from as usize..to as usize]),
+                Extent::Blocks { crcs, .. } if crcs.is_empty() => out[..want].fill(0),
+                Extent::Blocks { start, crcs, .. } => {
+                    self.read_verified(ino, *start, crcs, from - mapped.begin, out, want)?;
                 }
-            };
-            let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
-            self.tree.write_blocks(run.start, piece)?;
-            let begin = offset + done as u64;
-            let len = (piece.len() as u64).min(end - begin) as u32;
-            let crcs = piece.chunks(BLOCK_SIZE).map(crc32fast::hash).collect();
-            extents.push(Mapped::new(begin, Extent::Blocks { len, start: run.start, crcs }));
-            done += piece.len();
+            }
+            at = to;
         }
-        Ok(extents)
+        out[(at - offset) as usize..len].fill(0);
+        Ok(())
     }
 
-    /// Collects in `batch`: between `from` and `to`, multiples of the block size, the file consists of `new` and of holes.
-    /// Blocks of old extents there are freed, but for those that `new` uses.
+    /// Reads `len` bytes of an extent, `skip` bytes behind its beginning (E3). Whole blocks go straight to `out`.
+    fn read_verified(
+        &self,
+        ino: Ino,
+        start: BlockNo,
+        crcs: &[u32],
+        skip: u64,
+        out: &mut [u8],
+        len: usize,
+    ) -> Result<()> {
+        let read = |first: usize, blocks: &mut [u8]| {
+            self.tree.read_blocks(BlockNo(start.0 + first as u64), blocks)?;
+            for (i, block) in blocks.chunks(BLOCK_SIZE).enumerate() {
+                if crcs.get(first + i) != Some(&crc32fast::hash(block)) {
+                    let at = start.0 + (first + i) as u64;
+                    let reason = format!("checksum of its block {at} does not match");
+                    return Err(FsError::damaged(ino, reason));
+                }
+            }
+            Ok(())
+        };
+        let mut bounce = [0; BLOCK_SIZE];
+        let (mut block, within, mut done) = ((skip / BLOCK) as usize, (skip % BLOCK) as usize, 0);
+        if within > 0 {
+            done = len.min(BLOCK_SIZE - within);
+            read(block, &mut bounce)?;
+            out[..done].copy_from_slice(&bounce[within..within + done]);
+            block += 1;
+        }
+        let room = (out.len() - done) / BLOCK_SIZE;
+        let whole = (len - done).div_ceil(BLOCK_SIZE).min(room) * BLOCK_SIZE;
+        if whole > 0 {
+            read(block, &mut out[done..done + whole])?;
+            block += whole / BLOCK_SIZE;
+            done += whole;
+        }
+        if done < len {
+            read(block, &mut bounce)?;
+            out[done..len].copy_from_slice(&bounce[..len - done]);
+        }
+        Ok(())
+    }
+
+    /// Collects in `batch`: between `from` and `to`, multiples of the block size, the file consists of `new` and of holes. Blocks of old
+    /// extents there are given up, but for those that `new` uses. `old` are the extents from a byte before `from` to a byte
+    /// behind `to`: neighbours are joined.
     pub(super) fn replace(
         &self,
         ino: Ino,
-        from: u64,
-        to: u64,
+        (from, to): (u64, u64),
+        old: &[Mapped],
         new: Vec<Mapped>,
-        taken: &[Run],
-        batch: &mut Batch,
+        source: Source<'_>,
+        batch: Batch,
     ) -> Result<Remap> {
-        // With the neighbours on both sides, which may be joined.
-        let old = self.extents_in(ino, from.saturating_sub(1), to.saturating_add(1), usize::MAX)?;
-        let mut remap = Remap::default();
-        let mut list: Vec<Mapped> = Vec::with_capacity(old.len() + new.len() + 1);
-        list.extend(old.iter().filter_map(|m| m.part(0, from)));
-        let reused: Vec<BlockNo> = new
-            .iter()
-            .filter_map(|m| m.extent.run())
-            .filter(|r| !taken.contains(r))
-            .map(|r| r.start)
-            .collect();
-        list.extend(new);
-        list.extend(old.iter().filter_map(|m| m.part(to, u64::MAX)));
-        for gone in old.iter().filter_map(|m| m.part(from, to)) {
-            if let Some(run) = gone.extent.run()
-                && !reused.contains(&run.start)
-            {
-                remap.lost += run.len as u64;
-                batch.free(run);
+        let mut remap = Remap { batch, ..Remap::default() };
+        match source {
+            Source::Reserved(runs) => {
+                for run in runs {
+                    remap.gained += run.len as u64;
+                    remap.batch.allocate(*run);
+                }
+            }
+            Source::InPlace => {}
+            Source::Shared => {
+                for run in new.iter().filter_map(|m| m.extent.run()) {
+                    remap.gained += run.len as u64;
+                    remap.shares.push((run, 1));
+                }
             }
         }
-        for run in taken {
-            remap.gained += run.len as u64;
-            batch.allocate(*run);
+        if !matches!(source, Source::InPlace) {
+            for gone in old.iter().filter_map(|m| m.part(from, to)) {
+                if let Some(run) = gone.extent.run() {
+                    remap.lose(run, gone.is_shared());
+                }
+            }
         }
-        let mut joined: Vec<Mapped> = Vec::with_capacity(list.len());
-        for next in list {
+        let before = old.iter().filter_map(|m| m.part(0, from));
+        let behind = old.iter().filter_map(|m| m.part(to, u64::MAX));
+        let mut joined: Vec<Mapped> = Vec::with_capacity(old.len() + new.len() + 1);
+        for next in before.chain(new).chain(behind) {
             match joined.last().and_then(|last| last.join(&next)) {
                 Some(both) => {
                     joined.pop();
@@ -222,12 +293,36 @@ impl Fs {
                 None => joined.push(next),
             }
         }
+        // What has just grown as large as the extent before it is joined to that one as well.
+        while let Some(first) = joined.first_mut()
+            && first.begin > 0
+            && first.begin < from
+            && first.extent.run().is_some_and(|r| r.len >= JOIN_FREELY)
+            && !old.contains(first)
+            && let Some(before) = self.extent_before(ino, first.begin)?
+            && let Some(both) = before.join(first)
+        {
+            remap.batch.delete(&extent_key(ino, before.end));
+            *first = both;
+        }
         for m in old.iter().filter(|m| !joined.contains(m)) {
-            batch.delete(&extent_key(ino, m.end));
+            remap.batch.delete(&extent_key(ino, m.end));
         }
         for m in joined.iter().filter(|m| !old.contains(m)) {
-            batch.put(&extent_key(ino, m.end), &m.extent.encode());
+            remap.batch.put(&extent_key(ino, m.end), &m.extent.encode());
         }
         Ok(remap)
+    }
+
+    /// Applies a change of extents together with the record of the locked inode, whose blocks it counts.
+    pub(super) fn apply_remap(
+        &self,
+        remap: Remap,
+        node: &Node,
+        state: &mut State,
+        mut inode: Inode,
+    ) -> Result<()> {
+        inode.blocks = (inode.blocks + remap.gained).saturating_sub(remap.lost);
+        self.with_counts(remap, |batch| self.update(batch, node, state, inode))
     }
 }

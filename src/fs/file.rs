@@ -1,18 +1,33 @@
-//! File contents: read, write, truncate, fallocate, seek, copy.
+//! File contents: read, write, truncate, fallocate, seek.
+
+use std::cell::RefCell;
 
 use super::error::{FsError, Result};
-use super::extents::{Mapped, Remap};
+use super::extents::{BLOCK, Mapped, Remap, Source};
 use super::format::*;
+use super::space::Growth;
 use super::table::{Node, State};
-use super::{Caller, Fs, clear_suid};
-use crate::page::{BLOCK_SIZE, Run};
+use super::{Caller, Fs, Inner, clear_suid};
+use crate::page::{BLOCK_SIZE, BlockNo, Run};
+use crate::storage::AlignedBuf;
 use crate::tree::Batch;
 
-const BLOCK: u64 = BLOCK_SIZE as u64;
 /// A longer write is a row of writes, each atomic.
-const WRITE_MAX: usize = 1 << 20;
+const WRITE_MAX: u64 = 1 << 20;
+/// A longer copy of bytes is a row of writes.
+pub(super) const COPY_MAX: u64 = WRITE_MAX;
+/// What is as long as this bypasses the page cache: such a write costs a copy in memory, but nothing is cached twice, and a later
+/// sync finds nothing to flush.
+const DIRECT_MIN: usize = 64 << 10;
+/// Pieces in which an overwrite goes when only the reserve of the image is left: what each one frees serves the next.
+const URGENT_MAX: u64 = 64 << 10;
 /// Extents that one batch of a truncate or a deletion touches.
-const EXTENTS_PER_BATCH: usize = 64;
+pub(super) const EXTENTS_PER_BATCH: usize = 64;
+
+thread_local! {
+    /// Where large writes are put together, for direct I/O.
+    static BUFFER: RefCell<AlignedBuf> = const { RefCell::new(AlignedBuf::new()) };
+}
 
 /// What `fallocate` does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,11 +44,11 @@ pub enum Fallocate {
     ZeroKeepSize,
 }
 
-fn checked_end(offset: u64, len: u64) -> Result<u64> {
+pub(super) fn checked_end(offset: u64, len: u64) -> Result<u64> {
     offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)
 }
 
-fn file_of(state: &State) -> Result<&Inode> {
+pub(super) fn file_of(state: &State) -> Result<&Inode> {
     let inode = state.get().ok_or(FsError::NotFound)?;
     match inode.kind {
         Kind::File => Ok(inode),
@@ -43,34 +58,69 @@ fn file_of(state: &State) -> Result<&Inode> {
 }
 
 impl Fs {
-    /// Reads up to `len` bytes; fewer only at the file's end. The lock is held through the read, so that blocks cannot be reused
-    /// under it.
+    /// Reads up to `len` bytes; fewer only at the file's end.
     pub fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Vec<u8>> {
-        let node = self.node(ino);
-        let state = self.lock_shared(&node)?;
-        let inode = file_of(&state)?;
-        let len = inode.size.saturating_sub(offset).min(len as u64) as usize;
-        let mut out = vec![0; len];
-        if len > 0 {
-            self.read_extents(ino, offset, &mut out)?;
-        }
+        let size = self.attributes(ino)?.size;
+        let len = size.saturating_sub(offset).min(len as u64) as usize;
+        let mut out = vec![0; len.next_multiple_of(BLOCK_SIZE)];
+        let n = self.read_into(ino, offset, &mut out)?;
+        out.truncate(n.min(len));
         Ok(out)
     }
 
-    /// Writes. Clears suid and sgid unless the caller is privileged.
+    /// Reads into `out`, and returns how many bytes: fewer than its length only at the file's end. What `out` holds behind them is
+    /// unspecified.
+    ///
+    /// Whole blocks go straight to `out`, where they are verified, and past the page cache if `out` begins at a multiple of 4096
+    /// (an [`AlignedBuf`]) like `offset`; parts of blocks are copied. The lock is held through the read, so that blocks cannot
+    /// be reused under it.
+    pub fn read_into(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let node = self.node(ino);
+        let state = self.lock_shared(&node)?;
+        let size = file_of(&state)?.size;
+        let len = size.saturating_sub(offset).min(out.len() as u64) as usize;
+        if len > 0 {
+            self.read_extents(ino, offset, out, len)?;
+        }
+        Ok(len)
+    }
+
+    /// Writes. Clears suid and sgid unless user 0 writes. After an error a part of a write that is longer than 1 MiB, or that fills
+    /// allocated space, may have been done.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
-        let mut state = node.state.write();
-        state.load(&self.tree, ino)?;
-        for (i, piece) in data.chunks(WRITE_MAX).enumerate() {
-            self.write_piece(&node, &mut state, offset + (i * WRITE_MAX) as u64, piece, caller)?;
-        }
-        Ok(())
+        let mut state = self.lock(&node)?;
+        file_of(&state)?;
+        self.write_locked(&node, &mut state, offset, data, caller)
     }
+}
 
-    /// One atomic write. On entry and exit the inode is locked for changes.
-    fn write_piece(
+/// One write that is being done.
+#[derive(Clone, Copy)]
+struct Piece<'d> {
+    offset: u64,
+    data: &'d [u8],
+    /// Only the reserve of the image is left.
+    urgent: bool,
+}
+
+impl Piece<'_> {
+    fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+    /// The range of whole blocks around it.
+    fn blocks(&self) -> (u64, u64) {
+        (self.offset / BLOCK * BLOCK, self.end().next_multiple_of(BLOCK))
+    }
+    fn first(&self, len: u64) -> Self {
+        Piece { data: &self.data[..(len as usize).min(self.data.len())], ..*self }
+    }
+}
+
+impl Inner {
+    /// Writes to a file that is locked for changes, in pieces that end at multiples of the block size.
+    pub(super) fn write_locked(
         &self,
         node: &Node,
         state: &mut State,
@@ -78,68 +128,181 @@ impl Fs {
         data: &[u8],
         caller: &Caller,
     ) -> Result<()> {
-        file_of(state)?;
+        if offset + data.len() as u64 > file_of(state)?.size {
+            self.finish_cut(node, state)?;
+        }
         self.strip_capability(node, state)?;
+        let mut done = 0;
+        while done < data.len() {
+            let rest = Piece { offset: offset + done as u64, data: &data[done..], urgent: false };
+            let within = rest.offset % BLOCK;
+            let piece = rest.first(WRITE_MAX - within);
+            done += match self.write_piece(node, state, piece, caller) {
+                Err(FsError::NoSpace) => {
+                    let piece = Piece { urgent: true, ..rest.first(URGENT_MAX - within) };
+                    self.write_piece(node, state, piece, caller)?
+                }
+                written => written?,
+            };
+        }
+        Ok(())
+    }
+
+    /// One atomic write of the piece or, at a border between what is allocated and what is not, of its first part. Returns how
+    /// many bytes. On entry and exit the inode is locked for changes.
+    fn write_piece(
+        &self,
+        node: &Node,
+        state: &mut State,
+        piece: Piece<'_>,
+        caller: &Caller,
+    ) -> Result<usize> {
         let mut inode = file_of(state)?.clone();
-        let end = offset + data.len() as u64;
-        let size = inode.size.max(end);
         (inode.mtime, inode.ctime) = (caller.now, caller.now);
         if !caller.privileged {
             clear_suid(&mut inode);
         }
-        let mut batch = Batch::new();
-        if size <= INLINE_MAX as u64 && self.is_inline(node.ino)? {
-            let mut bytes = vec![0; size as usize];
-            self.read_extents(node.ino, 0, &mut bytes)?;
-            bytes[offset as usize..end as usize].copy_from_slice(data);
-            let new = vec![Mapped { begin: 0, end: size, extent: Extent::Inline(bytes) }];
-            self.replace(node.ino, 0, BLOCK, new, &[], &mut batch)?;
-            inode.size = size;
-            return self.update(&mut batch, node, state, inode);
+        let (from, to) = piece.blocks();
+        let old = self.extents_in(node.ino, from.saturating_sub(1), to + 1, usize::MAX)?;
+        let size = inode.size.max(piece.end());
+        if size <= INLINE_MAX as u64 && old.iter().all(|m| m.is_inline() || m.begin >= to) {
+            self.write_inline(node, state, piece, &old, inode)?;
+            return Ok(piece.data.len());
         }
-        let (from, to) = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
-        let mut bytes = vec![0; (to - from) as usize];
-        if offset > from {
-            self.read_extents(node.ino, from, &mut bytes[..BLOCK_SIZE])?;
+        let (piece, in_place) = unwritten_part(piece, &old);
+        let urgent = piece.urgent && in_place.is_none();
+        if urgent && !is_allocated(&old, piece.blocks()) {
+            return Err(FsError::NoSpace);
         }
-        if end < to && (to - from > BLOCK || offset == from) {
-            let last = bytes.len() - BLOCK_SIZE;
-            self.read_extents(node.ino, to - BLOCK, &mut bytes[last..])?;
-        }
-        bytes[(offset - from) as usize..(end - from) as usize].copy_from_slice(data);
-        let unwritten = self.unwritten_at(node.ino, from, to)?;
-        let mut taken = Vec::new();
+        let before = old.iter().find(|m| m.end == piece.blocks().0).and_then(|m| m.extent.run());
+        let grows = before.filter(|_| piece.end() > inode.size);
+        let grows = grows.map(|run| Growth { after: run.end(), size: inode.blocks });
+        inode.size = inode.size.max(piece.end());
+        let place = Place { ino: node.ino, grows, in_place, urgent };
+        let (mut taken, mut batch) = (Vec::new(), Batch::new());
         let written = self
-            .write_new(from, to.min(size), &bytes, unwritten, &mut taken)
-            .and_then(|new| self.replace(node.ino, from, to, new, &taken, &mut batch))
-            .and_then(|remap| {
-                count_blocks(&mut inode, &remap);
-                inode.size = size;
-                self.update(&mut batch, node, state, inode)
-            });
-        if written.is_err() {
-            taken.into_iter().for_each(|run| self.tree.unreserve_blocks(run));
-        }
-        written
-    }
-
-    /// Whether the file has no blocks within the reach of inline contents.
-    fn is_inline(&self, ino: Ino) -> Result<bool> {
-        let extents = self.extents_in(ino, 0, INLINE_MAX as u64, 1)?;
-        Ok(extents.iter().all(|m| matches!(m.extent, Extent::Inline(_))))
-    }
-
-    /// The first block of the allocated but unwritten extent that covers the whole range, if one does: it is written in place, so
-    /// that what was allocated can be written also when the image is full.
-    fn unwritten_at(&self, ino: Ino, from: u64, to: u64) -> Result<Option<crate::page::BlockNo>> {
-        Ok(match self.extents_in(ino, from, to, 1)?.first() {
-            Some(Mapped { begin, end, extent: Extent::Blocks { start, crcs, .. } })
-                if crcs.is_empty() && *begin <= from && *end >= to =>
-            {
-                Some(crate::page::BlockNo(start.0 + (from - begin) / BLOCK))
+            .write_blocks_of(piece, place, &old, inode.size, &mut taken, &mut batch)
+            .and_then(|new| {
+                let source = if in_place.is_some() { Source::InPlace } else { Source::Reserved(&taken) };
+                self.replace(node.ino, piece.blocks(), &old, new, source, batch)
+            })
+            .and_then(|remap| self.apply_remap(remap, node, state, inode));
+        match written {
+            Ok(()) => Ok(piece.data.len()),
+            Err(e) => {
+                taken.into_iter().for_each(|run| self.tree.unreserve_blocks(run));
+                Err(e)
             }
-            _ => None,
+        }
+    }
+
+    /// A write to a file that is small enough to lie in the tree.
+    fn write_inline(
+        &self,
+        node: &Node,
+        state: &mut State,
+        piece: Piece<'_>,
+        old: &[Mapped],
+        mut inode: Inode,
+    ) -> Result<()> {
+        let size = inode.size.max(piece.end());
+        if size > inode.size {
+            self.admit()?;
+        }
+        let mut bytes = vec![0; size as usize];
+        if let Some(Mapped { extent: Extent::Inline(before), .. }) = old.first() {
+            let kept = before.len().min(bytes.len());
+            bytes[..kept].copy_from_slice(&before[..kept]);
+        }
+        bytes[piece.offset as usize..piece.end() as usize].copy_from_slice(piece.data);
+        let mut batch = Batch::new();
+        for m in old.iter().filter(|m| m.is_inline() && m.end != size) {
+            batch.delete(&extent_key(node.ino, m.end));
+        }
+        batch.put(&extent_key(node.ino, size), &Extent::Inline(bytes).encode());
+        inode.size = size;
+        self.update(&mut batch, node, state, inode)
+    }
+
+    /// Writes the blocks around a piece: what is not of the piece is read before. Returns the extents.
+    fn write_blocks_of(
+        &self,
+        piece: Piece<'_>,
+        place: Place,
+        old: &[Mapped],
+        size: u64,
+        taken: &mut Vec<Run>,
+        batch: &mut Batch,
+    ) -> Result<Vec<Mapped>> {
+        let (from, to) = piece.blocks();
+        let whole = piece.offset == from && piece.end() == to;
+        let aligned = piece.data.as_ptr().addr().is_multiple_of(BLOCK_SIZE);
+        let mut write = |bytes: &[u8]| self.write_new(place, (from, to.min(size)), bytes, taken, batch);
+        if whole && (aligned || piece.data.len() < DIRECT_MIN) {
+            return write(piece.data);
+        }
+        let assemble = |bytes: &mut [u8]| {
+            if piece.offset > from {
+                self.read_mapped(place.ino, old, from, &mut bytes[..BLOCK_SIZE], BLOCK_SIZE)?;
+            }
+            if piece.end() < to && (to - from > BLOCK || piece.offset == from) {
+                let last = bytes.len() - BLOCK_SIZE;
+                self.read_mapped(place.ino, old, to - BLOCK, &mut bytes[last..], BLOCK_SIZE)?;
+            }
+            let begin = (piece.offset - from) as usize;
+            bytes[begin..begin + piece.data.len()].copy_from_slice(piece.data);
+            Ok::<_, FsError>(())
+        };
+        let len = (to - from) as usize;
+        if len < DIRECT_MIN {
+            let mut bytes = vec![0; len];
+            assemble(&mut bytes)?;
+            return write(&bytes);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.reset(len);
+            assemble(buffer)?;
+            write(buffer)
         })
+    }
+
+    /// Writes whole blocks and returns their extents, which lie between the two bytes of the file. All blocks are new, or those of
+    /// an unwritten extent (E2). `taken` gets the new ones, for the batch or to be given back; `batch` may get the contents as well.
+    fn write_new(
+        &self,
+        place: Place,
+        (begin, end): (u64, u64),
+        data: &[u8],
+        taken: &mut Vec<Run>,
+        batch: &mut Batch,
+    ) -> Result<Vec<Mapped>> {
+        let mut extents = Vec::new();
+        let mut done = 0;
+        let mut grows = place.grows;
+        while done < data.len() {
+            let left = ((data.len() - done) / BLOCK_SIZE).min(EXTENT_BLOCKS_MAX as usize) as u32;
+            let run = match place.in_place {
+                Some(start) => Run { start: BlockNo(start.0 + (done / BLOCK_SIZE) as u64), len: left },
+                None => {
+                    let run = if place.urgent {
+                        self.take_blocks_urgently(left)?
+                    } else {
+                        self.take_blocks(place.ino, grows, left)?
+                    };
+                    taken.push(run);
+                    run
+                }
+            };
+            grows = grows.map(|g| Growth { after: run.end(), ..g });
+            let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
+            self.tree.write_blocks_logged(run.start, piece, batch)?;
+            let from = begin + done as u64;
+            let len = (piece.len() as u64).min(end - from) as u32;
+            let crcs = piece.chunks(BLOCK_SIZE).map(crc32fast::hash).collect();
+            extents.push(Mapped::new(from, Extent::Blocks { len, start: run.start, shared: false, crcs }));
+            done += piece.len();
+        }
+        Ok(extents)
     }
 
     /// Sets the size. What lies behind a smaller size is gone, and reads as zeros if the file grows again.
@@ -162,21 +325,23 @@ impl Fs {
         if shrinks {
             self.cut(node, state, inode)
         } else {
+            self.finish_cut(node, state)?;
             self.update(&mut Batch::new(), node, state, inode)
         }
     }
 
-    /// Frees what lies behind the size that `inode` has, in bounded batches. The first one sets the size, and leaves a mark for
-    /// recovery if others must follow.
+    /// Frees what lies behind the size that `inode` has, in bounded batches. The first one sets the size, and leaves a mark if
+    /// others must follow: before they have, the file must not grow, or what lies behind its size would come back.
     pub(super) fn cut(&self, node: &Node, state: &mut State, mut inode: Inode) -> Result<()> {
         let size = inode.size;
-        let mut marked = false;
+        let mut marked = self.is_unfinished(node.ino);
+        self.drop_window(node.ino);
         loop {
             let extents = self.extents_in(node.ino, size, u64::MAX, EXTENTS_PER_BATCH)?;
             let last = extents.len() < EXTENTS_PER_BATCH;
-            let mut batch = Batch::new();
+            let mut remap = Remap::default();
             for m in &extents {
-                batch.delete(&extent_key(node.ino, m.end));
+                remap.batch.delete(&extent_key(node.ino, m.end));
                 let mut freed = m.extent.run();
                 if m.begin < size {
                     let kept = shortened(m, size);
@@ -184,26 +349,32 @@ impl Fs {
                         run.start.0 += kept.len as u64;
                         run.len -= kept.len;
                     }
-                    batch.put(&extent_key(node.ino, size), &kept.encode());
+                    remap.batch.put(&extent_key(node.ino, size), &kept.encode());
                 }
                 if let Some(run) = freed.filter(|r| r.len > 0) {
-                    inode.blocks = inode.blocks.saturating_sub(run.len as u64);
-                    batch.free(run);
+                    remap.lose(run, m.is_shared());
                 }
             }
+            // An inode without a name has another mark, and is deleted as a whole.
             match (last, marked) {
-                (false, false) => batch.put(&orphan_key(node.ino), &Orphan::Truncated.encode()),
-                (true, true) if inode.links > 0 => batch.delete(&orphan_key(node.ino)),
-                _ => {}
+                _ if inode.links == 0 => {}
+                (false, _) => remap.batch.put(&orphan_key(node.ino), &Orphan::Truncated { size }.encode()),
+                (true, true) => remap.batch.delete(&orphan_key(node.ino)),
+                (true, false) => {}
             }
+            inode.blocks = inode.blocks.saturating_sub(remap.lost);
+            remap.lost = 0;
+            self.apply_remap(remap, node, state, inode.clone())?;
             marked = true;
-            self.update(&mut batch, node, state, inode.clone())?;
+            self.set_unfinished(node.ino, !last);
             if last {
                 return Ok(());
             }
         }
     }
+}
 
+impl Fs {
     /// Allocates, punches or zeroes a range.
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, mode: Fallocate, caller: &Caller) -> Result<()> {
         if len == 0 {
@@ -211,10 +382,9 @@ impl Fs {
         }
         let end = checked_end(offset, len)?;
         let node = self.node(ino);
-        let mut state = node.state.write();
-        state.load(&self.tree, ino)?;
-        if file_of(&state)?.kind != Kind::File {
-            return Err(FsError::Invalid);
+        let mut state = self.lock(&node)?;
+        if end > file_of(&state)?.size {
+            self.finish_cut(&node, &mut state)?;
         }
         self.strip_capability(&node, &mut state)?;
         let zero = matches!(mode, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize);
@@ -239,76 +409,6 @@ impl Fs {
         self.update(&mut Batch::new(), &node, &mut state, inode)
     }
 
-    /// Whole blocks of the range become holes, parts of blocks zeros.
-    fn make_hole(
-        &self,
-        node: &Node,
-        state: &mut State,
-        offset: u64,
-        end: u64,
-        caller: &Caller,
-    ) -> Result<()> {
-        let size = file_of(state)?.size;
-        let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
-        // The edges, as far as there is something to make zero.
-        let edges = if first > last { [(offset, end), (end, end)] } else { [(offset, first), (last, end)] };
-        for (from, to) in edges {
-            let to = to.min(size);
-            if from < to && !self.extents_in(node.ino, from, to, 1)?.is_empty() {
-                self.write_piece(node, state, from, &vec![0; (to - from) as usize], caller)?;
-            }
-        }
-        let mut at = first;
-        while at < last {
-            let extents = self.extents_in(node.ino, at, last, EXTENTS_PER_BATCH)?;
-            let until = match extents.last() {
-                Some(m) if extents.len() == EXTENTS_PER_BATCH => m.block_end().min(last),
-                _ => last,
-            };
-            let mut batch = Batch::new();
-            let remap = self.replace(node.ino, at, until, Vec::new(), &[], &mut batch)?;
-            let mut inode = file_of(state)?.clone();
-            count_blocks(&mut inode, &remap);
-            self.update(&mut batch, node, state, inode)?;
-            at = until;
-        }
-        Ok(())
-    }
-
-    /// Holes of the range become unwritten extents. What was allocated before an error stays.
-    fn allocate(&self, node: &Node, state: &mut State, offset: u64, end: u64) -> Result<()> {
-        let (mut at, to) = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
-        while at < to {
-            let next = self.extents_in(node.ino, at, to, 1)?.into_iter().next();
-            let hole_end = next.as_ref().map_or(to, |m| m.begin.max(at));
-            if hole_end > at {
-                let want = ((hole_end - at) / BLOCK).min(EXTENT_BLOCKS_MAX as u64) as u32;
-                let run = self.tree.reserve_blocks(want)?;
-                let result = self.map_unwritten(node, state, at, run);
-                if result.is_err() {
-                    self.tree.unreserve_blocks(run);
-                }
-                result?;
-                at += run.len as u64 * BLOCK;
-            } else if let Some(m) = next {
-                at = m.block_end();
-            }
-        }
-        Ok(())
-    }
-
-    fn map_unwritten(&self, node: &Node, state: &mut State, at: u64, run: Run) -> Result<()> {
-        let len = run.len * BLOCK_SIZE as u32;
-        let extent = Extent::Blocks { len, start: run.start, crcs: Vec::new() };
-        let end = at + len as u64;
-        let mut batch = Batch::new();
-        let new = vec![Mapped { begin: at, end, extent }];
-        let remap = self.replace(node.ino, at, end, new, &[run], &mut batch)?;
-        let mut inode = file_of(state)?.clone();
-        count_blocks(&mut inode, &remap);
-        self.update(&mut batch, node, state, inode)
-    }
-
     /// The first byte from `offset` on that is data (or in a hole); the file's end is a hole. `None`: there is none.
     pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<Option<u64>> {
         let node = self.node(ino);
@@ -320,7 +420,7 @@ impl Fs {
         let mut at = offset;
         loop {
             let extents = self.extents_in(ino, at, size, EXTENTS_PER_BATCH)?;
-            for m in extents.iter().filter(|m| m.is_data()) {
+            for m in extents.iter().filter(|m| !m.is_unwritten()) {
                 if data {
                     return Ok(Some(at.max(m.begin)));
                 }
@@ -337,8 +437,109 @@ impl Fs {
     }
 }
 
-fn count_blocks(inode: &mut Inode, remap: &Remap) {
-    inode.blocks = (inode.blocks + remap.gained).saturating_sub(remap.lost);
+impl Inner {
+    /// Whole blocks of the range become holes, parts of blocks zeros.
+    fn make_hole(
+        &self,
+        node: &Node,
+        state: &mut State,
+        offset: u64,
+        end: u64,
+        caller: &Caller,
+    ) -> Result<()> {
+        let size = file_of(state)?.size;
+        let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
+        // The edges, as far as there is something to make zero.
+        let edges = if first > last { [(offset, end), (end, end)] } else { [(offset, first), (last, end)] };
+        for (from, to) in edges {
+            let to = to.min(size);
+            if from < to && !self.extents_in(node.ino, from, to, 1)?.is_empty() {
+                self.write_locked(node, state, from, &vec![0; (to - from) as usize], caller)?;
+            }
+        }
+        let mut at = first;
+        while at < last {
+            let extents = self.extents_in(node.ino, at, last, EXTENTS_PER_BATCH)?;
+            let until = match extents.last() {
+                Some(m) if extents.len() == EXTENTS_PER_BATCH => m.block_end().min(last),
+                _ => last,
+            };
+            let old = self.extents_in(node.ino, at.saturating_sub(1), until + 1, usize::MAX)?;
+            let remap =
+                self.replace(node.ino, (at, until), &old, Vec::new(), Source::Reserved(&[]), Batch::new())?;
+            let inode = file_of(state)?.clone();
+            self.apply_remap(remap, node, state, inode)?;
+            at = until;
+        }
+        Ok(())
+    }
+
+    /// Holes of the range become unwritten extents. What was allocated before an error stays.
+    fn allocate(&self, node: &Node, state: &mut State, offset: u64, end: u64) -> Result<()> {
+        let (mut at, to) = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
+        while at < to {
+            let next = self.extents_in(node.ino, at, to, 1)?.into_iter().next();
+            let hole_end = next.as_ref().map_or(to, |m| m.begin.max(at));
+            if hole_end > at {
+                let want = ((hole_end - at) / BLOCK).min(EXTENT_BLOCKS_MAX as u64) as u32;
+                let run = self.take_blocks(node.ino, None, want)?;
+                let result = self.map_unwritten(node, state, at, run);
+                if result.is_err() {
+                    self.tree.unreserve_blocks(run);
+                }
+                result?;
+                at += run.len as u64 * BLOCK;
+            } else if let Some(m) = next {
+                at = m.block_end();
+            }
+        }
+        Ok(())
+    }
+
+    fn map_unwritten(&self, node: &Node, state: &mut State, at: u64, run: Run) -> Result<()> {
+        let len = run.len * BLOCK_SIZE as u32;
+        let extent = Extent::Blocks { len, start: run.start, shared: false, crcs: Vec::new() };
+        let new = vec![Mapped::new(at, extent)];
+        let end = at + len as u64;
+        let old = self.extents_in(node.ino, at.saturating_sub(1), end + 1, usize::MAX)?;
+        let remap = self.replace(node.ino, (at, end), &old, new, Source::Reserved(&[run]), Batch::new())?;
+        let inode = file_of(state)?.clone();
+        self.apply_remap(remap, node, state, inode)
+    }
+}
+
+/// How the blocks of a write are found.
+#[derive(Clone, Copy)]
+struct Place {
+    ino: Ino,
+    grows: Option<Growth>,
+    /// The first block, if they are those of an unwritten extent.
+    in_place: Option<BlockNo>,
+    /// From the image's reserve.
+    urgent: bool,
+}
+
+/// The first part of a piece that lies in one unwritten extent, and that one's block; or the part before the first unwritten
+/// extent. What was allocated and not written is written in place, so that it can be written also when the image is full.
+fn unwritten_part<'d>(piece: Piece<'d>, old: &[Mapped]) -> (Piece<'d>, Option<BlockNo>) {
+    let (from, to) = piece.blocks();
+    let next = old.iter().find(|m| m.is_unwritten() && m.block_end() > from && m.begin < to);
+    match next {
+        None => (piece, None),
+        Some(m) if m.begin > from => (piece.first(m.begin - piece.offset), None),
+        Some(m) => (piece.first(m.block_end() - piece.offset), m.block_at(from)),
+    }
+}
+
+/// Whether the file has blocks of its own for the whole range, so that to replace them gives as many back.
+fn is_allocated(old: &[Mapped], (from, to): (u64, u64)) -> bool {
+    let mut at = from;
+    for m in old.iter().filter(|m| !m.is_inline() && !m.is_shared()) {
+        if m.begin <= at && m.block_end() > at {
+            at = m.block_end();
+        }
+    }
+    at >= to
 }
 
 /// The extent without what lies behind `size`, which lies inside it.
@@ -346,10 +547,10 @@ fn shortened(m: &Mapped, size: u64) -> Extent {
     let len = (size - m.begin) as u32;
     match &m.extent {
         Extent::Inline(bytes) => Extent::Inline(bytes[..len as usize].to_vec()),
-        Extent::Blocks { start, crcs, .. } => {
+        Extent::Blocks { start, crcs, shared, .. } => {
             let blocks = len.div_ceil(BLOCK_SIZE as u32) as usize;
             let crcs = crcs.get(..blocks).unwrap_or(&[]).to_vec();
-            Extent::Blocks { len, start: *start, crcs }
+            Extent::Blocks { len, start: *start, shared: *shared, crcs }
         }
     }
 }

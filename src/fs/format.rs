@@ -9,6 +9,7 @@
 //! | `10 group:40 02 hash:55 slot:8` | [`Entry`] |
 //! | `20 ino:64 hash:55 slot:8` | [`Xattr`] |
 //! | `30 ino:64 end:64` | [`Extent`] |
+//! | `40 end-block:64` | [`Shared`] |
 //! | `50 ino:64` | [`Orphan`] |
 
 use super::error::{FsError, Result};
@@ -48,6 +49,7 @@ pub const SLOTS: u64 = 256;
 const TAG_GROUP: u8 = 0x10;
 const TAG_XATTR: u8 = 0x20;
 const TAG_EXTENT: u8 = 0x30;
+const TAG_SHARED: u8 = 0x40;
 const TAG_ORPHAN: u8 = 0x50;
 const TAG_STATE: u8 = 0x60;
 const IN_GROUP_INODE: u8 = 1;
@@ -114,6 +116,19 @@ pub fn extent_end(ino: Ino, key: &[u8]) -> Option<u64> {
     second(TAG_EXTENT, ino, key)
 }
 
+/// The key of the count of a run of blocks that ends in front of block `end`.
+pub fn shared_key(end: u64) -> Key {
+    tagged(TAG_SHARED, Ino(end), None)
+}
+
+/// The end of the run in the key of a count.
+pub fn shared_end(key: &[u8]) -> Option<u64> {
+    match key.split_first() {
+        Some((&TAG_SHARED, rest)) if rest.len() == 8 => Some(get_u64(rest, 0)),
+        _ => None,
+    }
+}
+
 /// The key of an orphan.
 pub fn orphan_key(ino: Ino) -> Key {
     tagged(TAG_ORPHAN, ino, None)
@@ -165,9 +180,6 @@ pub enum AnyKey {
     State,
 }
 
-/// The first byte of the keys of [`AnyKey::Shared`].
-pub const TAG_SHARED_BLOCKS: u8 = 0x40;
-
 impl AnyKey {
     /// Takes a key apart, which may be hostile; `None` if no record has such a key.
     pub fn parse(key: &[u8]) -> Option<AnyKey> {
@@ -182,7 +194,7 @@ impl AnyKey {
             }
             (TAG_XATTR, 16) => AnyKey::Xattr(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
             (TAG_EXTENT, 16) => AnyKey::Extent(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
-            (TAG_SHARED_BLOCKS, 8) => AnyKey::Shared(get_u64(rest, 0)),
+            (TAG_SHARED, 8) => AnyKey::Shared(get_u64(rest, 0)),
             (TAG_ORPHAN, 8) => AnyKey::Orphan(Ino(get_u64(rest, 0))),
             (TAG_STATE, 0) => AnyKey::State,
             _ => return None,
@@ -431,6 +443,9 @@ pub enum Extent {
         len: u32,
         /// The first block.
         start: BlockNo,
+        /// The blocks may belong to other extents, too: whoever gives them up looks at their [`Shared`] records. Once set it
+        /// stays. Never set for blocks that are not written.
+        shared: bool,
         /// CRC-32 of each stored block. Empty: the blocks are allocated but not written, and read as zeros.
         crcs: Vec<u32>,
     },
@@ -439,7 +454,11 @@ pub enum Extent {
 const EXTENT_INLINE: u8 = 0;
 const EXTENT_BLOCKS: u8 = 1;
 const FLAG_UNWRITTEN: u8 = 1;
+const FLAG_SHARED: u8 = 2;
+/// Behind the length and the first block come 8 bytes for a birth LSN, written as zeros and not looked at.
 const EXTENT_HEAD: usize = 24;
+/// The stored blocks are the contents. Other encodings are for versions to come.
+const ENCODING_PLAIN: u8 = 0;
 
 impl Extent {
     /// Length in bytes.
@@ -467,9 +486,11 @@ impl Extent {
             Extent::Inline(bytes) => {
                 w.bytes(&[EXTENT_INLINE]).bytes(bytes);
             }
-            Extent::Blocks { len, start, crcs } => {
-                let flags = if crcs.is_empty() { FLAG_UNWRITTEN } else { 0 };
-                w.bytes(&[EXTENT_BLOCKS, flags, 0, 0]).u32(*len).u64(start.0).u64(0);
+            Extent::Blocks { len, start, shared, crcs } => {
+                debug_assert!(!(crcs.is_empty() && *shared), "blocks that are not written are not shared");
+                let unwritten = if crcs.is_empty() { FLAG_UNWRITTEN } else { 0 };
+                let flags = unwritten | if *shared { FLAG_SHARED } else { 0 };
+                w.bytes(&[EXTENT_BLOCKS, flags, ENCODING_PLAIN, 0]).u32(*len).u64(start.0).u64(0);
                 for crc in crcs {
                     w.u32(*crc);
                 }
@@ -490,7 +511,11 @@ impl Extent {
                 let fits = !bytes.is_empty() && bytes.len() <= INLINE_MAX && bytes.len() as u64 == end;
                 fits.then(|| Extent::Inline(bytes.to_vec()))
             }
-            EXTENT_BLOCKS if b.len() >= EXTENT_HEAD && b[2..4] == [0, 0] && b[1] <= FLAG_UNWRITTEN => {
+            EXTENT_BLOCKS
+                if b.len() >= EXTENT_HEAD
+                    && b[2..4] == [ENCODING_PLAIN, 0]
+                    && matches!(b[1], 0 | FLAG_UNWRITTEN | FLAG_SHARED) =>
+            {
                 let (len, start) = (get_u32(b, 4), BlockNo(get_u64(b, 8)));
                 let blocks = len.div_ceil(BLOCK_SIZE as u32);
                 let crcs: Vec<u32> =
@@ -502,7 +527,7 @@ impl Extent {
                     && begin.is_multiple_of(BLOCK_SIZE as u64)
                     && end <= FILE_SIZE_MAX
                     && start.0 < 1 << 50;
-                fits.then_some(Extent::Blocks { len, start, crcs })
+                fits.then_some(Extent::Blocks { len, start, shared: b[1] == FLAG_SHARED, crcs })
             }
             _ => None,
         }
@@ -588,28 +613,67 @@ impl Xattr {
     }
 }
 
+/// How many extents a run of blocks belongs to. Its key tells where the run ends. Present only for two and more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shared {
+    /// Blocks of the run.
+    pub len: u32,
+    /// Extents that it belongs to.
+    pub count: u32,
+}
+
+impl Shared {
+    /// The record's bytes.
+    pub fn encode(self) -> Vec<u8> {
+        let mut w = Writer(Vec::with_capacity(8));
+        w.u32(self.len).u32(self.count);
+        w.0
+    }
+
+    /// Reads the record of the run that ends in front of block `end`.
+    pub fn decode(end: u64, b: &[u8]) -> Result<Shared> {
+        let shared = (b.len() == 8).then(|| Shared { len: get_u32(b, 0), count: get_u32(b, 4) });
+        let possible = |s: &Shared| s.len > 0 && s.count > 1 && s.len as u64 <= end && end <= 1 << 50;
+        shared.filter(possible).ok_or_else(|| {
+            let place = format_args!("shared blocks before block {end}");
+            FsError::Engine(crate::Error::corrupt(place, "their record is impossible"))
+        })
+    }
+}
+
 /// What is still to be done for an inode after a crash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Orphan {
     /// It has no link any more, and goes when nobody uses it.
     Unlinked,
-    /// It is being cut to its size: extents behind it are to be freed.
-    Truncated,
+    /// It is being cut to this size: extents behind it are to be freed.
+    Truncated {
+        /// In bytes.
+        size: u64,
+    },
 }
+
+const ORPHAN_UNLINKED: u8 = 1;
+const ORPHAN_TRUNCATED: u8 = 2;
 
 impl Orphan {
     /// The record's bytes.
     pub fn encode(self) -> Vec<u8> {
-        vec![match self {
-            Orphan::Unlinked => 1,
-            Orphan::Truncated => 2,
-        }]
+        let mut w = Writer(Vec::with_capacity(9));
+        match self {
+            Orphan::Unlinked => w.bytes(&[ORPHAN_UNLINKED]),
+            Orphan::Truncated { size } => w.bytes(&[ORPHAN_TRUNCATED]).u64(size),
+        };
+        w.0
     }
+
     /// Reads a record.
     pub fn decode(ino: Ino, b: &[u8]) -> Result<Orphan> {
         match b {
-            [1] => Ok(Orphan::Unlinked),
-            [2] => Ok(Orphan::Truncated),
+            [ORPHAN_UNLINKED] => Ok(Orphan::Unlinked),
+            [ORPHAN_TRUNCATED, rest @ ..] if rest.len() == 8 && get_u64(rest, 0) <= FILE_SIZE_MAX => {
+                Ok(Orphan::Truncated { size: get_u64(rest, 0) })
+            }
             _ => Err(FsError::damaged(ino, "its orphan record is impossible")),
         }
     }

@@ -12,6 +12,8 @@ mod file;
 pub mod format;
 mod namespace;
 mod orphan;
+mod shared;
+mod space;
 mod table;
 mod xattr;
 
@@ -21,6 +23,7 @@ pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
 pub use namespace::{New, RenameMode};
+pub use space::Usage;
 pub use xattr::SetXattr;
 
 use std::sync::Arc;
@@ -28,7 +31,7 @@ use std::sync::atomic::AtomicU8;
 
 use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
-use crate::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard, thread};
 use crate::tree::{Batch, FormatOptions, Options, Tree};
 use format::{DirInfo, GROUP_MAX, Inode, inode_key, state_key};
 use table::{Node, State, Table};
@@ -80,15 +83,6 @@ pub struct Attributes {
     pub has_xattrs: bool,
 }
 
-/// What `statfs` tells; in blocks of [`BLOCK_SIZE`] bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Usage {
-    /// Blocks of the image.
-    pub blocks: u64,
-    /// Free blocks.
-    pub free: u64,
-}
-
 /// Changes of an inode by `chmod`, `chown`, `utimens` and `truncate`. What is `None` stays.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttributes {
@@ -110,14 +104,33 @@ pub struct SetAttributes {
 
 /// An open filesystem.
 pub struct Fs {
+    inner: Arc<Inner>,
+    /// The reclaimer.
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// The parts of a filesystem, which its thread uses as well.
+pub struct Inner {
     tree: Tree,
     table: Table,
+    /// Held while counts of shared blocks are read and changed.
+    sharing: Mutex<()>,
+    windows: space::Windows,
+    reclaimer: orphan::Reclaimer,
     /// Renames of directories to other parents, one at a time (cycles).
     renames: Mutex<()>,
     groups: Mutex<Groups>,
     hash_seed: [u8; 16],
     /// The [`Atime`].
     atime: AtomicU8,
+}
+
+impl std::ops::Deref for Fs {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
 }
 
 /// Numbers for new groups.
@@ -152,18 +165,22 @@ impl Fs {
         };
         let record = tree.get(&state_key())?.ok_or_else(damaged)?;
         let next = u64::from_be_bytes(record.try_into().map_err(|_| damaged())?);
-        let fs = Fs {
+        let inner = Arc::new(Inner {
             hash_seed: tree.hash_seed(),
             tree,
             table: Table::default(),
+            sharing: Mutex::new(()),
+            windows: space::Windows::default(),
+            reclaimer: orphan::Reclaimer::new(options.background),
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
             atime: AtomicU8::default(),
-        };
+        });
         if !options.read_only {
-            fs.finish_orphans()?;
+            inner.take_up_orphans()?;
         }
-        Ok(fs)
+        let thread = Fs::start_reclaimer(&inner);
+        Ok(Fs { inner, thread })
     }
 
     /// The engine below.
@@ -178,17 +195,18 @@ impl Fs {
     }
 
     /// Finishes deletions, makes everything durable and marks the image as closed in order.
-    pub fn close(self) -> Result<()> {
+    pub fn close(mut self) -> Result<()> {
+        self.stop_reclaimer();
         if !self.tree.is_read_only() {
-            self.finish_orphans()?;
+            self.finish_deletions()?;
             self.save_atimes(usize::MAX);
         }
-        Ok(self.tree.close()?)
-    }
-
-    /// How much space there is.
-    pub fn usage(&self) -> Usage {
-        Usage { blocks: self.tree.size() / BLOCK_SIZE as u64, free: self.tree.free_blocks() }
+        let inner = self.inner.clone();
+        drop(self);
+        match Arc::into_inner(inner) {
+            Some(inner) => Ok(inner.tree.close()?),
+            None => Err(FsError::Engine(crate::Error::Unusable("the filesystem is still in use".into()))),
+        }
     }
 
     /// A number for a new group.
@@ -207,7 +225,9 @@ impl Fs {
         groups.next += 1;
         Ok(groups.next - 1)
     }
+}
 
+impl Inner {
     // -- nodes and their locks ------------------------------------------------------------------------------------
 
     fn node(&self, ino: Ino) -> Arc<Node> {
@@ -239,7 +259,9 @@ impl Fs {
         state.set(inode);
         Ok(())
     }
+}
 
+impl Fs {
     // -- attributes -----------------------------------------------------------------------------------------------
 
     /// The inode's attributes.
@@ -295,10 +317,18 @@ impl Fs {
     pub fn release(&self, ino: Ino, n: u64) -> Result<()> {
         let node = self.node(ino);
         if self.table.release(&node, n) {
+            self.drop_window(ino);
             self.reclaim_if_unlinked(&node)?;
             self.table.forget(&node);
         }
         Ok(())
+    }
+}
+
+/// Dropping without [`Fs::close`] is like a crash of the process.
+impl Drop for Fs {
+    fn drop(&mut self) {
+        self.stop_reclaimer();
     }
 }
 

@@ -5,7 +5,7 @@ use super::dir::Slot;
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::{Node, State};
-use super::{Caller, Fs};
+use super::{Caller, Fs, Inner};
 use crate::page::{BLOCK_SIZE, Run};
 use crate::tree::Batch;
 
@@ -21,13 +21,6 @@ pub enum SetXattr {
 }
 
 impl Fs {
-    pub(super) fn find_xattr(&self, ino: Ino, name: &[u8]) -> Result<Slot<Xattr>> {
-        let key = |place| xattr_key(ino, place);
-        let place = |key: &[u8]| xattr_place(ino, key);
-        let matches = |record: &[u8]| Ok(Some(Xattr::decode(ino, record)?).filter(|x| x.name == name));
-        self.find_slot(self.hash(name), key, place, matches)
-    }
-
     /// The value of an attribute.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let node = self.node(ino);
@@ -39,21 +32,6 @@ impl Fs {
         match self.find_xattr(ino, name)? {
             Slot::Taken(_, xattr) => self.xattr_value(ino, &xattr),
             Slot::Free(_) => Err(FsError::NoAttribute),
-        }
-    }
-
-    fn xattr_value(&self, ino: Ino, xattr: &Xattr) -> Result<Vec<u8>> {
-        match &xattr.value {
-            XattrValue::Inline(value) => Ok(value.clone()),
-            XattrValue::Blocks { len, start, crc } => {
-                let mut value = vec![0; (*len as usize).next_multiple_of(BLOCK_SIZE)];
-                self.tree.read_blocks(*start, &mut value)?;
-                value.truncate(*len as usize);
-                if crc32fast::hash(&value) != *crc {
-                    return Err(FsError::damaged(ino, "checksum of an extended attribute does not match"));
-                }
-                Ok(value)
-            }
         }
     }
 
@@ -112,6 +90,44 @@ impl Fs {
             self.tree.unreserve_blocks(run);
         }
         result
+    }
+
+    /// Removes an attribute. An ACL that is not there is removed already.
+    pub fn remove_xattr(&self, ino: Ino, name: &[u8], caller: &Caller) -> Result<()> {
+        let node = self.node(ino);
+        let mut state = self.lock(&node)?;
+        let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
+        let mut batch = Batch::new();
+        if !self.delete_xattr(ino, name, &mut inode, &mut batch)? {
+            let is_acl = matches!(name, ACL_ACCESS | ACL_DEFAULT);
+            return if is_acl { Ok(()) } else { Err(FsError::NoAttribute) };
+        }
+        inode.ctime = caller.now;
+        self.update(&mut batch, &node, &mut state, inode)
+    }
+}
+
+impl Inner {
+    pub(super) fn find_xattr(&self, ino: Ino, name: &[u8]) -> Result<Slot<Xattr>> {
+        let key = |place| xattr_key(ino, place);
+        let place = |key: &[u8]| xattr_place(ino, key);
+        let matches = |record: &[u8]| Ok(Some(Xattr::decode(ino, record)?).filter(|x| x.name == name));
+        self.find_slot(self.hash(name), key, place, matches)
+    }
+
+    fn xattr_value(&self, ino: Ino, xattr: &Xattr) -> Result<Vec<u8>> {
+        match &xattr.value {
+            XattrValue::Inline(value) => Ok(value.clone()),
+            XattrValue::Blocks { len, start, crc } => {
+                let mut value = vec![0; (*len as usize).next_multiple_of(BLOCK_SIZE)];
+                self.tree.read_blocks(*start, &mut value)?;
+                value.truncate(*len as usize);
+                if crc32fast::hash(&value) != *crc {
+                    return Err(FsError::damaged(ino, "checksum of an extended attribute does not match"));
+                }
+                Ok(value)
+            }
+        }
     }
 
     /// Adds an attribute's new value to a batch and to its inode. `taken` are blocks to give back if the batch is not applied.
@@ -198,20 +214,6 @@ impl Fs {
         padded.resize(blocks as usize * BLOCK_SIZE, 0);
         self.tree.write_blocks(run.start, &padded)?;
         Ok(XattrValue::Blocks { len: value.len() as u32, start: run.start, crc: crc32fast::hash(value) })
-    }
-
-    /// Removes an attribute. An ACL that is not there is removed already.
-    pub fn remove_xattr(&self, ino: Ino, name: &[u8], caller: &Caller) -> Result<()> {
-        let node = self.node(ino);
-        let mut state = self.lock(&node)?;
-        let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
-        let mut batch = Batch::new();
-        if !self.delete_xattr(ino, name, &mut inode, &mut batch)? {
-            let is_acl = matches!(name, ACL_ACCESS | ACL_DEFAULT);
-            return if is_acl { Ok(()) } else { Err(FsError::NoAttribute) };
-        }
-        inode.ctime = caller.now;
-        self.update(&mut batch, &node, &mut state, inode)
     }
 }
 

@@ -573,8 +573,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let run = self.begin(Request::Statfs);
         let usage = self.volume.usage();
         let block = BLOCK_SIZE as u32;
-        // An inode needs no more than a record; as many fit as there are blocks, and more.
-        reply.statfs(usage.blocks, usage.free, usage.free, usage.blocks, usage.free, block, 255, block);
+        let (files, files_free) = (usage.files, usage.files_free);
+        reply.statfs(usage.blocks, usage.free, usage.available, files, files_free, block, 255, block);
         run.done::<()>(&Ok(()));
     }
 

@@ -1,9 +1,17 @@
 //! What the adapter needs of a filesystem. [`crate::fs::Fs`] is one; so is whatever a benchmark wants to mount in its place.
 
+use std::cell::RefCell;
+
 use crate::fs::{
     Attributes, Caller, Cookie, Fallocate, Fs, FsError, Ino, Kind, New, RenameMode, Result, SetAttributes,
     SetXattr, Time, Usage,
 };
+use crate::storage::AlignedBuf;
+
+thread_local! {
+    /// What a worker reads into: aligned, so that long reads bypass the page cache.
+    static BUFFER: RefCell<AlignedBuf> = const { RefCell::new(AlignedBuf::new()) };
+}
 
 /// Receives a result from another thread, once.
 pub type Callback = Box<dyn FnOnce(Result<()>) + Send>;
@@ -185,9 +193,12 @@ impl Volume for Fs {
         now: Time,
         reply: impl FnOnce(&[u8]) -> R,
     ) -> Result<R> {
-        let contents = Fs::read(self, ino, offset, len)?;
-        self.touch_atime(ino, now)?;
-        Ok(reply(&contents))
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.reset(len);
+            let n = self.read_into(ino, offset, buffer)?;
+            self.touch_atime(ino, now)?;
+            Ok(reply(&buffer[..n]))
+        })
     }
     fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         Fs::write(self, ino, offset, data, caller)
@@ -200,14 +211,14 @@ impl Volume for Fs {
     }
     fn copy_range(
         &self,
-        _from: Ino,
-        _from_offset: u64,
-        _to: Ino,
-        _to_offset: u64,
-        _len: u64,
-        _caller: &Caller,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        caller: &Caller,
     ) -> Result<u64> {
-        Err(FsError::Invalid)
+        Fs::copy_range(self, from, from_offset, to, to_offset, len, caller)
     }
     fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         Fs::get_xattr(self, ino, name)
@@ -225,7 +236,7 @@ impl Volume for Fs {
         Fs::usage(self)
     }
     fn sync_then(&self, callback: Callback) {
-        callback(Fs::sync(self));
+        self.tree().commit_then(Box::new(|result| callback(result.map_err(FsError::from))));
     }
     fn sync(&self) -> Result<()> {
         Fs::sync(self)
@@ -236,7 +247,15 @@ impl Volume for Fs {
     fn grow(&self, _size: u64) -> Result<()> {
         Err(FsError::Invalid)
     }
-    fn fail(&self, _error: &FsError) {}
+    fn fail(&self, error: &FsError) {
+        if self.tree().is_read_only() {
+            return;
+        }
+        log::error!("the filesystem is read-only from now on: {error}");
+        if let Err(e) = self.tree().set_read_only(true) {
+            log::error!("making durable what was changed before: {e}");
+        }
+    }
     fn close(self) -> Result<()> {
         Fs::close(self)
     }

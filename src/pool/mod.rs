@@ -401,6 +401,16 @@ impl Pool {
         self.space.lock().free_blocks()
     }
 
+    /// Of these, blocks that data may take.
+    pub fn blocks_for_data(&self) -> u64 {
+        self.space.lock().blocks_for_data()
+    }
+
+    /// Blocks that are kept for the tree.
+    pub fn blocks_in_reserve(&self) -> u64 {
+        self.space.lock().reserve()
+    }
+
     /// The number of groups with a bitmap page.
     pub fn groups(&self) -> u32 {
         self.space.lock().groups()
@@ -409,14 +419,19 @@ impl Pool {
     /// Takes up to `want` adjacent blocks for data. They are the caller's until a transaction allocates them, or
     /// [`Pool::unreserve_blocks`]. Holds no latch; may wait for a checkpoint before it gives up.
     pub fn reserve_blocks(&self, want: u32) -> Result<Run> {
+        self.reserve_blocks_from(want, false)
+    }
+
+    /// Like [`Pool::reserve_blocks`]; if it is urgent, also from what is kept for the tree.
+    pub fn reserve_blocks_from(&self, want: u32, urgent: bool) -> Result<Run> {
         let want = want.clamp(1, BLOCKS_PER_GROUP / 2);
         for attempt in 0..4 {
             self.writable()?;
-            if let Some(run) = self.space.lock().take_blocks(want) {
+            if let Some(run) = self.space.lock().take_blocks(want, urgent) {
                 return Ok(run);
             }
             self.reclaim();
-            if let Some(run) = self.space.lock().take_blocks(want) {
+            if let Some(run) = self.space.lock().take_blocks(want, urgent) {
                 return Ok(run);
             }
             if self.add_group()? {

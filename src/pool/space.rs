@@ -320,18 +320,27 @@ impl Space {
     // -- data blocks --------------------------------------------------------------------------------------------
 
     /// Blocks that data may not take: the tree needs them to free anything at all.
-    fn reserve(&self) -> u64 {
+    pub fn reserve(&self) -> u64 {
         let total = self.geometry.size / BLOCK_SIZE as u64;
         (total / 128).clamp(BLOCKS_PER_CHUNK as u64 / 4, 64 * BLOCKS_PER_CHUNK as u64)
     }
 
-    /// Takes up to `want` adjacent blocks for data, as near behind the last ones as can be.
-    pub fn take_blocks(&mut self, want: u32) -> Option<Run> {
+    /// Of [`Space::free_blocks`] those that data may take.
+    pub fn blocks_for_data(&self) -> u64 {
+        let free = self.free_blocks();
+        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
+        free.saturating_sub(self.reserve().max(carved))
+    }
+
+    /// Takes up to `want` adjacent blocks for data, as near behind the last ones as can be. If it is urgent, half of what is kept
+    /// for the tree may be taken, too.
+    pub fn take_blocks(&mut self, want: u32, urgent: bool) -> Option<Run> {
         let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
         let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
+        let reserve = if urgent { self.reserve() / 2 } else { self.reserve() };
         let room = match self.next_group() {
             Some(_) => u64::MAX,
-            None => (available + carved).saturating_sub(self.reserve()),
+            None => (available + carved).saturating_sub(reserve),
         };
         let want = want.min(room.min(u32::MAX as u64) as u32);
         if want == 0 {

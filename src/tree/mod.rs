@@ -197,6 +197,11 @@ impl Tree {
         self.pool.reserve_blocks(count)
     }
 
+    /// Like [`Tree::reserve_blocks`], but also from what is kept for the tree: for what frees as many blocks, when the image is full.
+    pub fn reserve_blocks_urgently(&self, count: u32) -> Result<Run> {
+        self.pool.reserve_blocks_from(count, true)
+    }
+
     /// Gives back blocks that were reserved and not allocated.
     pub fn unreserve_blocks(&self, run: Run) {
         self.pool.unreserve_blocks(run);
@@ -253,6 +258,16 @@ impl Tree {
     /// Blocks that are free, or will be when deletions are durable.
     pub fn free_blocks(&self) -> u64 {
         self.pool.free_blocks()
+    }
+
+    /// Of the free blocks those that data may take. The others are kept for the tree, which needs pages also to delete.
+    pub fn blocks_for_data(&self) -> u64 {
+        self.pool.blocks_for_data()
+    }
+
+    /// Blocks that are kept for the tree.
+    pub fn blocks_in_reserve(&self) -> u64 {
+        self.pool.blocks_in_reserve()
     }
 
     /// Writes all pages home that are dirty, and frees the log behind them. Others go on meanwhile.

@@ -371,6 +371,74 @@ impl Run {
         self.same("change of contents", &real, &expected);
     }
 
+    fn copy_range(&mut self) {
+        let (from, to) = (self.file(), self.file());
+        let (offset, len) = (self.offset(), self.rng.below(80_000));
+        // Mostly in the same place of a block, so that blocks are shared.
+        let to_offset = match self.rng.below(4) {
+            0 => self.offset(),
+            _ => self.offset() / 4096 * 4096 + offset % 4096,
+        };
+        let (from_ino, to_ino) = (self.items[&from].ino, self.items[&to].ino);
+        let real = self.fs().copy_range(from_ino, offset, to_ino, to_offset, len, &ME);
+        let source = self.contents(from).cloned();
+        let expected = source.and_then(|source| {
+            let file = self.contents(to)?;
+            let begin = (offset as usize).min(source.len());
+            let bytes = source[begin..(begin + len as usize).min(source.len())].to_vec();
+            if from == to && offset.abs_diff(to_offset) < bytes.len() as u64 {
+                return Err(FsError::Invalid);
+            }
+            if !bytes.is_empty() {
+                let end = to_offset as usize + bytes.len();
+                file.resize(file.len().max(end), 0);
+                file[to_offset as usize..end].copy_from_slice(&bytes);
+            }
+            Ok(bytes.len() as u64)
+        });
+        self.same("copy_range", &real, &expected);
+    }
+
+    /// Blocks that the counts of shared runs add to those in use.
+    fn blocks_saved(&self) -> u64 {
+        let mut saved = 0;
+        let mut cursor = self.fs().tree().cursor();
+        cursor.seek(&format::shared_key(0)).unwrap();
+        while cursor.next().unwrap() {
+            let Some(end) = format::shared_end(cursor.key()) else { break };
+            let shared = format::Shared::decode(end, cursor.value()).unwrap();
+            saved += (shared.count as u64 - 1) * shared.len as u64;
+        }
+        saved
+    }
+
+    /// E4, H1, H2: each block belongs to as many extents as its record says, all of which know that it may be more than one.
+    fn compare_counts(&self) {
+        let mut owners: BTreeMap<u64, (u64, bool)> = BTreeMap::new();
+        for item in self.items.values().filter(|i| matches!(i.body, Body::File(_))) {
+            for m in self.fs().extents_in(item.ino, 0, u64::MAX, usize::MAX).unwrap() {
+                let Some(run) = m.extent.run() else { continue };
+                for block in run.start.0..run.end().0 {
+                    let owner = owners.entry(block).or_insert((0, true));
+                    *owner = (owner.0 + 1, owner.1 && m.is_shared());
+                }
+            }
+        }
+        let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut cursor = self.fs().tree().cursor();
+        cursor.seek(&format::shared_key(0)).unwrap();
+        while cursor.next().unwrap() {
+            let Some(end) = format::shared_end(cursor.key()) else { break };
+            let shared = format::Shared::decode(end, cursor.value()).unwrap();
+            counts.extend((end - shared.len as u64..end).map(|block| (block, shared.count as u64)));
+        }
+        for (block, (n, all_know)) in &owners {
+            assert_eq!(counts.remove(block).unwrap_or(1), *n, "seed {}: owners of block {block}", self.seed);
+            assert!(*n == 1 || *all_know, "seed {}: an extent does not know that it is shared", self.seed);
+        }
+        assert!(counts.is_empty(), "seed {}: counts of blocks that nobody has: {counts:?}", self.seed);
+    }
+
     fn compare_file(&mut self, id: Id) {
         let ino = self.items[&id].ino;
         let (offset, len) = (self.offset(), self.rng.below(70_000) as usize);
@@ -524,7 +592,9 @@ impl Run {
         let data: u64 = report.data.iter().map(|r| r.len as u64).sum();
         let blocks = |i: &Item| self.fs().attributes(i.ino).unwrap().blocks / 8;
         let counted: u64 = self.items.values().map(blocks).sum();
-        assert_eq!(data, counted, "seed {}: blocks in use and blocks of inodes", self.seed);
+        let saved = self.blocks_saved();
+        assert_eq!(data + saved, counted, "seed {}: blocks in use and blocks of inodes", self.seed);
+        self.compare_counts();
     }
 
     fn step(&mut self) {
@@ -533,7 +603,8 @@ impl Run {
             18..22 => self.link(),
             22..32 => self.remove(),
             32..42 => self.rename(),
-            42..66 => self.change_contents(),
+            42..58 => self.change_contents(),
+            58..66 => self.copy_range(),
             66..80 => {
                 let id = self.file();
                 self.compare_file(id);

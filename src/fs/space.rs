@@ -1,0 +1,165 @@
+//! Space as files see it: blocks for contents, room for names, and what `statfs` says.
+//!
+//! - **B1** What is reserved here and not yet part of a file is counted as free, and given up before anybody is told that there
+//!   is no space.
+//! - **B2** Nobody is told that there is no space while deletions are under way.
+//! - **B3** The last of the image's reserve is left to what gives space back: what only adds records ends before.
+
+use super::error::{FsError, Result};
+use super::format::*;
+use super::{Fs, Inner};
+use crate::page::{BLOCK_SIZE, BlockNo, Run};
+use crate::sync::Mutex;
+
+/// Files that have a window at a time.
+const WINDOWS_MAX: usize = 32;
+/// Inodes for each free block in what `statfs` says: an estimate, an inode with its name takes about 300 bytes.
+const INODES_PER_BLOCK: u64 = 8;
+
+/// What `statfs` tells; in blocks of 4096 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Blocks of the image.
+    pub blocks: u64,
+    /// Free blocks, those among them that become free when what deletes them is durable.
+    pub free: u64,
+    /// Of the free ones those that file contents can take; the others are kept for what the tree needs.
+    pub available: u64,
+    /// Inodes that the image can hold, about.
+    pub files: u64,
+    /// Of these those that can still be made, about.
+    pub files_free: u64,
+}
+
+/// Blocks that are reserved behind the last ones of files that grow, so that their extents stay adjacent although others grow at
+/// the same time. Volatile: a crash gives them back.
+#[derive(Default)]
+pub(super) struct Windows {
+    /// The one used last stands last.
+    list: Mutex<Vec<(Ino, Run)>>,
+}
+
+impl Windows {
+    /// Takes up to `want` blocks from the file's window, if it begins at `after`.
+    fn take(&self, ino: Ino, after: BlockNo, want: u32) -> Option<Run> {
+        let mut list = self.list.lock();
+        let at = list.iter().position(|(i, run)| *i == ino && run.start == after)?;
+        let (_, run) = list.remove(at);
+        let taken = Run { len: want.min(run.len), ..run };
+        if taken.len < run.len {
+            list.push((ino, Run { start: taken.end(), len: run.len - taken.len }));
+        }
+        Some(taken)
+    }
+
+    /// Gives the file a window. Returns those that are to be given up for it.
+    fn put(&self, ino: Ino, window: Run) -> Vec<Run> {
+        let mut list = self.list.lock();
+        let mut given_up = Self::remove(&mut list, |i| i == ino);
+        if list.len() >= WINDOWS_MAX {
+            given_up.push(list.remove(0).1);
+        }
+        list.push((ino, window));
+        given_up
+    }
+
+    fn remove(list: &mut Vec<(Ino, Run)>, which: impl Fn(Ino) -> bool) -> Vec<Run> {
+        let mut removed = Vec::new();
+        list.retain(|(ino, run)| {
+            let goes = which(*ino);
+            removed.extend(goes.then_some(*run));
+            !goes
+        });
+        removed
+    }
+
+    fn blocks(&self) -> u64 {
+        self.list.lock().iter().map(|(_, run)| run.len as u64).sum()
+    }
+}
+
+impl Inner {
+    /// Takes up to `want` adjacent blocks for a file: those at `after`, where the file grows by adjacent blocks, if its window has
+    /// them. `size` is how many blocks the file has: so large its window may become.
+    pub(super) fn take_blocks(&self, ino: Ino, grows: Option<Growth>, want: u32) -> Result<Run> {
+        let Some(Growth { after, size }) = grows.filter(|_| want < EXTENT_BLOCKS_MAX) else {
+            return self.reserve_blocks(want);
+        };
+        if let Some(run) = self.windows.take(ino, after, want) {
+            return Ok(run);
+        }
+        let run = self.reserve_blocks(want + size.min(EXTENT_BLOCKS_MAX as u64) as u32)?;
+        if run.len <= want {
+            return Ok(run);
+        }
+        let taken = Run { len: want, ..run };
+        let window = Run { start: taken.end(), len: run.len - want };
+        self.give_back(self.windows.put(ino, window));
+        Ok(taken)
+    }
+
+    fn reserve_blocks(&self, want: u32) -> Result<Run> {
+        self.or_after_cleaning(|| Ok(self.tree.reserve_blocks(want)?))
+    }
+
+    /// Takes blocks from the image's reserve, for a write that frees as many.
+    pub(super) fn take_blocks_urgently(&self, want: u32) -> Result<Run> {
+        self.or_after_cleaning(|| Ok(self.tree.reserve_blocks_urgently(want)?))
+    }
+
+    /// Does something that takes space; if there is none, once more when everything that can be given up has been (B1, B2).
+    fn or_after_cleaning<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
+        match take() {
+            Err(FsError::NoSpace) => {
+                let windows = Windows::remove(&mut self.windows.list.lock(), |_| true);
+                let any = !windows.is_empty();
+                self.give_back(windows);
+                if self.drain() | any { take() } else { Err(FsError::NoSpace) }
+            }
+            result => result,
+        }
+    }
+
+    fn give_back(&self, runs: Vec<Run>) {
+        runs.into_iter().for_each(|run| self.tree.unreserve_blocks(run));
+    }
+
+    /// The file will not grow for now.
+    pub(super) fn drop_window(&self, ino: Ino) {
+        let runs = Windows::remove(&mut self.windows.list.lock(), |i| i == ino);
+        self.give_back(runs);
+    }
+
+    /// Whether records may be added for something new (B3).
+    pub(super) fn admit(&self) -> Result<()> {
+        self.or_after_cleaning(|| {
+            let free = self.tree.free_blocks() + self.windows.blocks();
+            if free > self.tree.blocks_in_reserve() / 2 { Ok(()) } else { Err(FsError::NoSpace) }
+        })
+    }
+}
+
+/// How a file grows.
+#[derive(Clone, Copy)]
+pub(super) struct Growth {
+    /// The block behind the file's last one.
+    pub after: BlockNo,
+    /// Blocks that the file has.
+    pub size: u64,
+}
+
+impl Fs {
+    /// How much space there is.
+    pub fn usage(&self) -> Usage {
+        let windows = self.windows.blocks();
+        let blocks = self.tree.size() / BLOCK_SIZE as u64;
+        let available = self.tree.blocks_for_data() + windows;
+        Usage {
+            blocks,
+            free: self.tree.free_blocks() + windows,
+            available,
+            files: blocks * INODES_PER_BLOCK,
+            files_free: available * INODES_PER_BLOCK,
+        }
+    }
+}
