@@ -193,9 +193,6 @@ pub enum AnyKey {
     State,
 }
 
-/// The first byte of the keys of [`AnyKey::Shared`].
-pub const TAG_SHARED_BLOCKS: u8 = 0x40;
-
 impl AnyKey {
     /// Takes a key apart, which may be hostile; `None` if no record has such a key.
     pub fn parse(key: &[u8]) -> Option<AnyKey> {
@@ -210,7 +207,7 @@ impl AnyKey {
             }
             (TAG_XATTR, 16) => AnyKey::Xattr(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
             (TAG_EXTENT, 16) => AnyKey::Extent(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
-            (TAG_SHARED_BLOCKS, 8) => AnyKey::Shared(get_u64(rest, 0)),
+            (TAG_SHARED, 8) => AnyKey::Shared(get_u64(rest, 0)),
             (TAG_ORPHAN, 8) => AnyKey::Orphan(Ino(get_u64(rest, 0))),
             (TAG_STATE, 0) => AnyKey::State,
             _ => return None,
