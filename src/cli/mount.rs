@@ -277,17 +277,17 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     })?;
     let dead = mounts::is_dead(&mounted.dir);
     unmount_patiently(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
-    if args.lazy || dead {
+    if args.lazy {
         return Ok(0);
     }
-    // The daemon holds the lock until everything is on disk.
+    // The daemon holds the lock until everything is on disk; one that was killed until the kernel has taken it apart.
     let image = &mounted.source;
     let fail = |e: io::Error| {
         Failure::new(status::SYSTEM, format_args!("unmounted, but cannot wait for {}: {e}", image.display()))
     };
     let file = File::open(image).map_err(fail)?;
     file.lock_shared().map_err(fail)?;
-    if !mounted.read_only && !image::is_clean(image)? {
+    if !dead && !mounted.read_only && !image::is_clean(image)? {
         return Err(Failure::new(
             status::SYSTEM,
             format_args!(
