@@ -143,6 +143,9 @@ fn parse<A: Parser>(arguments: &[OsString]) -> Result<A, clap::Error> {
 }
 
 fn dispatch(btfs: Btfs) -> CliResult {
+    if !matches!(btfs.command, Command::Mount(_)) {
+        end_with_the_reader();
+    }
     match btfs.command {
         Command::Mkfs(args) => mkfs::run(&args),
         Command::Mount(args) => mount::run(args),
@@ -153,6 +156,15 @@ fn dispatch(btfs: Btfs) -> CliResult {
         Command::Info(args) => image::info(&args),
         Command::Resize(args) => image::resize(&args),
         Command::Fsck(args) => fsck::run(&args),
+    }
+}
+
+/// Whoever pipes our output into `head` expects us to end with it, not to complain.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler is installed, only the default action, and no other thread exists yet.
+    if let Err(e) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) } {
+        log::debug!("SIGPIPE: {e}");
     }
 }
 
