@@ -133,7 +133,8 @@ impl<V: Volume> Adapter<V> {
                     | Request::Readdirplus
                     | Request::Lseek
             );
-            if changes || !engine.is_corrupt() {
+            // A failed write has made the image read-only by itself.
+            if changes && matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
                 if self.options.on_error == OnError::Abort {
                     log::error!("ending, as errors=abort asks");
                     std::process::abort();
