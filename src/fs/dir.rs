@@ -90,7 +90,7 @@ impl Fs {
             let state = self.lock_shared(&node)?;
             let dir = state.get().ok_or(FsError::NotFound)?.dir.ok_or(FsError::NotDirectory)?;
             match self.find_entry(parent, dir.entries, name, Expect::Taken)? {
-                Found::Entry(_, entry) => self.retained(entry.ino),
+                Found::Entry(_, entry) => self.retained(entry.ino, parent),
                 Found::Free(_) => return Err(FsError::NotFound),
             }
         };
@@ -101,8 +101,9 @@ impl Fs {
         found
     }
 
-    fn retained(&self, ino: Ino) -> Arc<Node> {
+    fn retained(&self, ino: Ino, parent: Ino) -> Arc<Node> {
         let node = self.node(ino);
+        node.set_seen_in(parent);
         self.table.retain(&node);
         node
     }
@@ -224,7 +225,10 @@ impl Fs {
             let entry = Entry::decode(node.ino, cursor.value())?;
             found.push((cookie, entry.ino, entry.name));
         }
-        Ok(found.into_iter().map(|(cookie, ino, name)| (cookie, self.retained(ino), name)).collect())
+        Ok(found
+            .into_iter()
+            .map(|(cookie, ino, name)| (cookie, self.retained(ino, node.ino), name))
+            .collect())
     }
 
     /// Reads the records of nodes that have none yet, with one cursor, in the order of their numbers. What is not found is left to

@@ -84,13 +84,14 @@ impl Fs {
         Ok(len)
     }
 
-    /// Writes. Clears suid and sgid unless user 0 writes. After an error a part of a write that is longer than 1 MiB, or that fills
+    /// Writes. Clears suid and sgid unless the caller is privileged. After an error a part of a write that is longer than 1 MiB, or that fills
     /// allocated space, may have been done.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
         file_of(&state)?;
+        self.strip_capability(&node, &mut state)?;
         self.write_locked(&node, &mut state, offset, data, caller)
     }
 }
@@ -306,7 +307,9 @@ impl Inner {
         }
         Ok(extents)
     }
+}
 
+impl Fs {
     /// Sets the size. What lies behind a smaller size is gone, and reads as zeros if the file grows again.
     pub(super) fn resize(&self, node: &Node, state: &mut State, size: u64, caller: &Caller) -> Result<()> {
         file_of(state)?;
@@ -331,7 +334,9 @@ impl Inner {
             self.update(&mut Batch::new(), node, state, inode)
         }
     }
+}
 
+impl Inner {
     /// Frees what lies behind the size that `inode` has, in bounded batches. The first one sets the size, and leaves a mark if
     /// others must follow: before they have, the file must not grow, or what lies behind its size would come back.
     pub(super) fn cut(&self, node: &Node, state: &mut State, mut inode: Inode) -> Result<()> {

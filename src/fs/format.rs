@@ -86,6 +86,15 @@ pub fn inode_key(ino: Ino) -> Key {
     key
 }
 
+/// The inode in the key of an inode; `None` if it is another key.
+pub fn inode_of_key(key: &[u8]) -> Option<Ino> {
+    let place = key.strip_prefix(&[TAG_GROUP])?;
+    let (group, rest) = place.split_first_chunk::<5>()?;
+    let sequence = rest.strip_prefix(&[IN_GROUP_INODE])?.first_chunk::<3>()?;
+    let group = group.iter().fold(0, |n, b| n << 8 | u64::from(*b));
+    (rest.len() == 4).then(|| Ino::new(group, u32::from_be_bytes([0, sequence[0], sequence[1], sequence[2]])))
+}
+
 /// The key of a directory entry.
 pub fn entry_key(group: u64, cookie: Cookie) -> Key {
     let mut key = group_key(group, IN_GROUP_ENTRY);
@@ -184,9 +193,6 @@ pub enum AnyKey {
     State,
 }
 
-/// The first byte of the keys of [`AnyKey::Shared`].
-pub const TAG_SHARED_BLOCKS: u8 = 0x40;
-
 impl AnyKey {
     /// Takes a key apart, which may be hostile; `None` if no record has such a key.
     pub fn parse(key: &[u8]) -> Option<AnyKey> {
@@ -201,7 +207,7 @@ impl AnyKey {
             }
             (TAG_XATTR, 16) => AnyKey::Xattr(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
             (TAG_EXTENT, 16) => AnyKey::Extent(Ino(get_u64(rest, 0)), get_u64(rest, 8)),
-            (TAG_SHARED_BLOCKS, 8) => AnyKey::Shared(get_u64(rest, 0)),
+            (TAG_SHARED, 8) => AnyKey::Shared(get_u64(rest, 0)),
             (TAG_ORPHAN, 8) => AnyKey::Orphan(Ino(get_u64(rest, 0))),
             (TAG_STATE, 0) => AnyKey::State,
             _ => return None,

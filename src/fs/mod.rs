@@ -12,6 +12,8 @@ mod file;
 pub mod format;
 mod namespace;
 mod orphan;
+mod paths;
+mod scrub;
 mod shared;
 mod space;
 mod table;
@@ -23,6 +25,7 @@ pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
 pub use namespace::{New, RenameMode};
+pub use scrub::Scrub;
 pub use space::Usage;
 pub use xattr::SetXattr;
 

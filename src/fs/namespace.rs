@@ -163,6 +163,7 @@ impl Fs {
         let attributes = attributes(ino, &inode);
         state.set(inode);
         self.table.retain(&child);
+        child.set_seen_in(node.ino);
         Ok(attributes)
     }
 
@@ -250,6 +251,7 @@ impl Fs {
         let attributes = attributes(ino, &inode);
         state.set(inode);
         self.table.retain(&child);
+        child.set_seen_in(node.ino);
         Ok(attributes)
     }
 
@@ -461,6 +463,7 @@ impl Fs {
             to.state.set(above);
         }
         source_state.set(source_inode);
+        source.set_seen_in(to_ino);
         if let (Some(state), Some(inode)) = (&mut other_state, other_inode) {
             state.set(inode);
         }

@@ -101,7 +101,8 @@ impl Inner {
         match self.delete(node, &mut state, at_once, || false) {
             // The last use ends, but nothing can be changed now.
             Ok(Deleted::TooLong) | Err(FsError::ReadOnly) => self.reclaimer.add(node.ino),
-            result => drop(result?),
+            Ok(Deleted::Done | Deleted::Stopped) => {}
+            Err(e) => return Err(e),
         }
         Ok(())
     }

@@ -211,7 +211,7 @@ impl Inner {
 /// The times, and the loss of suid, of a change of the contents.
 fn changed_by(inode: &mut Inode, caller: &Caller) {
     (inode.mtime, inode.ctime) = (caller.now, caller.now);
-    if caller.uid != 0 {
+    if !caller.privileged {
         clear_suid(inode);
     }
 }
@@ -250,6 +250,7 @@ impl Fs {
             return Ok(0);
         }
         self.finish_cut(&to_node, &mut state)?;
+        self.strip_capability(&to_node, &mut state)?;
         let mut pieces = Vec::with_capacity(3);
         let end = offset + len;
         let (whole, whole_end) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);

@@ -45,6 +45,8 @@ pub(super) enum Fix {
     Blocks(Ino, u64),
     /// Set an inode's number of extended attributes.
     Xattrs(Ino, u32),
+    /// Set an inode's flags.
+    Flags(Ino, u8),
     /// Mark an inode as an orphan: it is deleted.
     Orphan(Ino),
     /// Name an inode in `lost+found`.
@@ -70,6 +72,7 @@ impl Fix {
                 | Links(..)
                 | Blocks(..)
                 | Xattrs(..)
+                | Flags(..)
                 | SharedCounts
         )
     }
@@ -97,6 +100,7 @@ impl fmt::Display for Fix {
             Fix::Size(_, n) => write!(f, "set the size to {n}"),
             Fix::Blocks(_, n) => write!(f, "set the number of blocks to {n}"),
             Fix::Xattrs(_, n) => write!(f, "set the number of attributes to {n}"),
+            Fix::Flags(_, n) => write!(f, "set the flags to {n:#x}"),
             Fix::Orphan(ino) => write!(f, "delete inode {}", ino.0),
             Fix::Reconnect(ino) => write!(f, "name it lost+found/#{}", ino.0),
             Fix::Unshare(_) => {

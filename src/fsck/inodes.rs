@@ -11,6 +11,7 @@ use super::report::{Findings, Place, ProblemKind as Problem, Report};
 use super::shared::SharedRuns;
 use super::structure::{Gap, Structure};
 use super::{Progress, Result, Stage};
+use crate::fs::acl::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
 use crate::fs::format::*;
 use crate::page::{BLOCK_SIZE, Run};
 
@@ -110,6 +111,14 @@ impl<'a> Stream<'a> {
     }
 }
 
+/// The attributes of one inode as its records tell.
+#[derive(Default)]
+struct Attributes {
+    count: u32,
+    blocks: u64,
+    flags: u8,
+}
+
 /// The contents of one inode as its records tell.
 #[derive(Default)]
 struct Contents {
@@ -172,7 +181,7 @@ impl Pass<'_> {
             None => self.bad(Problem::Key, Place::image(), key, "a record with a key that means nothing"),
             Some(AnyKey::Inode(ino)) => self.inode(ino, key, value)?,
             Some(AnyKey::Orphan(ino)) => match Orphan::decode(ino, value) {
-                Ok(orphan) => self.orphan(ino, orphan, key),
+                Ok(orphan) => self.orphan(ino, orphan, key)?,
                 Err(e) => self.bad(Problem::Record, Place::ino(ino.0), key, e),
             },
             Some(AnyKey::State) => match value.first_chunk::<8>() {
@@ -185,11 +194,10 @@ impl Pass<'_> {
                     vec![Fix::Delete(key.to_vec())],
                 ),
             },
-            Some(AnyKey::Shared(end)) => {
-                if let Err(reason) = self.shared.record(end, value) {
-                    self.bad(Problem::Record, Place::image(), key, reason);
-                }
-            }
+            Some(AnyKey::Shared(end)) => match Shared::decode(end, value) {
+                Ok(shared) => self.shared.record(end, shared),
+                Err(e) => self.bad(Problem::Record, Place::image(), key, e),
+            },
             // Entries have a pass of their own; attributes and extents come with their inodes.
             Some(AnyKey::Entry(..) | AnyKey::Xattr(..) | AnyKey::Extent(..)) => {}
         }
@@ -205,17 +213,34 @@ impl Pass<'_> {
         self.findings.add(kind, place, what, vec![Fix::Delete(key.to_vec())]);
     }
 
-    fn orphan(&mut self, ino: Ino, orphan: Orphan, key: &[u8]) {
+    fn orphan(&mut self, ino: Ino, orphan: Orphan, key: &[u8]) -> Result<()> {
         let Some(i) = self.found.find(ino) else {
             let what = "an inode that does not exist is marked as an orphan";
             let fixes = vec![Fix::Delete(key.to_vec())];
-            return self.findings.add(Problem::Orphan, Place::ino(ino.0), what, fixes);
+            self.findings.add(Problem::Orphan, Place::ino(ino.0), what, fixes);
+            return Ok(());
         };
         let slot = &mut self.found.slots[i];
         match orphan {
             Orphan::Unlinked => slot.unlinked = true,
-            _ => slot.cut = true,
+            Orphan::Truncated { size } => {
+                slot.cut = true;
+                if slot.kind != Kind::File || self.size_of(ino)? != Some(size) {
+                    let what = "it is marked as being cut, but is not a file of that size";
+                    let fixes = vec![Fix::Delete(key.to_vec())];
+                    self.findings.add(Problem::Orphan, Place::ino(ino.0), what, fixes);
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// An inode's size. Looked up, where it is rarely asked for.
+    fn size_of(&self, ino: Ino) -> Result<Option<u64>> {
+        let key = inode_key(ino);
+        let mut records = Records::new(self.image, &self.structure.leaves, &key)?;
+        let found = records.next()? && records.key() == key;
+        Ok(found.then(|| Inode::decode(ino, records.value()).ok()).flatten().map(|inode| inode.size))
     }
 
     fn inode(&mut self, ino: Ino, key: &[u8], value: &[u8]) -> Result<()> {
@@ -241,16 +266,31 @@ impl Pass<'_> {
         self.found.group_max = self.found.group_max.max(groups);
         let slot = Slot { ino, links: inode.links, kind: inode.kind, unlinked: false, cut: false };
         self.found.slots.push(slot);
-        let (xattrs, xattr_blocks) = self.xattrs(ino)?;
-        if xattrs != inode.xattrs {
-            let what = format!("it has {xattrs} attributes, and says {}", inode.xattrs);
-            let fixes = vec![Fix::Xattrs(ino, xattrs)];
+        let xattrs = self.xattrs(ino)?;
+        let contents = self.contents(ino, &inode)?;
+        // What has no links is being deleted, batch by batch, and its record stays as it was until the last one.
+        if inode.links > 0 {
+            self.judge_xattrs(ino, &inode, &xattrs);
+            self.judge(ino, &inode, &contents, contents.blocks + xattrs.blocks);
+        }
+        Ok(())
+    }
+
+    /// Compares an inode with its attributes.
+    fn judge_xattrs(&mut self, ino: Ino, inode: &Inode, xattrs: &Attributes) {
+        if xattrs.count != inode.xattrs {
+            let what = format!("it has {} attributes, and says {}", xattrs.count, inode.xattrs);
+            let fixes = vec![Fix::Xattrs(ino, xattrs.count)];
             self.findings.add(Problem::XattrCount, Place::ino(ino.0), what, fixes);
         }
-        let contents = self.contents(ino, &inode)?;
-        let blocks = contents.blocks + xattr_blocks;
-        self.judge(ino, &inode, &contents, blocks);
-        Ok(())
+        let mut flags = xattrs.flags;
+        if inode.kind != Kind::Directory {
+            flags &= !INODE_DEFAULT_ACL;
+        }
+        if flags != inode.flags {
+            let what = format!("its flags are {:#x}, its attributes say {flags:#x}", inode.flags);
+            self.findings.add(Problem::Flags, Place::ino(ino.0), what, vec![Fix::Flags(ino, flags)]);
+        }
     }
 
     /// Compares an inode with what belongs to it.
@@ -312,9 +352,9 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The attributes of one inode: how many, and their blocks.
-    fn xattrs(&mut self, ino: Ino) -> Result<(u32, u64)> {
-        let (mut count, mut blocks) = (0, 0);
+    /// The attributes of one inode.
+    fn xattrs(&mut self, ino: Ino) -> Result<Attributes> {
+        let mut found = Attributes::default();
         // Names with the same hash.
         let mut names: Vec<Vec<u8>> = Vec::new();
         let mut hash = 0;
@@ -328,19 +368,26 @@ impl Pass<'_> {
                         hash = place >> 8;
                         names.clear();
                     }
-                    count += self.xattr(ino, place, &key, &xattr, &names) as u32;
-                    blocks += xattr.run().map_or(0, |r| r.len as u64);
+                    self.xattr(ino, place, &key, &xattr, &names);
+                    found.count += 1;
+                    found.blocks += xattr.run().map_or(0, |r| r.len as u64);
+                    found.flags |= match xattr.name.as_slice() {
+                        ACL_ACCESS => INODE_ACCESS_ACL,
+                        ACL_DEFAULT => INODE_DEFAULT_ACL,
+                        CAPABILITY => INODE_CAPABILITY,
+                        _ => 0,
+                    };
                     names.push(xattr.name);
                 }
                 Err(e) => self.bad(Problem::Record, Place::ino(ino.0), &key, e),
             }
             self.attributes.step(key[0])?;
         }
-        Ok((count, blocks))
+        Ok(found)
     }
 
-    /// Checks one attribute; whether it counts.
-    fn xattr(&mut self, ino: Ino, place: u64, key: &[u8], xattr: &Xattr, names: &[Vec<u8>]) -> bool {
+    /// Checks one attribute.
+    fn xattr(&mut self, ino: Ino, place: u64, key: &[u8], xattr: &Xattr, names: &[Vec<u8>]) {
         self.report.xattrs += 1;
         let name = String::from_utf8_lossy(&xattr.name).into_owned();
         let delete = || vec![Fix::Delete(key.to_vec())];
@@ -356,18 +403,15 @@ impl Pass<'_> {
             let what = format!("attribute {name:?} twice");
             self.findings.add(Problem::XattrTwice, Place::ino(ino.0), what, delete());
         }
-        let Some(run) = xattr.run() else { return true };
-        if !self.claim(ino, run, key, &format!("attribute {name:?}")) {
-            return true;
-        }
-        let XattrValue::Blocks { len, crc, .. } = xattr.value else { return true };
-        if self.scrub_xattrs {
+        let Some(run) = xattr.run() else { return };
+        let XattrValue::Blocks { len, crc, .. } = xattr.value else { return };
+        if self.claim(ino, run, key, &format!("attribute {name:?}")) && self.scrub_xattrs {
             let mut value = vec![0; run.len as usize * BLOCK_SIZE];
             let read = self.image.read_blocks(run, &mut value);
             self.report.scrubbed_bytes += value.len() as u64;
             value.truncate(len as usize);
             let what = match read {
-                Ok(()) if crc32fast::hash(&value) == crc => return true,
+                Ok(()) if crc32fast::hash(&value) == crc => return,
                 Ok(()) => format!("value of attribute {name:?} fails its checksum"),
                 Err(e) => format!("value of attribute {name:?} cannot be read: {e}"),
             };
@@ -375,7 +419,6 @@ impl Pass<'_> {
             place.blocks = Some(run);
             self.findings.add(Problem::XattrValue, place, what, delete());
         }
-        true
     }
 
     /// Claims blocks for an inode. `false`: they lie outside.
@@ -428,6 +471,7 @@ impl Pass<'_> {
             self.extents.step(key[0])?;
         }
         if let Some(end) = behind
+            && inode.links > 0
             && !self.is_being_cut(ino)?
         {
             let what = format!("contents up to byte {end} behind its size of {}", inode.size);
@@ -488,6 +532,6 @@ fn is_written(extent: &Extent) -> bool {
 }
 
 /// Whether an extent says that its blocks may belong to others, too.
-pub(super) fn is_shared(_extent: &Extent) -> bool {
-    false
+fn is_shared(extent: &Extent) -> bool {
+    matches!(extent, Extent::Blocks { shared: true, .. })
 }

@@ -294,11 +294,6 @@ impl Names<'_> {
                 let fixes = vec![Fix::Delete(orphan_key(slot.ino))];
                 self.findings.add(Problem::Orphan, place(), what, fixes);
             }
-            if slot.cut && slot.kind != Kind::File {
-                let what = "it is marked as being cut, and is not a file";
-                let fixes = vec![Fix::Delete(orphan_key(slot.ino))];
-                self.findings.add(Problem::Orphan, place(), what, fixes);
-            }
         }
     }
 
@@ -307,7 +302,7 @@ impl Names<'_> {
         if slot.links > 0 {
             let what = "it has no name";
             self.findings.add(Problem::Unnamed, place(), what, vec![Fix::Reconnect(slot.ino)]);
-        } else if !slot.unlinked && !slot.cut {
+        } else if !slot.unlinked {
             let what = "it has neither name nor links, and is not marked as an orphan";
             self.findings.add(Problem::Orphan, place(), what, vec![Fix::Orphan(slot.ino)]);
         }

@@ -126,6 +126,8 @@ kinds! {
     XattrTwice = "xattr-twice",
     /// The value of an extended attribute fails its checksum.
     XattrValue = "xattr-value",
+    /// Flags of an inode contradict its attributes.
+    Flags = "flags",
     /// Contents of a file fail their checksum.
     Data = "data",
 }

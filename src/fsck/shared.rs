@@ -6,6 +6,7 @@ use super::blocks::Claims;
 use super::fix::Fix;
 use super::image::Image;
 use super::report::{Findings, Place, ProblemKind};
+use crate::fs::format::Shared;
 use crate::page::{BlockNo, Run};
 
 /// Shared runs, as extents and counts tell.
@@ -23,19 +24,9 @@ impl SharedRuns {
     }
 
     /// The record of the run that ends in front of block `end`.
-    pub fn record(&mut self, end: u64, value: &[u8]) -> Result<(), &'static str> {
-        let (Some(len), Some(count)) = (value.first_chunk::<4>(), value.last_chunk::<4>()) else {
-            return Err("the count of shared blocks is impossible");
-        };
-        let (len, count) = (u32::from_be_bytes(*len), u32::from_be_bytes(*count));
-        let start = end.checked_sub(len as u64);
-        match start {
-            Some(start) if value.len() == 8 && len > 0 && count > 1 => {
-                self.counts.push((Run { start: BlockNo(start), len }, count));
-                Ok(())
-            }
-            _ => Err("the count of shared blocks is impossible"),
-        }
+    pub fn record(&mut self, end: u64, shared: Shared) {
+        let start = BlockNo(end.saturating_sub(shared.len as u64));
+        self.counts.push((Run { start, len: shared.len }, shared.count));
     }
 
     /// The true counts: runs of blocks in two extents or more.

@@ -20,6 +20,7 @@ use fuser::{
 use super::control::Control;
 use super::convert::{errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now};
 use super::counters::{Counters, Request};
+use super::damage::{Damage, Scrubber};
 use super::flusher::Flusher;
 use super::volume::Volume;
 use crate::fs::{
@@ -66,6 +67,8 @@ pub struct Adapter<V: Volume> {
     counters: Arc<Counters>,
     options: AdapterOptions,
     flusher: Option<Arc<Flusher>>,
+    damage: Damage,
+    scrubber: Scrubber,
 }
 
 fn ino(n: INodeNo) -> Ino {
@@ -100,7 +103,8 @@ impl<V: Volume> Adapter<V> {
         options: AdapterOptions,
         flusher: Option<Arc<Flusher>>,
     ) -> Self {
-        Adapter { volume, counters, options, flusher }
+        let (damage, scrubber) = (Damage::default(), Scrubber::default());
+        Adapter { volume, counters, options, flusher, damage, scrubber }
     }
 
     fn begin(&self, request: Request) -> Running<'_> {
@@ -114,7 +118,9 @@ impl<V: Volume> Adapter<V> {
     /// The errno of a failed request, after the policy for errors has been followed.
     fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
         if let FsError::Engine(engine) = error {
-            log::error!("{what:?} of inode {}: {error}", n.0);
+            if self.damage.is_new(error) {
+                log::error!("{what:?} of {} (inode {}): {error}", self.volume.path_of(n), n.0);
+            }
             let changes = !matches!(
                 what,
                 Request::Lookup
@@ -127,7 +133,8 @@ impl<V: Volume> Adapter<V> {
                     | Request::Readdirplus
                     | Request::Lseek
             );
-            if changes || !engine.is_corrupt() {
+            // A failed write has made the image read-only by itself.
+            if changes && matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
                 if self.options.on_error == OnError::Abort {
                     log::error!("ending, as errors=abort asks");
                     std::process::abort();
@@ -661,10 +668,24 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let allowed = req.uid() == 0 || req.uid() == self.options.owner;
         let result = match Control::decode(command, input) {
             Some(Control::Stats) => Ok(Control::pad(
-                format!("{{\"requests\":{},\"volume\":{}}}", self.counters.json(), self.volume.report()),
+                format!(
+                    "{{\"requests\":{},\"volume\":{},\"damage\":{},\"scrub\":{}}}",
+                    self.counters.json(),
+                    self.volume.report(),
+                    self.damage.count(),
+                    self.scrubber.progress().json()
+                ),
                 output_size as usize,
             )),
-            Some(Control::Grow(_)) if !allowed => return reply.error(Errno::EPERM),
+            Some(_) if !allowed => return reply.error(Errno::EPERM),
+            Some(Control::Scrub(rate)) => match self.scrubber.start(&self.volume, rate) {
+                Ok(()) => Ok(Vec::new()),
+                Err(e) => return reply.error(e.raw_os_error().map_or(Errno::EIO, Errno::from_i32)),
+            },
+            Some(Control::StopScrub) => {
+                self.scrubber.stop();
+                Ok(Vec::new())
+            }
             Some(Control::Grow(size)) => self.volume.grow(size).map(|()| Vec::new()),
             None => return reply.error(Errno::ENOTTY),
         };

@@ -1,13 +1,14 @@
 //! Tests of the filesystem without FUSE. Each is named after what a user would lose if it failed.
 
 mod acl;
+mod blocks;
+mod copies;
 mod memory;
 mod model;
 mod names;
 mod operations;
-mod shared;
-mod sharing;
 mod space;
+mod two_threads;
 
 use std::sync::Arc;
 

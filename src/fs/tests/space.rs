@@ -4,8 +4,7 @@ use super::*;
 use crate::storage::Rng;
 
 fn file(fs: &Fs, name: &[u8]) -> Ino {
-    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap();
-    fs.lookup(ROOT, name).unwrap()
+    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
 }
 
 fn resize(fs: &Fs, ino: Ino, size: u64) {
@@ -36,10 +35,7 @@ fn use_full_image(size: u64, piece: usize, background: bool) {
     let fs = if background { open_in_background(&storage) } else { open(&storage) };
     let allocated = file(&fs, b"allocated");
     fs.fallocate(allocated, 0, 2 << 20, Fallocate::Allocate, &ME).unwrap();
-    let dir = {
-        create(&fs, ROOT, b"dir", New::Directory, 0o755, &ME).unwrap();
-        fs.lookup(ROOT, b"dir").unwrap()
-    };
+    let dir = create(&fs, ROOT, b"dir", New::Directory, 0o755, &ME).unwrap();
     for i in 0..100 {
         create(&fs, dir, format!("f{i}").as_bytes(), New::File, 0o644, &ME).unwrap();
     }
@@ -65,7 +61,6 @@ fn use_full_image(size: u64, piece: usize, background: bool) {
     let regained = fill(&fs, filler, piece);
     assert!(regained >= filled / 100 * 98, "{regained} of {filled}");
     fs.unlink(ROOT, b"filler", &ME).unwrap();
-    fs.release(filler, 1).unwrap();
     let again = file(&fs, b"again");
     let data = vec![9; 1 << 20];
     for at in (0..filled / 100 * 95).step_by(data.len()) {
@@ -144,7 +139,6 @@ fn the_space_of_a_huge_file_is_there_for_the_next_write() {
     let fs = open_in_background(&storage);
     let ino = file(&fs, b"huge");
     let filled = fill(&fs, ino, 1 << 20);
-    fs.release(ino, 1).unwrap();
     fs.unlink(ROOT, b"huge", &ME).unwrap();
     let next = file(&fs, b"next");
     let again = fill(&fs, next, 1 << 20);
@@ -161,7 +155,6 @@ fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
         for i in 0..5_000 {
             fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
         }
-        fs.release(ino, 1).unwrap();
         fs.unlink(ROOT, b"f", &ME).unwrap();
         if close {
             fs.close().unwrap();

@@ -44,12 +44,19 @@ fn counts_that_are_wrong() {
 }
 
 #[test]
+fn flags_without_attributes() {
+    let k = known();
+    forge_inode(&k.storage, k.file, |i| i.flags = INODE_ACCESS_ACL);
+    expect(&k.storage, &[(P::Flags, 1)]);
+}
+
+#[test]
 fn contents_behind_the_end() {
     let k = known();
     forge_inode(&k.storage, k.file, |i| i.size = 5000);
     expect(&k.storage, &[(P::Size, 1)]);
     // A mark says that they are being cut.
-    forge(&k.storage, |_, batch| batch.put(&orphan_key(k.file), &[2]));
+    forge(&k.storage, |_, batch| batch.put(&orphan_key(k.file), &Orphan::Truncated { size: 5000 }.encode()));
     expect(&k.storage, &[]);
 }
 
@@ -178,9 +185,10 @@ fn orphans_that_are_none() {
     forge(&k.storage, |_, batch| {
         batch.put(&orphan_key(k.file), &[1]);
         batch.put(&orphan_key(Ino(999)), &[1]);
-        batch.put(&orphan_key(k.link), &[2]);
+        batch.put(&orphan_key(k.link), &Orphan::Truncated { size: 3000 }.encode());
+        batch.put(&orphan_key(k.other), &Orphan::Truncated { size: 4000 }.encode());
     });
-    expect(&k.storage, &[(P::Orphan, 3)]);
+    expect(&k.storage, &[(P::Orphan, 4)]);
     let k = known();
     forge(&k.storage, |tree, batch| {
         let (key, _) = entry_of(tree, k.inner, b"other");
@@ -263,7 +271,7 @@ fn extents_that_overlap() {
         let run = tree.reserve_blocks(1).unwrap();
         assert_eq!(run.len, 1);
         batch.allocate(run);
-        let extent = Extent::Blocks { len: 4096, start: run.start, shared: false, crcs: Vec::new() };
+        let extent = Extent::Blocks { len: 4096, start: run.start, crcs: Vec::new(), shared: false };
         batch.put(&extent_key(k.file, 8192), &extent.encode());
     });
     forge_inode(&k.storage, k.file, |i| i.blocks += 1);
@@ -326,11 +334,28 @@ fn contents_that_have_rotted() {
 #[test]
 fn counts_of_shared_blocks() {
     let k = known();
+    let fs = crate::fs::Fs::open(k.storage.clone(), &options()).unwrap();
+    assert_eq!(fs.copy_range(k.file, 0, k.other, 0, 12_000, &ME).unwrap(), 12_000);
+    fs.close().unwrap();
+    expect(&k.storage, &[]);
+    forge(&k.storage, |tree, batch| {
+        let (key, value) = records(tree, &shared_key(0)[..1]).remove(0);
+        let shared = Shared::decode(shared_end(&key).unwrap(), &value).unwrap();
+        batch.put(&key, &Shared { count: 3, ..shared }.encode());
+    });
+    expect(&k.storage, &[(P::SharedCount, 2)]);
+    // One of the two says that the blocks are its own.
+    forge(&k.storage, |tree, batch| {
+        let (key, _, extent) = extent_of(tree, k.file);
+        let Extent::Blocks { len, start, crcs, .. } = extent else { panic!("inline") };
+        batch.put(&key, &Extent::Blocks { len, start, crcs, shared: false }.encode());
+        batch.delete(&records(tree, &shared_key(0)[..1]).remove(0).0);
+    });
+    expect(&k.storage, &[(P::BlocksTwice, 1)]);
+    let k = known();
     forge(&k.storage, |tree, batch| {
         let run: Run = extent_of(tree, k.file).2.run().unwrap();
-        let mut key = vec![TAG_SHARED_BLOCKS];
-        key.extend_from_slice(&run.end().0.to_be_bytes());
-        batch.put(&key, &[0, 0, 0, 1, 0, 0, 0, 2]);
+        batch.put(&shared_key(run.end().0), &Shared { len: 1, count: 2 }.encode());
     });
     expect(&k.storage, &[(P::SharedCount, 1)]);
 }

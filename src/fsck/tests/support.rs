@@ -153,7 +153,14 @@ impl World {
                 let _ = self.fs.rename(from, &name, to, &new, mode, &ME);
             }
             60..85 => self.contents(),
-            85..95 => self.xattr(),
+            85..94 => self.xattr(),
+            94 => {
+                if let (Some(from), Some(to)) = (self.file(), self.file()) {
+                    let (a, b) = (self.rng.below(20) * 4096, self.rng.below(20) * 4096);
+                    let len = self.rng.below(100_000);
+                    let _ = self.fs.copy_range(from, a, to, b, len, &ME);
+                }
+            }
             95 if !self.held.is_empty() => {
                 let at = self.rng.index(self.held.len());
                 let ino = self.held.swap_remove(at);

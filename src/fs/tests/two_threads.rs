@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
+use super::blocks::compare_blocks;
 use super::model::Run;
 use super::*;
 use crate::storage::Rng;
@@ -237,10 +238,6 @@ impl Shared {
         }
         assert_eq!(found, self.moved.iter().copied().collect(), "a directory was lost by moves");
     }
-
-    fn blocks(&self, fs: &Fs) -> u64 {
-        self.files.iter().map(|ino| fs.attributes(*ino).unwrap().blocks / 8).sum()
-    }
 }
 
 impl Stripes {
@@ -273,9 +270,7 @@ fn compare(fs: &Fs, shared: &Shared, runs: &mut [Run], stripes: &[Vec<Stripes>])
         run.compare_all();
         shared.files.iter().zip(mine).for_each(|(ino, mine)| mine.compare(fs, *ino, who));
     }
-    let data: u64 = fs.tree().check().unwrap().data.iter().map(|r| r.len as u64).sum();
-    let counted = shared.blocks(fs) + runs.iter().map(Run::blocks).sum::<u64>();
-    assert_eq!(data, counted, "blocks in use and blocks of inodes");
+    compare_blocks(fs, runs.iter().flat_map(Run::inodes).chain(shared.files.iter().copied()));
 }
 
 /// Removes everything below a directory.
