@@ -2,7 +2,7 @@
 //!
 //! Without the feature `defects` the set is always empty and the compiler removes every question about it.
 
-/// A mistake that loses data in a storage engine of this kind.
+/// A mistake that loses data in a storage engine or a filesystem of this kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Defect {
@@ -35,11 +35,27 @@ pub enum Defect {
     PostWithoutSplit,
     /// Recovery writes logged contents also over blocks that were freed since.
     ReplayFreedData,
+    /// A batch that names data blocks becomes durable without them.
+    MetadataBeforeData,
+    /// A rename takes the old name away in a batch of its own.
+    RenameInTwoBatches,
+    /// A truncate that takes several batches leaves no mark.
+    CutWithoutMark,
+    /// An inode that loses its last name while it is in use leaves no mark.
+    UnlinkWithoutMark,
+    /// Numbers of groups are given without being reserved in the tree.
+    GroupsUnreserved,
+    /// A new name and the count of its inode's links are two batches.
+    LinkCountLater,
+    /// A file grows in a batch before the one with its contents.
+    SizeBeforeContents,
+    /// Extents share blocks in a batch before the one that counts them.
+    CountSharedLater,
 }
 
 impl Defect {
-    /// All of them.
-    pub const ALL: [Defect; 14] = [
+    /// Those of the storage engine.
+    pub const ENGINE: [Defect; 14] = [
         Defect::AcknowledgeBeforeSync,
         Defect::SkipDoublewrite,
         Defect::ReuseDoublewriteEarly,
@@ -55,6 +71,23 @@ impl Defect {
         Defect::PostWithoutSplit,
         Defect::ReplayFreedData,
     ];
+
+    /// Those of the filesystem, and of what the engine does for it only.
+    pub const FILESYSTEM: [Defect; 8] = [
+        Defect::MetadataBeforeData,
+        Defect::RenameInTwoBatches,
+        Defect::CutWithoutMark,
+        Defect::UnlinkWithoutMark,
+        Defect::GroupsUnreserved,
+        Defect::LinkCountLater,
+        Defect::SizeBeforeContents,
+        Defect::CountSharedLater,
+    ];
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Defect> {
+        Defect::ENGINE.into_iter().chain(Defect::FILESYSTEM)
+    }
 }
 
 /// The defects that are planted in an engine.

@@ -173,3 +173,21 @@ impl Base {
 
 /// Blocks that are left for data in a tight image.
 const LEFT_FREE: u64 = 90;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_seeds_has_every_sequence() {
+        let plans = (1..=Plan::seeds_of_all_sequences()).map(|seed| Plan::new(seed, Defects::default()));
+        let sequences_of = |work| match work {
+            Work::Sequence(operations) => Some(format!("{operations:?}")),
+            Work::Random(..) => None,
+        };
+        let found: std::collections::BTreeSet<String> = plans.filter_map(|p| sequences_of(p.work)).collect();
+        let all: std::collections::BTreeSet<String> =
+            (0..sequences()).map(|n| format!("{:?}", sequence(n))).collect();
+        assert_eq!(found, all);
+    }
+}
