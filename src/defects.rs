@@ -1,6 +1,8 @@
 //! Defects that can be planted, so that tests can show that they would find them.
 //!
 //! Without the feature `defects` the set is always empty and the compiler removes every question about it.
+//!
+//! There is also a timer that commits between the batches of one request, as the real one may, but at places that can be chosen.
 
 /// A mistake that loses data in a storage engine or a filesystem of this kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,3 +118,29 @@ impl Defects {
         }
     }
 }
+
+#[cfg(feature = "defects")]
+mod timer {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// After how many batches it commits, and how many there were since.
+        static TIMER: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    }
+
+    /// From now on, a commit follows every so many batches that this thread applies; 0: none.
+    pub fn set_timer(batches: u64) {
+        TIMER.set((batches, 0));
+    }
+
+    /// A batch was applied. Whether a commit follows.
+    pub fn timer_fires() -> bool {
+        let (every, since) = TIMER.get();
+        let fires = every > 0 && since + 1 >= every;
+        TIMER.set((every, if fires { 0 } else { since + 1 }));
+        fires
+    }
+}
+
+#[cfg(feature = "defects")]
+pub use timer::{set_timer, timer_fires};
