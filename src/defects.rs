@@ -1,8 +1,10 @@
 //! Defects that can be planted, so that tests can show that they would find them.
 //!
 //! Without the feature `defects` the set is always empty and the compiler removes every question about it.
+//!
+//! There is also a timer that commits between the batches of one request, as the real one may, but at places that can be chosen.
 
-/// A mistake that loses data in a storage engine of this kind.
+/// A mistake that loses data in a storage engine or a filesystem of this kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Defect {
@@ -35,11 +37,27 @@ pub enum Defect {
     PostWithoutSplit,
     /// Recovery writes logged contents also over blocks that were freed since.
     ReplayFreedData,
+    /// A batch that names data blocks becomes durable without them.
+    MetadataBeforeData,
+    /// A rename takes the old name away in a batch of its own.
+    RenameInTwoBatches,
+    /// A truncate that takes several batches leaves no mark.
+    CutWithoutMark,
+    /// An inode that loses its last name while it is in use leaves no mark.
+    UnlinkWithoutMark,
+    /// Numbers of groups are given without being reserved in the tree.
+    GroupsUnreserved,
+    /// A new name and the count of its inode's links are two batches.
+    LinkCountLater,
+    /// A file grows in a batch before the one with its contents.
+    SizeBeforeContents,
+    /// Extents share blocks in a batch before the one that counts them.
+    CountSharedLater,
 }
 
 impl Defect {
-    /// All of them.
-    pub const ALL: [Defect; 14] = [
+    /// Those of the storage engine.
+    pub const ENGINE: [Defect; 14] = [
         Defect::AcknowledgeBeforeSync,
         Defect::SkipDoublewrite,
         Defect::ReuseDoublewriteEarly,
@@ -55,6 +73,23 @@ impl Defect {
         Defect::PostWithoutSplit,
         Defect::ReplayFreedData,
     ];
+
+    /// Those of the filesystem, and of what the engine does for it only.
+    pub const FILESYSTEM: [Defect; 8] = [
+        Defect::MetadataBeforeData,
+        Defect::RenameInTwoBatches,
+        Defect::CutWithoutMark,
+        Defect::UnlinkWithoutMark,
+        Defect::GroupsUnreserved,
+        Defect::LinkCountLater,
+        Defect::SizeBeforeContents,
+        Defect::CountSharedLater,
+    ];
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Defect> {
+        Defect::ENGINE.into_iter().chain(Defect::FILESYSTEM)
+    }
 }
 
 /// The defects that are planted in an engine.
@@ -83,3 +118,29 @@ impl Defects {
         }
     }
 }
+
+#[cfg(feature = "defects")]
+mod timer {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// After how many batches it commits, and how many there were since.
+        static TIMER: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    }
+
+    /// From now on, a commit follows every so many batches that this thread applies; 0: none.
+    pub fn set_timer(batches: u64) {
+        TIMER.set((batches, 0));
+    }
+
+    /// A batch was applied. Whether a commit follows.
+    pub fn timer_fires() -> bool {
+        let (every, since) = TIMER.get();
+        let fires = every > 0 && since + 1 >= every;
+        TIMER.set((every, if fires { 0 } else { since + 1 }));
+        fires
+    }
+}
+
+#[cfg(feature = "defects")]
+pub use timer::{set_timer, timer_fires};

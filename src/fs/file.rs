@@ -7,6 +7,7 @@ use super::extents::{BLOCK, Mapped, Remap, Source};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, clear_suid};
+use crate::defects::Defect;
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
 use crate::storage::AlignedBuf;
 use crate::tree::Batch;
@@ -183,6 +184,9 @@ impl Inner {
         }
         let grown = (piece.end() > inode.size && piece.offset > 0).then_some(inode.blocks);
         inode.size = inode.size.max(piece.end());
+        if self.tree.defects().has(Defect::SizeBeforeContents) {
+            self.update(&mut Batch::new(), node, state, inode.clone())?;
+        }
         let place = Place { ino: node.ino, grown, in_place, urgent };
         let (mut taken, mut batch) = (Vec::new(), Batch::new());
         let written = self
@@ -365,6 +369,7 @@ impl Inner {
             // An inode without a name has another mark, and is deleted as a whole.
             match (last, marked) {
                 _ if inode.links == 0 => {}
+                (false, _) if self.tree.defects().has(Defect::CutWithoutMark) => {}
                 (false, _) => remap.batch.put(&orphan_key(node.ino), &Orphan::Truncated { size }.encode()),
                 (true, true) => remap.batch.delete(&orphan_key(node.ino)),
                 (true, false) => {}

@@ -32,6 +32,7 @@ pub use xattr::SetXattr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
+use crate::defects::Defect;
 use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
 use crate::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard, thread};
@@ -220,9 +221,11 @@ impl Fs {
         }
         if groups.next == groups.reserved {
             let reserved = groups.reserved + GROUPS_RESERVED;
-            let mut batch = Batch::new();
-            batch.put(&state_key(), &reserved.to_be_bytes());
-            self.tree.apply(&batch)?;
+            if !self.tree.defects().has(Defect::GroupsUnreserved) {
+                let mut batch = Batch::new();
+                batch.put(&state_key(), &reserved.to_be_bytes());
+                self.tree.apply(&batch)?;
+            }
             groups.reserved = reserved;
         }
         groups.next += 1;

@@ -5,6 +5,7 @@ use super::error::{FsError, Result};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Attributes, Caller, Fs, attributes};
+use crate::defects::Defect;
 use crate::sync::RwLockWriteGuard;
 use crate::tree::Batch;
 
@@ -246,8 +247,16 @@ impl Fs {
         let mut batch = Batch::new();
         let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
         batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
-        batch.put(&inode_key(ino), &inode.encode());
+        let late = self.tree.defects().has(Defect::LinkCountLater);
+        if !late {
+            batch.put(&inode_key(ino), &inode.encode());
+        }
         self.update(&mut batch, &node, &mut parent.state, above)?;
+        if late {
+            let mut count = Batch::new();
+            count.put(&inode_key(ino), &inode.encode());
+            self.tree.apply(&count)?;
+        }
         let attributes = attributes(ino, &inode);
         state.set(inode);
         self.table.retain(&child);
@@ -312,7 +321,7 @@ impl Fs {
         inode.ctime = caller.now;
         let count = &mut dir_mut(above)?.count;
         *count = count.saturating_sub(1);
-        if inode.links == 0 {
+        if inode.links == 0 && !self.tree.defects().has(Defect::UnlinkWithoutMark) {
             batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
         }
         batch.put(&inode_key(node.ino), &inode.encode());
@@ -442,6 +451,9 @@ impl Fs {
         };
         if mode != RenameMode::Exchange {
             batch.delete(&entry_key(from_group, cookie));
+            if self.tree.defects().has(Defect::RenameInTwoBatches) {
+                self.tree.apply(&batch)?;
+            }
             dir_mut(&mut old_above)?.count -= 1;
             dir_mut(new_above.as_mut().unwrap_or(&mut old_above))?.count += 1;
         }

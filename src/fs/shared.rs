@@ -15,6 +15,7 @@ use super::file::{COPY_MAX, EXTENTS_PER_BATCH, checked_end, file_of};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, clear_suid};
+use crate::defects::Defect;
 use crate::page::{BlockNo, Run};
 use crate::tree::Batch;
 
@@ -32,6 +33,12 @@ impl Inner {
             return apply(&mut remap.batch);
         }
         let _counts = self.sharing.lock();
+        if self.tree.defects().has(Defect::CountSharedLater) {
+            apply(&mut remap.batch)?;
+            let mut counts = Batch::new();
+            self.recount(&remap.shares, &mut counts)?;
+            return Ok(self.tree.apply(&counts).map(drop)?);
+        }
         self.recount(&remap.shares, &mut remap.batch)?;
         apply(&mut remap.batch)
     }

@@ -102,6 +102,12 @@ impl Tree {
         }
         drop(index);
         self.pool.nudge();
+        #[cfg(feature = "defects")]
+        if let Ok(lsn) = &result
+            && crate::defects::timer_fires()
+        {
+            self.commit(*lsn)?;
+        }
         result
     }
 

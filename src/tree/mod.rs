@@ -32,7 +32,7 @@ pub use stats::Stats;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::defects::Defects;
+use crate::defects::{Defect, Defects};
 use crate::error::{Error, Result};
 use crate::page::node::Node;
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PageId, Run};
@@ -121,6 +121,11 @@ impl Tree {
     /// What opening had to do.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.recovery
+    }
+
+    /// Planted defects.
+    pub fn defects(&self) -> Defects {
+        self.pool.defects()
     }
 
     /// The image's random seed for hashes.
@@ -234,7 +239,9 @@ impl Tree {
     /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards.
     pub fn write_blocks(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         let written = self.write_home(start, data);
-        self.pool.log.data_written();
+        if !self.defects().has(Defect::MetadataBeforeData) {
+            self.pool.log.data_written();
+        }
         written
     }
 

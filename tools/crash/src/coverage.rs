@@ -97,6 +97,7 @@ pub const FILESYSTEM: Required = &[
             "zero a range",
             "copy",
             "replace",
+            "reuse of blocks",
             "set attribute",
             "remove attribute",
             "chmod",

@@ -60,8 +60,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
 }
 
 fn defect(name: &str) -> Result<Defect, String> {
-    let named = |d: &&Defect| format!("{d:?}").eq_ignore_ascii_case(name);
-    Defect::ALL.iter().find(named).copied().ok_or_else(|| format!("there is no defect {name:?}"))
+    let named = |d: &Defect| format!("{d:?}").eq_ignore_ascii_case(name);
+    Defect::all().find(named).ok_or_else(|| format!("there is no defect {name:?}"))
 }
 
 fn explore(job: &Job) -> ExitCode {
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
         Ok(Command::Explore(job)) => explore(&job),
         Ok(Command::Replay(subject, path, defect)) => replay(subject, &path, defect),
         Ok(Command::ListDefects) => {
-            Defect::ALL.iter().for_each(|d| println!("{d:?}"));
+            Defect::all().for_each(|d| println!("{d:?}"));
             ExitCode::SUCCESS
         }
         Ok(Command::Help) => {

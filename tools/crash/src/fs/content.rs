@@ -44,7 +44,12 @@ impl Content {
             let at = offset + done as u64;
             let within = (at % BLOCK) as usize;
             let n = (BLOCK_SIZE - within).min(data.len() - done);
-            self.change(at / BLOCK, |block| block[within..within + n].copy_from_slice(&data[done..done + n]));
+            let piece = &data[done..done + n];
+            if n == BLOCK_SIZE || at + n as u64 >= self.size && within == 0 {
+                self.put(at / BLOCK, piece);
+            } else {
+                self.change(at / BLOCK, |block| block[within..within + n].copy_from_slice(piece));
+            }
             done += n;
         }
         self.size = self.size.max(offset + data.len() as u64);
@@ -89,12 +94,19 @@ impl Content {
     fn change(&mut self, index: u64, change: impl FnOnce(&mut [u8])) {
         let mut bytes = self.blocks.get(&index).map_or_else(|| vec![0; BLOCK_SIZE], |b| b.bytes.clone());
         change(&mut bytes);
-        if bytes.iter().all(|b| *b == 0) {
+        self.put(index, &bytes);
+    }
+
+    /// Sets a block; behind these bytes it has zeros.
+    fn put(&mut self, index: u64, bytes: &[u8]) {
+        const ZEROS: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
+        if bytes == &ZEROS[..bytes.len()] {
             self.blocks.remove(&index);
-        } else {
-            let hash = mix(hash_bytes(&bytes, 4) ^ mix(index));
-            self.blocks.insert(index, Arc::new(Block { bytes, hash }));
+            return;
         }
+        let bytes = [bytes, &ZEROS[bytes.len()..]].concat();
+        let hash = mix(hash_bytes(&bytes, 4) ^ mix(index));
+        self.blocks.insert(index, Arc::new(Block { bytes, hash }));
     }
 
     /// A number that stands for the bytes.

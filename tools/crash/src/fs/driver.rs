@@ -140,10 +140,7 @@ impl Driver {
         self.done.spans.push((self.sim.operations(), operation.kind()));
         let said = |e: FsError| e.to_string();
         match *operation {
-            Operation::Sync => {
-                self.fs()?.sync().map_err(said)?;
-                self.acknowledge();
-            }
+            Operation::Sync => self.sync()?,
             Operation::Commit => self.fs()?.tree().commit_all().map_err(|e| e.to_string())?,
             Operation::Checkpoint => {
                 self.fs()?.tree().checkpoint().map_err(|e| e.to_string())?;
@@ -174,6 +171,7 @@ impl Driver {
                 }
             }
             Operation::Replace(path, len) => self.replace(path, len)?,
+            Operation::Reuse(path, other, len) => self.reuse(path, other, len)?,
             _ => {
                 if let Some(request) = Request::new(operation, &self.model) {
                     self.request(&request, format!("{operation:?}"))?;
@@ -196,6 +194,33 @@ impl Driver {
                 self.request(&request, format!("replace {path}: {operation:?}"))?;
             }
         }
+        Ok(())
+    }
+
+    /// Small contents, gone again, and long ones in their place.
+    fn reuse(&mut self, path: &'static str, other: &'static str, len: u64) -> Result<(), String> {
+        for operation in [
+            Operation::Create(path),
+            Operation::Write(path, 0, 12_000),
+            Operation::Sync,
+            Operation::Unlink(path),
+            Operation::Sync,
+            Operation::Truncate(other, 0),
+            Operation::Write(other, 0, len),
+            Operation::Sync,
+        ] {
+            match Request::new(&operation, &self.model) {
+                Some(request) => self.request(&request, format!("reuse of {path}: {operation:?}"))?,
+                None if operation == Operation::Sync => self.sync()?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), String> {
+        self.fs()?.sync().map_err(|e| e.to_string())?;
+        self.acknowledge();
         Ok(())
     }
 

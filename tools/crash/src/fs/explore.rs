@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use btfs::defects::set_timer;
 use btfs::storage::sim::{CutCursor, Recording};
 use btfs::storage::{OpKind, Rng, SimStorage};
 
@@ -99,6 +100,7 @@ impl<'a> Explorer<'a> {
             let prepared = plan.base.prepared()?;
             let sim = Arc::new(SimStorage::from_image(prepared.image));
             let options = plan.options(path.hash());
+            set_timer(plan.timer);
             sim.start_recording();
             let look = Look { fsck: false, scrub: false, structure: false };
             let fs = verify::open(&sim, &options, look)?.fs;
@@ -195,6 +197,7 @@ impl<'a> Explorer<'a> {
         }
         let look = Look { fsck: true, scrub: rng.chance(1, 4), structure: rng.chance(1, 4) };
         let opened = guarded(&path, "recovery", || {
+            set_timer(self.plan.timer);
             let opened = verify::open(&sim, &self.plan.options(path.hash()), look)?;
             let state = verify::find(&opened.model, history, allowed)?;
             Ok((opened, state))

@@ -37,6 +37,9 @@ pub enum Operation {
     Copy(Path, u64, Path, u64, u64),
     /// The contents of a file are replaced by a new file that is renamed over it, without a sync between.
     Replace(Path, u64),
+    /// A file with a few blocks, which may ride in the log, is written and goes; each time there is a sync. Then a long write, which does
+    /// not ride in the log, takes the blocks for another file, and there is a sync.
+    Reuse(Path, Path, u64),
     /// An extended attribute is set: which one, and how many bytes.
     SetXattr(Path, u8, u64),
     /// An extended attribute goes.
@@ -87,6 +90,7 @@ impl Operation {
             Fallocate(..) => "zero a range",
             Copy(..) => "copy",
             Replace(..) => "replace",
+            Reuse(..) => "reuse of blocks",
             SetXattr(..) => "set attribute",
             RemoveXattr(..) => "remove attribute",
             Chmod(..) => "chmod",
@@ -262,7 +266,8 @@ impl Chooser {
                 let to_place = if rng.chance(1, 2) { place } else { to_place };
                 Copy(file, place, to, to_place, one_of(rng, &[5000, 30_000, 600_000]))
             }
-            75..82 => Replace(file, self.length(rng)),
+            75..78 => Reuse(new, file, one_of(rng, &[20_000, 100_000, 200_000, 250_000])),
+            78..82 => Replace(file, self.length(rng)),
             82..86 => SetXattr(file, rng.below(2) as u8, one_of(rng, &[10, 300, 3000, 5000, 20_000])),
             86..88 => RemoveXattr(file, rng.below(2) as u8),
             88..90 => Chmod(file, one_of(rng, &[0o600, 0o640, 0o755])),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use btfs::defects::Defects;
+use btfs::defects::{Defects, set_timer};
 use btfs::fs::{Caller, Fallocate, Fs, Time};
 use btfs::storage::{Image, Rng, SimStorage};
 use btfs::tree::{FormatOptions, Options};
@@ -48,6 +48,8 @@ pub struct Plan {
     pub base: Base,
     /// What is done.
     pub work: Work,
+    /// After how many batches the timer commits; 0: never.
+    pub timer: u64,
     /// Planted defects.
     pub defects: Defects,
 }
@@ -56,15 +58,16 @@ impl Plan {
     /// The plan of a seed: one of four is long, the others are the sequences in some order.
     pub fn new(seed: u64, defects: Defects) -> Plan {
         let mut rng = Rng::new(mix(seed ^ 0xf5));
+        let timer = [0, 0, 1, 1, 2, 5][rng.index(6)];
         if seed.is_multiple_of(4) {
             let base = [Base::Roomy, Base::Tight, Base::Tight][rng.index(3)];
             let longest = if base == Base::Roomy && rng.chance(1, 3) { 1_500_000 } else { 100_000 };
             let work = Work::Random(10 + rng.below(51), longest);
-            return Plan { seed, base, work, defects };
+            return Plan { seed, base, work, timer, defects };
         }
         let number = (seed / 4 * 3 + seed % 4 - 1) % sequences();
         let number = (u128::from(number) * u128::from(STRIDE) % u128::from(sequences())) as u64;
-        Plan { seed, base: Base::Roomy, work: Work::Sequence(sequence(number)), defects }
+        Plan { seed, base: Base::Roomy, work: Work::Sequence(sequence(number)), timer, defects }
     }
 
     /// After so many seeds in a row every sequence has had its turn.
@@ -105,6 +108,7 @@ impl Base {
         if let Some((_, prepared)) = made.iter().find(|(base, _)| *base == self) {
             return Ok(prepared.clone());
         }
+        set_timer(0);
         let prepared = self.prepare()?;
         made.push((self, prepared.clone()));
         Ok(prepared)
@@ -173,3 +177,21 @@ impl Base {
 
 /// Blocks that are left for data in a tight image.
 const LEFT_FREE: u64 = 90;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_seeds_has_every_sequence() {
+        let plans = (1..=Plan::seeds_of_all_sequences()).map(|seed| Plan::new(seed, Defects::default()));
+        let sequences_of = |work| match work {
+            Work::Sequence(operations) => Some(format!("{operations:?}")),
+            Work::Random(..) => None,
+        };
+        let found: std::collections::BTreeSet<String> = plans.filter_map(|p| sequences_of(p.work)).collect();
+        let all: std::collections::BTreeSet<String> =
+            (0..sequences()).map(|n| format!("{:?}", sequence(n))).collect();
+        assert_eq!(found, all);
+    }
+}
