@@ -248,8 +248,8 @@ impl Fs {
             }
             before = None;
             while cursor.next()? {
-                if cursor.key() >= key.as_slice() {
-                    if cursor.key() == key {
+                if cursor.key() >= &*key {
+                    if cursor.key() == &*key {
                         node.state.write().fill(Inode::decode(node.ino, cursor.value())?);
                         before = Some(node.ino);
                     }

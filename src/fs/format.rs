@@ -12,6 +12,8 @@
 //! | `40 end-block:64` | [`Shared`] |
 //! | `50 ino:64` | [`Orphan`] |
 
+use std::ops::Deref;
+
 use super::error::{FsError, Result};
 use crate::page::format::{BLOCK_SIZE, get_u16, get_u32, get_u64};
 use crate::page::{BlockNo, Run};
@@ -66,24 +68,59 @@ impl Ino {
     }
 }
 
-/// A key of the tree; no longer than 17 bytes.
-pub type Key = Vec<u8>;
+/// A key of the tree. Keys are short, and made all the time: they need no memory from the heap.
+#[derive(Clone, Copy)]
+pub struct Key {
+    bytes: [u8; KEY_CAPACITY],
+    len: u8,
+}
 
+/// The longest key.
 const KEY_CAPACITY: usize = 17;
 
+impl Key {
+    fn new(tag: u8) -> Key {
+        let mut bytes = [0; KEY_CAPACITY];
+        bytes[0] = tag;
+        Key { bytes, len: 1 }
+    }
+
+    fn with(mut self, more: &[u8]) -> Key {
+        let at = self.len as usize;
+        self.bytes[at..at + more.len()].copy_from_slice(more);
+        self.len += more.len() as u8;
+        self
+    }
+}
+
+impl Deref for Key {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len as usize]
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Key {}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(&**self, f)
+    }
+}
+
 fn group_key(group: u64, kind: u8) -> Key {
-    let mut key = Vec::with_capacity(KEY_CAPACITY);
-    key.push(TAG_GROUP);
-    key.extend_from_slice(&group.to_be_bytes()[3..]);
-    key.push(kind);
-    key
+    Key::new(TAG_GROUP).with(&group.to_be_bytes()[3..]).with(&[kind])
 }
 
 /// The key of an inode.
 pub fn inode_key(ino: Ino) -> Key {
-    let mut key = group_key(ino.group(), IN_GROUP_INODE);
-    key.extend_from_slice(&ino.0.to_be_bytes()[5..]);
-    key
+    group_key(ino.group(), IN_GROUP_INODE).with(&ino.0.to_be_bytes()[5..])
 }
 
 /// The inode in the key of an inode; `None` if it is another key.
@@ -97,14 +134,12 @@ pub fn inode_of_key(key: &[u8]) -> Option<Ino> {
 
 /// The key of a directory entry.
 pub fn entry_key(group: u64, cookie: Cookie) -> Key {
-    let mut key = group_key(group, IN_GROUP_ENTRY);
-    key.extend_from_slice(&cookie.0.to_be_bytes());
-    key
+    group_key(group, IN_GROUP_ENTRY).with(&cookie.0.to_be_bytes())
 }
 
 /// The cookie in the key of an entry of this group; `None` if it is another key.
 pub fn entry_cookie(group: u64, key: &[u8]) -> Option<Cookie> {
-    let rest = key.strip_prefix(group_key(group, IN_GROUP_ENTRY).as_slice())?;
+    let rest = key.strip_prefix(&*group_key(group, IN_GROUP_ENTRY))?;
     (rest.len() == 8).then(|| Cookie(get_u64(rest, 0)))
 }
 
@@ -156,21 +191,16 @@ pub fn orphan_ino(key: &[u8]) -> Option<Ino> {
 
 /// The key of the record of the filesystem itself.
 pub fn state_key() -> Key {
-    vec![TAG_STATE]
+    Key::new(TAG_STATE)
 }
 
 fn tagged(tag: u8, ino: Ino, more: Option<u64>) -> Key {
-    let mut key = Vec::with_capacity(KEY_CAPACITY);
-    key.push(tag);
-    key.extend_from_slice(&ino.0.to_be_bytes());
-    if let Some(more) = more {
-        key.extend_from_slice(&more.to_be_bytes());
-    }
-    key
+    let key = Key::new(tag).with(&ino.0.to_be_bytes());
+    more.map_or(key, |more| key.with(&more.to_be_bytes()))
 }
 
 fn second(tag: u8, ino: Ino, key: &[u8]) -> Option<u64> {
-    let rest = key.strip_prefix(tagged(tag, ino, None).as_slice())?;
+    let rest = key.strip_prefix(&*tagged(tag, ino, None))?;
     (rest.len() == 8).then(|| get_u64(rest, 0))
 }
 

@@ -2,6 +2,7 @@
 
 use super::dir::{Expect, Found, check_name};
 use super::error::{FsError, Result};
+use super::extents::Remap;
 use super::format::*;
 use super::table::{Node, State};
 use super::{Attributes, Caller, Fs, attributes};
@@ -289,24 +290,26 @@ impl Fs {
         let child = self.node(entry.ino);
         let mut state = self.lock(&child)?;
         let mut above = parent.touched(caller.now)?;
-        let mut batch = Batch::new();
-        let inode = self.unlinked(&child, &state, &mut above, &mut batch, caller)?;
-        batch.delete(&entry_key(parent.dir()?.entries, cookie));
-        self.update(&mut batch, &node, &mut parent.state, above)?;
-        state.set(inode);
-        drop((state, parent));
-        self.reclaim_if_unlinked(&child)
+        let (inode, mut change) = self.unlinked(&child, &state, &mut above, caller)?;
+        change.batch.delete(&entry_key(parent.dir()?.entries, cookie));
+        self.update(&mut change.batch, &node, &mut parent.state, above)?;
+        if self.set_unlinked(&child, &mut state, inode) {
+            drop((state, parent));
+            self.reclaim_if_unlinked(&child)?;
+        }
+        Ok(())
     }
 
-    /// Adds to `batch` what an inode's record becomes when one of its names goes, and takes it off the parent's counts.
+    /// Begins a change that takes one of its names from an inode, and takes it off the parent's counts. Returns the record that it has
+    /// then; without one, the change deletes it with all that belongs to it, since this was its last name, nobody uses it,
+    /// and one batch is enough.
     fn unlinked(
         &self,
         node: &Node,
         state: &State,
         above: &mut Inode,
-        batch: &mut Batch,
         caller: &Caller,
-    ) -> Result<Inode> {
+    ) -> Result<(Option<Inode>, Remap)> {
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         if let Some(dir) = inode.dir {
             if dir.count > 0 {
@@ -321,11 +324,39 @@ impl Fs {
         inode.ctime = caller.now;
         let count = &mut dir_mut(above)?.count;
         *count = count.saturating_sub(1);
-        if inode.links == 0 && !self.tree.defects().has(Defect::UnlinkWithoutMark) {
-            batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
+        if inode.links == 0 && !self.table.is_referenced(node) {
+            let mut change = Remap::default();
+            // What cannot be read here does not keep a name from going. Counts of shared blocks may need space to change.
+            if let Ok(true) = self.collect_deletion(node.ino, &inode, &mut change)
+                && change.shares.is_empty()
+            {
+                if self.is_unfinished(node.ino) {
+                    change.batch.delete(&orphan_key(node.ino));
+                }
+                return Ok((None, change));
+            }
         }
-        batch.put(&inode_key(node.ino), &inode.encode());
-        Ok(inode)
+        let mut change = Remap::default();
+        if inode.links == 0 && !self.tree.defects().has(Defect::UnlinkWithoutMark) {
+            change.batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
+        }
+        change.batch.put(&inode_key(node.ino), &inode.encode());
+        Ok((Some(inode), change))
+    }
+
+    /// What [`Fs::unlinked`] began has been done; whether the inode may be still there, without a name.
+    fn set_unlinked(&self, node: &Node, state: &mut State, inode: Option<Inode>) -> bool {
+        match inode {
+            Some(inode) => {
+                let orphan = inode.links == 0;
+                state.set(inode);
+                orphan
+            }
+            None => {
+                self.set_deleted(node, state);
+                false
+            }
+        }
     }
 
     /// Moves a name, atomically.
@@ -410,7 +441,7 @@ impl Fs {
             (from.dir()?.entries, to.as_ref().map_or_else(|| from.dir(), Parent::dir)?.entries);
         let mut old_above = from.touched(now)?;
         let mut new_above = to.as_ref().map(|t| t.touched(now)).transpose()?;
-        let mut batch = Batch::new();
+        let mut change = Remap::default();
         let (source, other) = (
             self.node(entry.ino),
             match &target {
@@ -422,7 +453,7 @@ impl Fs {
         let mut source_inode = source_state.get().ok_or(FsError::NotFound)?.clone();
         source_inode.ctime = now;
         let mut other_inode = None;
-        let mut victim = None;
+        let mut victim = false;
         let new_cookie = match (&target, &other, other_state.as_ref()) {
             (Found::Entry(place, other_entry), Some(node), Some(state)) => {
                 if mode == RenameMode::Exchange {
@@ -436,19 +467,20 @@ impl Fs {
                         }
                     }
                     let back = Entry { name: name.to_vec(), ..other_entry.clone() };
-                    batch.put(&entry_key(from_group, cookie), &back.encode());
-                    batch.put(&inode_key(node.ino), &inode.encode());
+                    change.batch.put(&entry_key(from_group, cookie), &back.encode());
+                    change.batch.put(&inode_key(node.ino), &inode.encode());
                     other_inode = Some(inode);
                 } else {
                     let above = new_above.as_mut().unwrap_or(&mut old_above);
-                    other_inode = Some(self.unlinked(node, state, above, &mut batch, caller)?);
-                    victim = Some(node.ino);
+                    (other_inode, change) = self.unlinked(node, state, above, caller)?;
+                    victim = true;
                 }
                 *place
             }
             (Found::Free(place), _, _) => place.ok_or(FsError::NoSpace)?,
             _ => return Err(FsError::NotFound),
         };
+        let batch = &mut change.batch;
         if mode != RenameMode::Exchange {
             batch.delete(&entry_key(from_group, cookie));
             if self.tree.defects().has(Defect::RenameInTwoBatches) {
@@ -470,16 +502,18 @@ impl Fs {
         if let Some(above) = &new_above {
             batch.put(&inode_key(to_ino), &above.encode());
         }
-        self.update(&mut batch, from.node, &mut from.state, old_above)?;
+        self.update(batch, from.node, &mut from.state, old_above)?;
         if let (Some(to), Some(above)) = (to, new_above) {
             to.state.set(above);
         }
         source_state.set(source_inode);
         source.set_seen_in(to_ino);
-        if let (Some(state), Some(inode)) = (&mut other_state, other_inode) {
-            state.set(inode);
+        if let (Some(node), Some(state)) = (&other, &mut other_state)
+            && (self.set_unlinked(node, state, other_inode) && victim)
+        {
+            return Ok(Some(node.ino));
         }
-        Ok(victim)
+        Ok(None)
     }
 
     /// Locks one or two children by their numbers (I2).

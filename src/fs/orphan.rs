@@ -123,43 +123,56 @@ impl Inner {
         self.drop_window(node.ino);
         loop {
             let mut remap = Remap::default();
-            let mut more = false;
-            match inode.kind {
-                Kind::File if inode.size > 0 || inode.blocks > 0 => {
-                    let extents = self.extents_in(node.ino, 0, u64::MAX, EXTENTS_PER_BATCH)?;
-                    more = extents.len() == EXTENTS_PER_BATCH;
-                    for m in &extents {
-                        remap.batch.delete(&extent_key(node.ino, m.end));
-                        if let Some(run) = m.extent.run() {
-                            remap.lose(run, m.is_shared());
-                        }
-                    }
-                }
-                Kind::Symlink if inode.size as usize > inode.target.len() => {
-                    self.delete_target(node.ino, &mut remap.batch)?;
-                }
-                _ => {}
-            }
-            if !more && inode.xattrs > 0 {
-                more = !self.delete_xattrs(node.ino, &mut remap.batch)?;
-            }
-            if more && !long {
+            let all = self.collect_deletion(node.ino, &inode, &mut remap)?;
+            if !all && !long {
                 return Ok(Deleted::TooLong);
             }
-            if !more {
-                remap.batch.delete(&inode_key(node.ino));
+            if all {
                 remap.batch.delete(&orphan_key(node.ino));
             }
             self.with_counts(remap, |batch| Ok(self.tree.apply(batch).map(drop)?))?;
-            if !more {
-                self.set_unfinished(node.ino, false);
-                state.set_gone();
+            if all {
+                self.set_deleted(node, state);
                 return Ok(Deleted::Done);
             }
             if stop() {
                 return Ok(Deleted::Stopped);
             }
         }
+    }
+
+    /// Adds to a change what deletes an inode with all that belongs to it, as far as one batch may go; whether that is all.
+    pub(super) fn collect_deletion(&self, ino: Ino, inode: &Inode, remap: &mut Remap) -> Result<bool> {
+        match inode.kind {
+            Kind::File if inode.size > 0 || inode.blocks > 0 => {
+                let extents = self.extents_in(ino, 0, u64::MAX, EXTENTS_PER_BATCH)?;
+                for m in &extents {
+                    remap.batch.delete(&extent_key(ino, m.end));
+                    if let Some(run) = m.extent.run() {
+                        remap.lose(run, m.is_shared());
+                    }
+                }
+                if extents.len() == EXTENTS_PER_BATCH {
+                    return Ok(false);
+                }
+            }
+            Kind::Symlink if inode.size as usize > inode.target.len() => {
+                self.delete_target(ino, &mut remap.batch)?;
+            }
+            _ => {}
+        }
+        if inode.xattrs > 0 && !self.delete_xattrs(ino, &mut remap.batch)? {
+            return Ok(false);
+        }
+        remap.batch.delete(&inode_key(ino));
+        Ok(true)
+    }
+
+    /// The batch that deletes a locked inode has been applied.
+    pub(super) fn set_deleted(&self, node: &Node, state: &mut State) {
+        self.drop_window(node.ino);
+        self.set_unfinished(node.ino, false);
+        state.set_gone();
     }
 
     /// The pieces of a long symbolic link's target.

@@ -6,6 +6,7 @@
 //!   in the order of ancestry, otherwise by number; two children by number. Locks come before latches.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -110,8 +111,26 @@ impl Default for Table {
     }
 }
 
+/// Hashes inode numbers by a multiplication. They are given out one after the other, and nobody can choose them but who makes an
+/// image, who would make his own mount slow.
+#[derive(Default)]
+struct InoHasher(u64);
+
+impl Hasher for InoHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.write_u64(*b as u64));
+    }
+    fn write_u64(&mut self, n: u64) {
+        let product = (self.0 ^ n) as u128 * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+}
+
 struct Shard {
-    nodes: HashMap<Ino, Arc<Node>>,
+    nodes: HashMap<Ino, Arc<Node>, BuildHasherDefault<InoHasher>>,
     /// With so many nodes, those that nobody uses are dropped. Set to twice what is in use, so that each new node pays for looking
     /// at two old ones.
     sweep_at: usize,
@@ -119,7 +138,7 @@ struct Shard {
 
 impl Default for Shard {
     fn default() -> Self {
-        Shard { nodes: HashMap::new(), sweep_at: SHARD_NODES }
+        Shard { nodes: HashMap::default(), sweep_at: SHARD_NODES }
     }
 }
 

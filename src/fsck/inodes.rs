@@ -239,7 +239,7 @@ impl Pass<'_> {
     fn size_of(&self, ino: Ino) -> Result<Option<u64>> {
         let key = inode_key(ino);
         let mut records = Records::new(self.image, &self.structure.leaves, &key)?;
-        let found = records.next()? && records.key() == key;
+        let found = records.next()? && *records.key() == *key;
         Ok(found.then(|| Inode::decode(ino, records.value()).ok()).flatten().map(|inode| inode.size))
     }
 
@@ -322,7 +322,7 @@ impl Pass<'_> {
         }
         let (first, last) = (extent_key(ino, 0), extent_key(ino, u64::MAX));
         for gap in &self.structure.gaps {
-            if gap.low > last || gap.high.as_ref().is_some_and(|high| *high <= first) {
+            if *gap.low > *last || gap.high.as_ref().is_some_and(|high| **high <= *first) {
                 continue;
             }
             let (from, to) = range_of(gap, ino, inode.size);
@@ -484,7 +484,7 @@ impl Pass<'_> {
     fn is_being_cut(&self, ino: Ino) -> Result<bool> {
         let key = orphan_key(ino);
         let mut records = Records::new(self.image, &self.structure.leaves, &key)?;
-        Ok(records.next()? && records.key() == key)
+        Ok(records.next()? && records.key() == &*key)
     }
 
     fn extent(&mut self, ino: Ino, end: u64, key: &[u8], extent: &Extent, contents: &mut Contents) {

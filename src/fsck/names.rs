@@ -291,7 +291,7 @@ impl Names<'_> {
             }
             if slot.unlinked {
                 let what = "it is marked as an orphan, and has a name";
-                let fixes = vec![Fix::Delete(orphan_key(slot.ino))];
+                let fixes = vec![Fix::Delete(orphan_key(slot.ino).to_vec())];
                 self.findings.add(Problem::Orphan, place(), what, fixes);
             }
         }

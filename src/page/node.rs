@@ -49,6 +49,9 @@ pub fn separator<'a>(left: &[u8], right: &'a [u8]) -> &'a [u8] {
     &right[..common_prefix(left, right) + 1]
 }
 
+/// How many slots a guessed position is usually off at the most.
+const GUESS_RADIUS: usize = 16;
+
 fn head_of(suffix: &[u8]) -> u32 {
     if let Some(first) = suffix.first_chunk::<4>() {
         return u32::from_be_bytes(*first);
@@ -204,13 +207,41 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// Slots between which a key with this search head lies, or else all: a guess by where it lies between the fences. Hashes
+    /// and numbers in a row are spread evenly, so a search touches two or three cache lines of slots instead of six.
+    #[inline]
+    fn narrow(self, head: u32, base: usize) -> (usize, usize) {
+        let (mut lo, mut hi) = (0, self.count());
+        let Some(high) = self.high().filter(|_| hi >= 4 * GUESS_RADIUS) else { return (lo, hi) };
+        let prefix = self.prefix_len();
+        let (first, last) = (head_of(&self.low()[prefix..]), head_of(&high[prefix..]));
+        if head < first || head > last || first == last {
+            return (lo, hi);
+        }
+        let guess = ((head - first) as u64 * hi as u64 / (last - first) as u64) as usize;
+        let (left, right) = (guess.saturating_sub(GUESS_RADIUS), (guess + GUESS_RADIUS).min(hi - 1));
+        let head_at = |i: usize| self.slot_at(base + i * SLOT_SIZE).0;
+        let (left_head, right_head) = (head_at(left), head_at(right));
+        if left_head < head {
+            lo = left + 1;
+        } else if left_head > head {
+            hi = left;
+        }
+        if right_head > head {
+            hi = hi.min(right);
+        } else if right_head < head {
+            lo = right + 1;
+        }
+        (lo, hi)
+    }
+
     /// The record with this key (`Ok`), or where it would be inserted (`Err`). The page covers the key.
     #[inline]
     pub fn search(self, key: &[u8]) -> Result<usize, usize> {
         let suffix = key.get(self.prefix_len()..).unwrap_or(&[]);
         let head = head_of(suffix);
         let base = self.slots();
-        let (mut lo, mut hi) = (0, self.count());
+        let (mut lo, mut hi) = self.narrow(head, base);
         while lo < hi {
             let mid = (lo + hi) / 2;
             let (h, at, len) = self.slot_at(base + mid * SLOT_SIZE);

@@ -69,9 +69,10 @@ impl Tree {
         self.check_runs(batch)?;
         let mut index = self.index.optimistic_writer();
         let mut repairs = Vec::new();
-        // Deletions alone need no page, so that they work in a full image.
+        // A few changes seldom split a leaf, and to set pages aside costs as much as a search: they begin without. Deletions
+        // alone need none at all, so that they work in a full image.
         let puts = changes.iter().filter(|c| c.value.is_some()).count();
-        let first = if puts > 0 { (changes.len() / 16 + 1).min(self.splits_max(batch, &changes)) } else { 0 };
+        let first = (puts / 16).min(self.splits_max(batch, &changes));
         let mut splits = if index.may_restructure() { first } else { 0 };
         let mut attempts = 0;
         let result = loop {
