@@ -68,6 +68,8 @@ kinds! {
     SharedCount = "shared-count",
     /// Keys of neighbouring leaves are out of order.
     KeyOrder = "key-order",
+    /// A range of keys whose records are lost.
+    KeysLost = "keys-lost",
     /// A record with a key that the filesystem does not have.
     Key = "key",
     /// A record that cannot be decoded.

@@ -3,6 +3,7 @@
 mod clean;
 mod pages;
 mod records;
+mod repair;
 mod support;
 
 use super::*;
