@@ -102,6 +102,7 @@ pub fn main(cases: &[Case]) -> i32 {
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     println!("{} cases on {:?}", chosen.len(), Peer::chosen());
     let (passed, failed, not_run) = run_all(&chosen);
+    fs::remove_dir_all(helpers_place()).ok();
     println!("{} passed, {} failed, {} NOT RUN", passed, failed.len(), not_run.len());
     failed.iter().for_each(|name| println!("FAILED  {name}"));
     not_run.iter().for_each(|name| println!("NOT RUN {name}"));
@@ -124,10 +125,14 @@ fn open_fuse_to_users() {
     }
 }
 
+fn helpers_place() -> PathBuf {
+    std::env::temp_dir().join(format!("btfs-mount-tests-sbin.{}", std::process::id()))
+}
+
 /// Puts the names under which mount(8) looks for btfs over `/sbin`, in this namespace only. Where that fails, the
 /// cases that need them say so.
 fn install_helpers() {
-    let place = std::env::temp_dir().join(format!("btfs-mount-tests-sbin.{}", std::process::id()));
+    let place = helpers_place();
     fs::create_dir_all(&place).expect("a temporary directory");
     for name in HELPERS {
         std::os::unix::fs::symlink(binary(), place.join(name)).expect("symlink");
@@ -197,6 +202,11 @@ fn start(case: &Case, base: PathBuf) -> Running<'_> {
         let fusermount = || Command::new("fusermount3").arg("-V").output().is_ok_and(|o| o.status.success());
         if case.by_user && Peer::chosen() == Peer::Btfs && !fusermount() {
             not_run("without fusermount3 only root can mount");
+        }
+        std::env::set_current_dir(&base).expect("chdir");
+        if case.by_user && Peer::chosen() == Peer::Btfs {
+            // All of the case: nobody else, not even root, sees what an ordinary user has mounted.
+            sys::become_user();
         }
         mount.format();
         mount.mount();

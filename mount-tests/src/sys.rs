@@ -349,13 +349,21 @@ pub fn ended(pid: i32) -> Option<i32> {
     (found != 0).then(|| ending(status))
 }
 
+/// From now on this process is the ordinary user's.
+pub fn become_user() {
+    if !is_root() {
+        return;
+    }
+    let (uid, gid) = ordinary_user();
+    // SAFETY: no pointers; this process has a single thread.
+    let changed = unsafe { libc::setgroups(0, std::ptr::null()) | libc::setgid(gid) | libc::setuid(uid) };
+    assert_eq!(changed, 0, "becoming the user `tests`");
+}
+
 /// Does `work` in a child process as the ordinary user; it must not fail.
 pub fn as_user(work: impl FnOnce()) {
-    let (uid, gid) = ordinary_user();
     let child = fork(|| {
-        // SAFETY: no pointers; the child has a single thread.
-        let changed = unsafe { libc::setgroups(0, std::ptr::null()) | libc::setgid(gid) | libc::setuid(uid) };
-        assert_eq!(changed, 0, "becoming the user `tests`");
+        become_user();
         work();
     });
     assert_eq!(wait(child), 0, "what was done as an ordinary user failed");

@@ -1,50 +1,96 @@
 //! `btfs fsck`, `fsck.btfs`.
 
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
 
 use super::{CliResult, Failure, log_to_stderr};
-use crate::fs::Fs;
+use crate::fsck::{self, Options, Progress, Repair, Stage};
 use crate::storage::{FileStorage, OpenMode};
-use crate::tree::Options;
 
 /// Exit status for wrong arguments.
 pub const USAGE: u8 = 16;
 /// Exit status for an error of the operation itself.
 const OPERATIONAL: u8 = 8;
-/// Exit status for errors that were left uncorrected.
-const UNCORRECTED: u8 = 4;
 
-/// Check an image.
+/// Check an image, and repair it.
 #[derive(Parser)]
 #[command(name = "fsck.btfs", version)]
 pub struct Args {
-    /// Change nothing
-    #[arg(short = 'n')]
+    /// Change nothing [default]
+    #[arg(short = 'n', conflicts_with_all = ["preen", "yes"])]
     no: bool,
+    /// Repair what is safe to repair, without asking
+    #[arg(short = 'p', short_alias = 'a', conflicts_with = "yes")]
+    preen: bool,
+    /// Repair everything, without asking
+    #[arg(short = 'y')]
+    yes: bool,
     /// Check also if it was closed in order
     #[arg(short = 'f', long)]
     force: bool,
+    /// Read and verify all file contents as well
+    #[arg(long)]
+    scrub: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
     /// Print more
     #[arg(short = 'v', long)]
     verbose: bool,
+    /// Show progress; fsck(8) gives the number of a descriptor
+    #[arg(short = 'C', value_name = "FD", num_args = 0..=1, default_missing_value = "1")]
+    progress: Option<i32>,
+    /// Do not print a title; for fsck(8)
+    #[arg(short = 'T', hide = true)]
+    no_title: bool,
     /// The image
     image: PathBuf,
 }
 
 pub fn run(args: &Args) -> CliResult {
     log_to_stderr(args.verbose);
-    let storage =
-        FileStorage::open(&args.image, OpenMode::ReadOnly).map_err(|e| Failure::open(OPERATIONAL, &e))?;
-    let options = Options { read_only: true, ..Options::default() };
-    let fs = match Fs::open(Arc::new(storage), &options) {
-        Ok(fs) => fs,
-        Err(e) => return Err(Failure::new(UNCORRECTED, format_args!("{}: {e}", args.image.display()))),
+    let repair = match (args.preen, args.yes) {
+        (true, _) => Repair::Safe,
+        (_, true) => Repair::All,
+        _ => Repair::No,
     };
-    match fs.tree().check() {
-        Ok(_) => Ok(0),
-        Err(e) => Err(Failure::new(UNCORRECTED, format_args!("{}: {e}", args.image.display()))),
+    let mode = if repair == Repair::No { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let storage = FileStorage::open(&args.image, mode).map_err(|e| Failure::open(OPERATIONAL, &e))?;
+    let terminal = std::io::stderr().is_terminal() && !args.json;
+    let show = |progress: Progress| {
+        // Nobody is told if the terminal has gone.
+        let stage = match progress.stage {
+            Stage::Tree => "tree",
+            Stage::Inodes => "inodes",
+            Stage::Names => "names",
+            Stage::Scrub => "contents",
+            Stage::Repair => "repairing",
+        };
+        let _ = match progress.total {
+            0 => write!(std::io::stderr(), "\r{stage}: {}\x1b[K", progress.done),
+            total => write!(std::io::stderr(), "\r{stage}: {} %\x1b[K", progress.done * 100 / total),
+        };
+    };
+    let shown = args.progress.is_some() || terminal;
+    let options = Options {
+        repair,
+        scrub: args.scrub,
+        force: args.force,
+        progress: if shown { Some(&show) } else { None },
+    };
+    let report = fsck::check(Arc::new(storage), &options);
+    if shown {
+        eprint!("\r\x1b[K");
     }
+    let report =
+        report.map_err(|e| Failure::new(OPERATIONAL, format_args!("{}: {e}", args.image.display())))?;
+    if args.json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{report}");
+    }
+    Ok(report.exit_code())
 }

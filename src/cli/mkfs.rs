@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(short = 'F', long)]
     pub force: bool,
     /// Print more; for mkfs(8)
-    #[arg(short = 'V', short_alias = 'v', hide = true)]
+    #[arg(short = 'v', hide = true)]
     pub verbose: bool,
     /// The image: a file, or a block device
     pub image: PathBuf,

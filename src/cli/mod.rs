@@ -39,6 +39,8 @@ enum Command {
     Sync(watch::SyncArgs),
     /// Show what a live mount has done: requests, latencies, cache, log
     Stats(watch::StatsArgs),
+    /// Verify everything on a live mount, in the background
+    Scrub(watch::ScrubArgs),
     /// Show what an image is
     Info(image::InfoArgs),
     /// Make an image larger, also while it is mounted
@@ -141,15 +143,28 @@ fn parse<A: Parser>(arguments: &[OsString]) -> Result<A, clap::Error> {
 }
 
 fn dispatch(btfs: Btfs) -> CliResult {
+    if !matches!(btfs.command, Command::Mount(_)) {
+        end_with_the_reader();
+    }
     match btfs.command {
         Command::Mkfs(args) => mkfs::run(&args),
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => mount::umount(&args),
         Command::Sync(args) => watch::sync(&args),
         Command::Stats(args) => watch::stats(&args),
+        Command::Scrub(args) => watch::scrub(&args),
         Command::Info(args) => image::info(&args),
         Command::Resize(args) => image::resize(&args),
         Command::Fsck(args) => fsck::run(&args),
+    }
+}
+
+/// Whoever pipes our output into `head` expects us to end with it, not to complain.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler is installed, only the default action, and no other thread exists yet.
+    if let Err(e) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) } {
+        log::debug!("SIGPIPE: {e}");
     }
 }
 

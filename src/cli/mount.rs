@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 
@@ -257,23 +258,36 @@ fn abort_on_panic() {
     }));
 }
 
+/// Unmounts; what has only just been closed may keep a mount busy for a moment.
+fn unmount_patiently(dir: &Path, lazy: bool) -> Result<(), mounts::MountError> {
+    let patience = Instant::now() + Duration::from_millis(500);
+    loop {
+        match mounts::unmount(dir, lazy) {
+            Err(mounts::MountError::Busy { .. }) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 pub fn umount(args: &UmountArgs) -> CliResult {
     let mounted = mounts::find(&args.dir).ok_or_else(|| {
         Failure::new(status::SYSTEM, mounts::MountError::NotMounted { dir: args.dir.clone() })
     })?;
     let dead = mounts::is_dead(&mounted.dir);
-    mounts::unmount(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
-    if args.lazy || dead {
+    unmount_patiently(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
+    if args.lazy {
         return Ok(0);
     }
-    // The daemon holds the lock until everything is on disk.
+    // The daemon holds the lock until everything is on disk; one that was killed until the kernel has taken it apart.
     let image = &mounted.source;
     let fail = |e: io::Error| {
         Failure::new(status::SYSTEM, format_args!("unmounted, but cannot wait for {}: {e}", image.display()))
     };
     let file = File::open(image).map_err(fail)?;
     file.lock_shared().map_err(fail)?;
-    if !mounted.read_only && !image::is_clean(image)? {
+    if !dead && !mounted.read_only && !image::is_clean(image)? {
         return Err(Failure::new(
             status::SYSTEM,
             format_args!(

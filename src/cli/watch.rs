@@ -1,7 +1,9 @@
 //! `btfs sync` and `btfs stats`: what is done to a live mount.
 
 use std::fs::File;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -10,6 +12,21 @@ use crate::mount::{control, mounts};
 
 #[derive(Parser)]
 pub struct SyncArgs {
+    /// A directory on the mount
+    dir: PathBuf,
+}
+
+#[derive(Parser)]
+pub struct ScrubArgs {
+    /// Bytes of contents a second, at the most
+    #[arg(long, value_parser = super::size, default_value = "100M")]
+    rate: u64,
+    /// End the scrub that is under way
+    #[arg(long)]
+    stop: bool,
+    /// Return at once; `btfs stats` shows how far it is
+    #[arg(long, conflicts_with = "stop")]
+    background: bool,
     /// A directory on the mount
     dir: PathBuf,
 }
@@ -42,6 +59,52 @@ pub fn sync(args: &SyncArgs) -> CliResult {
     control::stats(dir).map_err(|e| fail(dir, &e))?;
     File::open(dir).and_then(|f| f.sync_all()).map_err(|e| fail(dir, &e))?;
     Ok(0)
+}
+
+/// Exit status if damage was found, as of fsck(8).
+const DAMAGED: u8 = 4;
+
+pub fn scrub(args: &ScrubArgs) -> CliResult {
+    let dir = &args.dir;
+    if args.stop {
+        control::stop_scrub(dir).map_err(|e| fail(dir, &e))?;
+        return Ok(0);
+    }
+    control::scrub(dir, args.rate).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => {
+            Failure::new(status::SYSTEM, format_args!("{}: a scrub is under way", dir.display()))
+        }
+        _ => fail(dir, &e),
+    })?;
+    if args.background {
+        return Ok(0);
+    }
+    let terminal = std::io::stderr().is_terminal();
+    loop {
+        let report = control::stats(dir).map_err(|e| fail(dir, &e))?;
+        let json: serde_json::Value = serde_json::from_str(&report)
+            .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: its report: {e}", dir.display())))?;
+        let scrub = &json["scrub"];
+        let number = |key: &str| scrub[key].as_u64().unwrap_or(0);
+        let line = format!(
+            "{} records, {} files with {} of contents verified, {} damaged",
+            number("records"),
+            number("inodes"),
+            super::bytes(number("bytes")),
+            number("damaged")
+        );
+        if scrub["running"] != true {
+            if terminal {
+                eprint!("\r\x1b[K");
+            }
+            println!("{}: {line}", dir.display());
+            return Ok(if number("damaged") > 0 { DAMAGED } else { 0 });
+        }
+        if terminal {
+            eprint!("\r{line}\x1b[K");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 pub fn stats(args: &StatsArgs) -> CliResult {

@@ -27,14 +27,22 @@ impl Inner {
     }
 
     /// Looks through all slots of a hash, never stopping at a gap, for the record in which `matches` finds what is sought; or
-    /// else finds the lowest free slot.
+    /// else finds the lowest free slot. `matches` runs under a leaf's latch.
     pub(super) fn find_slot<T>(
         &self,
         hash: u64,
+        expect: Expect,
         key: impl Fn(u64) -> Key,
         place: impl Fn(&[u8]) -> Option<u64>,
         mut matches: impl FnMut(&[u8]) -> Result<Option<T>>,
     ) -> Result<Slot<T>> {
+        if expect == Expect::Taken {
+            // Nearly always it is in the first slot, and a get copies nothing.
+            let first = self.tree.get_with(&key(hash << 8), &mut matches)?;
+            if let Some(found) = first.transpose()?.flatten() {
+                return Ok(Slot::Taken(hash << 8, found));
+            }
+        }
         let (mut free, mut expected) = (None, hash << 8);
         let taken = self.tree.scan(&key(hash << 8), &key((hash + 1) << 8), |key, record| {
             let Some(place) = place(key) else { return ControlFlow::Continue(()) };
@@ -59,11 +67,14 @@ impl Inner {
     }
 
     /// The entry of a name in a directory that is locked, and its cookie; or else the first free cookie of its hash.
-    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8]) -> Result<Found> {
+    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8], expect: Expect) -> Result<Found> {
         let key = |place| entry_key(group, Cookie(place));
         let place = |key: &[u8]| entry_cookie(group, key).map(|c| c.0);
-        let matches = |record: &[u8]| Ok(Some(Entry::decode(dir, record)?).filter(|e| e.name == name));
-        Ok(match self.find_slot(self.hash(name), key, place, matches)? {
+        let matches = |record: &[u8]| {
+            let entry = (record.get(ENTRY_HEAD..) == Some(name)).then(|| Entry::decode(dir, record));
+            entry.transpose()
+        };
+        Ok(match self.find_slot(self.hash(name), expect, key, place, matches)? {
             Slot::Taken(place, entry) => Found::Entry(Cookie(place), entry),
             Slot::Free(place) => Found::Free(place.map(Cookie)),
         })
@@ -78,8 +89,8 @@ impl Fs {
         let child = {
             let state = self.lock_shared(&node)?;
             let dir = state.get().ok_or(FsError::NotFound)?.dir.ok_or(FsError::NotDirectory)?;
-            match self.find_entry(parent, dir.entries, name)? {
-                Found::Entry(_, entry) => self.retained(entry.ino),
+            match self.find_entry(parent, dir.entries, name, Expect::Taken)? {
+                Found::Entry(_, entry) => self.retained(entry.ino, parent),
                 Found::Free(_) => return Err(FsError::NotFound),
             }
         };
@@ -90,8 +101,9 @@ impl Fs {
         found
     }
 
-    fn retained(&self, ino: Ino) -> Arc<Node> {
+    fn retained(&self, ino: Ino, parent: Ino) -> Arc<Node> {
         let node = self.node(ino);
+        node.set_seen_in(parent);
         self.table.retain(&node);
         node
     }
@@ -108,7 +120,7 @@ impl Fs {
         let state = self.lock_shared(&node)?;
         let inode = state.get().ok_or(FsError::NotFound)?;
         let dir = inode.dir.ok_or(FsError::NotDirectory)?;
-        match self.find_entry(parent, dir.entries, name)? {
+        match self.find_entry(parent, dir.entries, name, Expect::Taken)? {
             Found::Entry(_, entry) => Ok(entry.ino),
             Found::Free(_) => Err(FsError::NotFound),
         }
@@ -213,7 +225,10 @@ impl Fs {
             let entry = Entry::decode(node.ino, cursor.value())?;
             found.push((cookie, entry.ino, entry.name));
         }
-        Ok(found.into_iter().map(|(cookie, ino, name)| (cookie, self.retained(ino), name)).collect())
+        Ok(found
+            .into_iter()
+            .map(|(cookie, ino, name)| (cookie, self.retained(ino, node.ino), name))
+            .collect())
     }
 
     /// Reads the records of nodes that have none yet, with one cursor, in the order of their numbers. What is not found is left to
@@ -253,6 +268,15 @@ const NEAR: u64 = 16;
 
 /// An entry, and the node of its inode with a reference.
 type Retained = (Cookie, Arc<Node>, Vec<u8>);
+
+/// What a search will probably find: it costs less then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// The record.
+    Taken,
+    /// No record.
+    Free,
+}
 
 /// What a search through the slots of a hash found.
 pub(super) enum Slot<T> {

@@ -134,10 +134,67 @@ pub(super) enum Source<'r> {
     Shared,
 }
 
+/// Bytes of dead blocks that are read along rather than read around.
+const GAP_MAX: usize = 16 * BLOCK_SIZE;
+
+/// Whole blocks of one extent and their place in a buffer.
+struct Part<'e> {
+    /// Bytes from the buffer's beginning.
+    at: usize,
+    first: BlockNo,
+    crcs: &'e [u32],
+}
+
+impl Part<'_> {
+    /// The parts of extents that a buffer takes whole, which begins at byte `offset` of the file and wants `len` bytes.
+    fn of(found: &[Mapped], offset: u64, len: usize, room: usize) -> Vec<Part<'_>> {
+        let mut parts = Vec::new();
+        if !offset.is_multiple_of(BLOCK) || found.len() < 2 {
+            return parts;
+        }
+        for mapped in found {
+            let (from, to) = (offset.max(mapped.begin), (offset + len as u64).min(mapped.end));
+            let Extent::Blocks { start, crcs, .. } = &mapped.extent else { continue };
+            if from >= to || crcs.is_empty() {
+                continue;
+            }
+            let skip = ((from - mapped.begin) / BLOCK) as usize;
+            let blocks = (to - from).div_ceil(BLOCK) as usize;
+            let at = (from - offset) as usize;
+            if let Some(crcs) = crcs.get(skip..skip + blocks)
+                && at + blocks * BLOCK_SIZE <= room
+            {
+                parts.push(Part { at, first: BlockNo(start.0 + skip as u64), crcs });
+            }
+        }
+        parts
+    }
+
+    fn end(&self) -> usize {
+        self.at + self.crcs.len() * BLOCK_SIZE
+    }
+
+    /// The same for parts that lie in the image as far from one another as in the file.
+    fn distance(&self) -> i128 {
+        i128::from(self.first.0) - (self.at / BLOCK_SIZE) as i128
+    }
+}
+
+/// Verifies blocks against their checksums (E3).
+fn verify(ino: Ino, first: BlockNo, crcs: &[u32], blocks: &[u8]) -> Result<()> {
+    for (i, block) in blocks.chunks(BLOCK_SIZE).enumerate() {
+        if crcs.get(i) != Some(&crc32fast::hash(block)) {
+            let at = first.0 + i as u64;
+            return Err(FsError::damaged(ino, format_args!("checksum of its block {at} does not match")));
+        }
+    }
+    Ok(())
+}
+
 impl Inner {
     /// The first extents, at most `max`, that have bytes between `from` and `to`.
     pub(super) fn extents_in(&self, ino: Ino, from: u64, to: u64, max: usize) -> Result<Vec<Mapped>> {
-        let mut found = Vec::new();
+        let mut found: Vec<Mapped> = Vec::new();
         let (first, last) = (extent_key(ino, from.saturating_add(1)), extent_key(ino, u64::MAX));
         let failed = self.tree.scan(&first, &last, |key, record| {
             let Some(end) = extent_end(ino, key) else { return ControlFlow::Break(Ok(())) };
@@ -183,6 +240,11 @@ impl Inner {
         len: usize,
     ) -> Result<()> {
         let (mut at, end) = (offset, offset + len as u64);
+        let parts = Part::of(found, offset, len, out.len());
+        if parts.len() > 1 {
+            self.read_parts(ino, &parts, out)?;
+        }
+        let is_read = |place: u64| parts.len() > 1 && parts.iter().any(|p| p.at as u64 == place - offset);
         for mapped in found {
             let (from, to) = (at.max(mapped.begin), end.min(mapped.end));
             if from >= to {
@@ -193,6 +255,7 @@ impl Inner {
             match &mapped.extent {
                 Extent::Inline(bytes) => out[..want].copy_from_slice(&bytes[from as usize..to as usize]),
                 Extent::Blocks { crcs, .. } if crcs.is_empty() => out[..want].fill(0),
+                Extent::Blocks { .. } if is_read(from) => {}
                 Extent::Blocks { start, crcs, .. } => {
                     self.read_verified(ino, *start, crcs, from - mapped.begin, out, want)?;
                 }
@@ -201,6 +264,31 @@ impl Inner {
         }
         out[(at - offset) as usize..len].fill(0);
         Ok(())
+    }
+
+    /// Reads whole blocks of several extents to their places in `out`. Where overwrites have moved some blocks elsewhere, what they
+    /// left is read in one piece, together with the dead blocks in the gaps, which the moved ones then replace: one long read and
+    /// some short ones instead of many of both.
+    fn read_parts(&self, ino: Ino, parts: &[Part<'_>], out: &mut [u8]) -> Result<()> {
+        let mut done = vec![false; parts.len()];
+        for i in 0..parts.len() {
+            if done[i] {
+                continue;
+            }
+            let mut end = parts[i].end();
+            for j in i + 1..parts.len() {
+                // What has been read already must not be read over.
+                if done[j] || parts[j].at > end + GAP_MAX {
+                    break;
+                }
+                if parts[j].distance() == parts[i].distance() {
+                    done[j] = true;
+                    end = parts[j].end();
+                }
+            }
+            self.tree.read_blocks(parts[i].first, &mut out[parts[i].at..end])?;
+        }
+        parts.iter().try_for_each(|p| verify(ino, p.first, p.crcs, &out[p.at..p.end()]))
     }
 
     /// Reads `len` bytes of an extent, `skip` bytes behind its beginning (E3). Whole blocks go straight to `out`.
@@ -214,15 +302,9 @@ impl Inner {
         len: usize,
     ) -> Result<()> {
         let read = |first: usize, blocks: &mut [u8]| {
-            self.tree.read_blocks(BlockNo(start.0 + first as u64), blocks)?;
-            for (i, block) in blocks.chunks(BLOCK_SIZE).enumerate() {
-                if crcs.get(first + i) != Some(&crc32fast::hash(block)) {
-                    let at = start.0 + (first + i) as u64;
-                    let reason = format!("checksum of its block {at} does not match");
-                    return Err(FsError::damaged(ino, reason));
-                }
-            }
-            Ok(())
+            let at = BlockNo(start.0 + first as u64);
+            self.tree.read_blocks(at, blocks)?;
+            verify(ino, at, crcs.get(first..).unwrap_or(&[]), blocks)
         };
         let mut bounce = [0; BLOCK_SIZE];
         let (mut block, within, mut done) = ((skip / BLOCK) as usize, (skip % BLOCK) as usize, 0);

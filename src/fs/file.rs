@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use super::error::{FsError, Result};
 use super::extents::{BLOCK, Mapped, Remap, Source};
 use super::format::*;
-use super::space::Growth;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, clear_suid};
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
@@ -85,13 +84,14 @@ impl Fs {
         Ok(len)
     }
 
-    /// Writes. Clears suid and sgid unless user 0 writes. After an error a part of a write that is longer than 1 MiB, or that fills
+    /// Writes. Clears suid and sgid unless the caller is privileged. After an error a part of a write that is longer than 1 MiB, or that fills
     /// allocated space, may have been done.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
         file_of(&state)?;
+        self.strip_capability(&node, &mut state)?;
         self.write_locked(&node, &mut state, offset, data, caller)
     }
 }
@@ -163,22 +163,27 @@ impl Inner {
             clear_suid(&mut inode);
         }
         let (from, to) = piece.blocks();
-        let old = self.extents_in(node.ino, from.saturating_sub(1), to + 1, usize::MAX)?;
+        let old = self.extents_in(node.ino, from.saturating_sub(1), to + 1, EXTENTS_PER_BATCH + 2)?;
         let size = inode.size.max(piece.end());
         if size <= INLINE_MAX as u64 && old.iter().all(|m| m.is_inline() || m.begin >= to) {
             self.write_inline(node, state, piece, &old, inode)?;
             return Ok(piece.data.len());
         }
+        // A batch is bounded, also where a file is in small pieces.
+        let piece = match old.last() {
+            Some(last) if old.len() == EXTENTS_PER_BATCH + 2 && last.begin > piece.offset => {
+                piece.first(last.begin - piece.offset)
+            }
+            _ => piece,
+        };
         let (piece, in_place) = unwritten_part(piece, &old);
         let urgent = piece.urgent && in_place.is_none();
         if urgent && !is_allocated(&old, piece.blocks()) {
             return Err(FsError::NoSpace);
         }
-        let before = old.iter().find(|m| m.end == piece.blocks().0).and_then(|m| m.extent.run());
-        let grows = before.filter(|_| piece.end() > inode.size);
-        let grows = grows.map(|run| Growth { after: run.end(), size: inode.blocks });
+        let grown = (piece.end() > inode.size && piece.offset > 0).then_some(inode.blocks);
         inode.size = inode.size.max(piece.end());
-        let place = Place { ino: node.ino, grows, in_place, urgent };
+        let place = Place { ino: node.ino, grown, in_place, urgent };
         let (mut taken, mut batch) = (Vec::new(), Batch::new());
         let written = self
             .write_blocks_of(piece, place, &old, inode.size, &mut taken, &mut batch)
@@ -278,7 +283,6 @@ impl Inner {
     ) -> Result<Vec<Mapped>> {
         let mut extents = Vec::new();
         let mut done = 0;
-        let mut grows = place.grows;
         while done < data.len() {
             let left = ((data.len() - done) / BLOCK_SIZE).min(EXTENT_BLOCKS_MAX as usize) as u32;
             let run = match place.in_place {
@@ -287,13 +291,12 @@ impl Inner {
                     let run = if place.urgent {
                         self.take_blocks_urgently(left)?
                     } else {
-                        self.take_blocks(place.ino, grows, left)?
+                        self.take_blocks(place.ino, place.grown, left)?
                     };
                     taken.push(run);
                     run
                 }
             };
-            grows = grows.map(|g| Growth { after: run.end(), ..g });
             let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
             self.tree.write_blocks_logged(run.start, piece, batch)?;
             let from = begin + done as u64;
@@ -304,7 +307,9 @@ impl Inner {
         }
         Ok(extents)
     }
+}
 
+impl Fs {
     /// Sets the size. What lies behind a smaller size is gone, and reads as zeros if the file grows again.
     pub(super) fn resize(&self, node: &Node, state: &mut State, size: u64, caller: &Caller) -> Result<()> {
         file_of(state)?;
@@ -329,7 +334,9 @@ impl Inner {
             self.update(&mut Batch::new(), node, state, inode)
         }
     }
+}
 
+impl Inner {
     /// Frees what lies behind the size that `inode` has, in bounded batches. The first one sets the size, and leaves a mark if
     /// others must follow: before they have, the file must not grow, or what lies behind its size would come back.
     pub(super) fn cut(&self, node: &Node, state: &mut State, mut inode: Inode) -> Result<()> {
@@ -512,7 +519,8 @@ impl Inner {
 #[derive(Clone, Copy)]
 struct Place {
     ino: Ino,
-    grows: Option<Growth>,
+    /// The blocks that the file has, if this makes it grow.
+    grown: Option<u64>,
     /// The first block, if they are those of an unwritten extent.
     in_place: Option<BlockNo>,
     /// From the image's reserve.

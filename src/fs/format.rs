@@ -69,8 +69,11 @@ impl Ino {
 /// A key of the tree; no longer than 17 bytes.
 pub type Key = Vec<u8>;
 
+const KEY_CAPACITY: usize = 17;
+
 fn group_key(group: u64, kind: u8) -> Key {
-    let mut key = vec![TAG_GROUP];
+    let mut key = Vec::with_capacity(KEY_CAPACITY);
+    key.push(TAG_GROUP);
     key.extend_from_slice(&group.to_be_bytes()[3..]);
     key.push(kind);
     key
@@ -81,6 +84,15 @@ pub fn inode_key(ino: Ino) -> Key {
     let mut key = group_key(ino.group(), IN_GROUP_INODE);
     key.extend_from_slice(&ino.0.to_be_bytes()[5..]);
     key
+}
+
+/// The inode in the key of an inode; `None` if it is another key.
+pub fn inode_of_key(key: &[u8]) -> Option<Ino> {
+    let place = key.strip_prefix(&[TAG_GROUP])?;
+    let (group, rest) = place.split_first_chunk::<5>()?;
+    let sequence = rest.strip_prefix(&[IN_GROUP_INODE])?.first_chunk::<3>()?;
+    let group = group.iter().fold(0, |n, b| n << 8 | u64::from(*b));
+    (rest.len() == 4).then(|| Ino::new(group, u32::from_be_bytes([0, sequence[0], sequence[1], sequence[2]])))
 }
 
 /// The key of a directory entry.
@@ -148,7 +160,8 @@ pub fn state_key() -> Key {
 }
 
 fn tagged(tag: u8, ino: Ino, more: Option<u64>) -> Key {
-    let mut key = vec![tag];
+    let mut key = Vec::with_capacity(KEY_CAPACITY);
+    key.push(tag);
     key.extend_from_slice(&ino.0.to_be_bytes());
     if let Some(more) = more {
         key.extend_from_slice(&more.to_be_bytes());
@@ -406,10 +419,13 @@ pub struct Entry {
     pub name: Vec<u8>,
 }
 
+/// Bytes of an entry's record in front of its name.
+pub const ENTRY_HEAD: usize = 9;
+
 impl Entry {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(9 + self.name.len()));
+        let mut w = Writer(Vec::with_capacity(ENTRY_HEAD + self.name.len()));
         w.u64(self.ino.0).bytes(&[self.kind as u8]).bytes(&self.name);
         w.0
     }
@@ -417,7 +433,7 @@ impl Entry {
     /// Reads a record of directory `dir`.
     pub fn decode(dir: Ino, b: &[u8]) -> Result<Entry> {
         let entry = || {
-            let (kind, name) = (Kind::decode(*b.get(8)?)?, b.get(9..)?);
+            let (kind, name) = (Kind::decode(*b.get(8)?)?, b.get(ENTRY_HEAD..)?);
             let ino = Ino(get_u64(b, 0));
             (ino.0 != 0 && is_name(name)).then(|| Entry { ino, kind, name: name.to_vec() })
         };

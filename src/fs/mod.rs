@@ -12,6 +12,8 @@ mod file;
 pub mod format;
 mod namespace;
 mod orphan;
+mod paths;
+mod scrub;
 mod shared;
 mod space;
 mod table;
@@ -23,6 +25,7 @@ pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
 pub use namespace::{New, RenameMode};
+pub use scrub::Scrub;
 pub use space::Usage;
 pub use xattr::SetXattr;
 
@@ -176,7 +179,7 @@ impl Fs {
             groups: Mutex::new(Groups { next, reserved: next }),
             atime: AtomicU8::default(),
         });
-        if !options.read_only {
+        if !inner.tree.is_read_only() {
             inner.take_up_orphans()?;
         }
         let thread = Fs::start_reclaimer(&inner);

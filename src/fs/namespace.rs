@@ -1,6 +1,6 @@
 //! Names: create, link, unlink, rmdir, rename. Each is one batch of at most nine records, whatever the directory's size.
 
-use super::dir::{Found, check_name};
+use super::dir::{Expect, Found, check_name};
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::{Node, State};
@@ -91,8 +91,8 @@ impl Fs {
         if parent.inode()?.links == 0 { Err(FsError::NotFound) } else { Ok(parent) }
     }
 
-    fn find(&self, parent: &Parent<'_>, name: &[u8]) -> Result<Found> {
-        self.find_entry(parent.node.ino, parent.dir()?.entries, name)
+    fn find(&self, parent: &Parent<'_>, name: &[u8], expect: Expect) -> Result<Found> {
+        self.find_entry(parent.node.ino, parent.dir()?.entries, name, expect)
     }
 
     /// Creates an inode under a name, with one reference ([`Fs::release`] gives it back). Its mode has no bits of `umask`; but a
@@ -108,9 +108,10 @@ impl Fs {
         caller: &Caller,
     ) -> Result<Attributes> {
         check_name(name)?;
+        self.admit()?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
-        let cookie = match self.find(&parent, name)? {
+        let cookie = match self.find(&parent, name, Expect::Free)? {
             Found::Entry(..) => return Err(FsError::Exists),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
@@ -162,6 +163,7 @@ impl Fs {
         let attributes = attributes(ino, &inode);
         state.set(inode);
         self.table.retain(&child);
+        child.set_seen_in(node.ino);
         Ok(attributes)
     }
 
@@ -218,12 +220,13 @@ impl Fs {
     /// Gives an inode another name, and adds a reference to it.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8], caller: &Caller) -> Result<Attributes> {
         check_name(name)?;
+        self.admit()?;
         let (node, child) = (self.node(parent), self.node(ino));
         let mut parent = self.parent_for_change(&node)?;
         if parent.node.ino == ino {
             return Err(FsError::IsDirectory);
         }
-        let cookie = match self.find(&parent, name)? {
+        let cookie = match self.find(&parent, name, Expect::Free)? {
             Found::Entry(..) => return Err(FsError::Exists),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
@@ -248,6 +251,7 @@ impl Fs {
         let attributes = attributes(ino, &inode);
         state.set(inode);
         self.table.retain(&child);
+        child.set_seen_in(node.ino);
         Ok(attributes)
     }
 
@@ -265,7 +269,9 @@ impl Fs {
         check_name(name)?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
-        let Found::Entry(cookie, entry) = self.find(&parent, name)? else { return Err(FsError::NotFound) };
+        let Found::Entry(cookie, entry) = self.find(&parent, name, Expect::Taken)? else {
+            return Err(FsError::NotFound);
+        };
         match (entry.kind == Kind::Directory, directory) {
             (true, false) => return Err(FsError::IsDirectory),
             (false, true) => return Err(FsError::NotDirectory),
@@ -340,8 +346,10 @@ impl Fs {
             to = Some(self.parent_for_change(&new_node)?);
             from = self.parent_for_change(&node)?;
         }
-        let Found::Entry(cookie, entry) = self.find(&from, name)? else { return Err(FsError::NotFound) };
-        let found = self.find(to.as_ref().unwrap_or(&from), new_name)?;
+        let Found::Entry(cookie, entry) = self.find(&from, name, Expect::Taken)? else {
+            return Err(FsError::NotFound);
+        };
+        let found = self.find(to.as_ref().unwrap_or(&from), new_name, Expect::Free)?;
         let target = match (found, mode) {
             (Found::Entry(..), RenameMode::NoReplace) => return Err(FsError::Exists),
             (Found::Free(_), RenameMode::Exchange) => return Err(FsError::NotFound),
@@ -455,6 +463,7 @@ impl Fs {
             to.state.set(above);
         }
         source_state.set(source_inode);
+        source.set_seen_in(to_ino);
         if let (Some(state), Some(inode)) = (&mut other_state, other_inode) {
             state.set(inode);
         }

@@ -98,8 +98,11 @@ impl Inner {
             return Ok(());
         }
         let at_once = !self.reclaimer.background || self.is_closing();
-        if self.delete(node, &mut state, at_once, || false)? == Deleted::TooLong {
-            self.reclaimer.add(node.ino);
+        match self.delete(node, &mut state, at_once, || false) {
+            // The last use ends, but nothing can be changed now.
+            Ok(Deleted::TooLong) | Err(FsError::ReadOnly) => self.reclaimer.add(node.ino),
+            Ok(Deleted::Done | Deleted::Stopped) => {}
+            Err(e) => return Err(e),
         }
         Ok(())
     }
@@ -122,7 +125,7 @@ impl Inner {
             let mut remap = Remap::default();
             let mut more = false;
             match inode.kind {
-                Kind::File => {
+                Kind::File if inode.size > 0 || inode.blocks > 0 => {
                     let extents = self.extents_in(node.ino, 0, u64::MAX, EXTENTS_PER_BATCH)?;
                     more = extents.len() == EXTENTS_PER_BATCH;
                     for m in &extents {
@@ -198,7 +201,8 @@ impl Inner {
         let deleted = self.reclaim_unless_locked(ino);
         let again = match &deleted {
             Ok(Some(Deleted::Done | Deleted::TooLong)) => false,
-            Ok(Some(Deleted::Stopped) | None) => true,
+            // Changes may be admitted again.
+            Ok(Some(Deleted::Stopped) | None) | Err(FsError::ReadOnly) => true,
             Err(e) => {
                 log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);
                 false
@@ -322,10 +326,10 @@ impl Inner {
         let Orphan::Truncated { size } = orphan else { return self.reclaim_if_unlinked(&node) };
         let mut state = self.lock(&node)?;
         let inode = state.get().ok_or(FsError::NotFound)?.clone();
-        if inode.size != size {
-            return Err(FsError::damaged(ino, "it is cut to another size than it has"));
-        }
         self.set_unfinished(ino, true);
+        if inode.size != size {
+            return Err(FsError::damaged(ino, "it is being cut to another size than it has"));
+        }
         self.cut(&node, &mut state, inode)
     }
 }
@@ -340,7 +344,7 @@ impl Fs {
     /// Deletes what waits, and what nobody but the user of the filesystem, who closes it now, has kept. The thread has ended.
     pub(super) fn finish_deletions(&self) -> Result<()> {
         self.reclaimer.closing.store(true, Ordering::SeqCst);
-        self.take_up_orphans()
+        if self.tree.is_read_only() { Ok(()) } else { self.take_up_orphans() }
     }
 
     /// Ends it after its batch.

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{FsError, Result};
 use super::extents::{BLOCK, Mapped, Remap, Source};
-use super::file::{COPY_MAX, checked_end, file_of};
+use super::file::{COPY_MAX, EXTENTS_PER_BATCH, checked_end, file_of};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, clear_suid};
@@ -164,10 +164,16 @@ impl Inner {
         if !flags.is_empty() {
             self.tree.apply(&flags)?;
         }
+        // A batch is bounded, also where the target is in small pieces.
+        let to_end = to_begin + (until - begin);
+        let old = self.extents_in(to.ino, to_begin.saturating_sub(1), to_end + 1, EXTENTS_PER_BATCH + 2)?;
+        let until = match old.last() {
+            Some(last) if old.len() == EXTENTS_PER_BATCH + 2 => until.min(last.begin - to_begin + begin),
+            _ => until,
+        };
         let moved = |m: Mapped| Mapped::new(m.begin - begin + to_begin, m.extent);
         let new = found.iter().filter_map(|m| m.part(begin, until)).map(moved).collect();
         let range = (to_begin, to_begin + (until - begin));
-        let old = self.extents_in(to.ino, range.0.saturating_sub(1), range.1 + 1, usize::MAX)?;
         let remap = self.replace(to.ino, range, &old, new, Source::Shared, Batch::new())?;
         let mut inode = file_of(state)?.clone();
         inode.size = inode.size.max(range.1);
@@ -205,7 +211,7 @@ impl Inner {
 /// The times, and the loss of suid, of a change of the contents.
 fn changed_by(inode: &mut Inode, caller: &Caller) {
     (inode.mtime, inode.ctime) = (caller.now, caller.now);
-    if caller.uid != 0 {
+    if !caller.privileged {
         clear_suid(inode);
     }
 }
@@ -244,6 +250,7 @@ impl Fs {
             return Ok(0);
         }
         self.finish_cut(&to_node, &mut state)?;
+        self.strip_capability(&to_node, &mut state)?;
         let mut pieces = Vec::with_capacity(3);
         let end = offset + len;
         let (whole, whole_end) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);

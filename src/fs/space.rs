@@ -8,7 +8,7 @@
 use super::error::{FsError, Result};
 use super::format::*;
 use super::{Fs, Inner};
-use crate::page::{BLOCK_SIZE, BlockNo, Run};
+use crate::page::{BLOCK_SIZE, Run};
 use crate::sync::Mutex;
 
 /// Files that have a window at a time.
@@ -40,10 +40,10 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    /// Takes up to `want` blocks from the file's window, if it begins at `after`.
-    fn take(&self, ino: Ino, after: BlockNo, want: u32) -> Option<Run> {
+    /// Takes up to `want` blocks from the file's window.
+    fn take(&self, ino: Ino, want: u32) -> Option<Run> {
         let mut list = self.list.lock();
-        let at = list.iter().position(|(i, run)| *i == ino && run.start == after)?;
+        let at = list.iter().position(|(i, _)| *i == ino)?;
         let (_, run) = list.remove(at);
         let taken = Run { len: want.min(run.len), ..run };
         if taken.len < run.len {
@@ -79,16 +79,16 @@ impl Windows {
 }
 
 impl Inner {
-    /// Takes up to `want` adjacent blocks for a file: those at `after`, where the file grows by adjacent blocks, if its window has
-    /// them. `size` is how many blocks the file has: so large its window may become.
-    pub(super) fn take_blocks(&self, ino: Ino, grows: Option<Growth>, want: u32) -> Result<Run> {
-        let Some(Growth { after, size }) = grows.filter(|_| want < EXTENT_BLOCKS_MAX) else {
+    /// Takes up to `want` adjacent blocks for a file. One that grows gets them from its window, which becomes as large as the file
+    /// is: `grown` is how many blocks it has.
+    pub(super) fn take_blocks(&self, ino: Ino, grown: Option<u64>, want: u32) -> Result<Run> {
+        let Some(grown) = grown.filter(|_| want < EXTENT_BLOCKS_MAX) else {
             return self.reserve_blocks(want);
         };
-        if let Some(run) = self.windows.take(ino, after, want) {
+        if let Some(run) = self.windows.take(ino, want) {
             return Ok(run);
         }
-        let run = self.reserve_blocks(want + size.min(EXTENT_BLOCKS_MAX as u64) as u32)?;
+        let run = self.reserve_blocks(want + grown.min(EXTENT_BLOCKS_MAX as u64) as u32)?;
         if run.len <= want {
             return Ok(run);
         }
@@ -137,15 +137,6 @@ impl Inner {
             if free > self.tree.blocks_in_reserve() / 2 { Ok(()) } else { Err(FsError::NoSpace) }
         })
     }
-}
-
-/// How a file grows.
-#[derive(Clone, Copy)]
-pub(super) struct Growth {
-    /// The block behind the file's last one.
-    pub after: BlockNo,
-    /// Blocks that the file has.
-    pub size: u64,
 }
 
 impl Fs {

@@ -26,6 +26,8 @@ pub struct Node {
     pub state: RwLock<State>,
     /// References of the user: the kernel's lookups, or open files.
     references: AtomicU64,
+    /// A directory in which it was seen last; 0: none. For messages: it may have been moved since.
+    seen_in: AtomicU64,
 }
 
 /// What is known of an inode.
@@ -46,8 +48,8 @@ impl State {
             return Err(FsError::NotFound);
         }
         if self.inode.is_none() {
-            let record = tree.get(&inode_key(ino))?.ok_or(FsError::NotFound)?;
-            self.inode = Some(Inode::decode(ino, &record)?);
+            let decoded = tree.get_with(&inode_key(ino), |record| Inode::decode(ino, record))?;
+            self.inode = Some(decoded.ok_or(FsError::NotFound)??);
         }
         self.inode.as_mut().ok_or(FsError::NotFound)
     }
@@ -130,6 +132,16 @@ impl Shard {
 }
 
 impl Node {
+    /// Notes a directory that has an entry for it.
+    pub fn set_seen_in(&self, parent: Ino) {
+        self.seen_in.store(parent.0, Ordering::Relaxed);
+    }
+
+    /// A directory that had an entry for it.
+    pub fn seen_in(&self) -> Option<Ino> {
+        Some(Ino(self.seen_in.load(Ordering::Relaxed))).filter(|parent| parent.0 != 0)
+    }
+
     fn is_referenced(&self) -> bool {
         self.references.load(Ordering::SeqCst) > 0
     }
@@ -149,7 +161,12 @@ impl Table {
         if shard.nodes.len() >= shard.sweep_at {
             shard.sweep();
         }
-        let node = Arc::new(Node { ino, state: RwLock::default(), references: AtomicU64::new(0) });
+        let node = Arc::new(Node {
+            ino,
+            state: RwLock::default(),
+            references: AtomicU64::new(0),
+            seen_in: AtomicU64::new(0),
+        });
         shard.nodes.insert(ino, node.clone());
         node
     }

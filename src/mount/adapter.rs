@@ -20,6 +20,7 @@ use fuser::{
 use super::control::Control;
 use super::convert::{errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now};
 use super::counters::{Counters, Request};
+use super::damage::{Damage, Scrubber};
 use super::flusher::Flusher;
 use super::volume::Volume;
 use crate::fs::{
@@ -66,10 +67,19 @@ pub struct Adapter<V: Volume> {
     counters: Arc<Counters>,
     options: AdapterOptions,
     flusher: Option<Arc<Flusher>>,
+    damage: Damage,
+    scrubber: Scrubber,
 }
 
 fn ino(n: INodeNo) -> Ino {
     Ino(n.0)
+}
+
+/// Whether there is such a namespace of extended attributes; the kernel passes on all names.
+fn is_xattr_namespace(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let known = [&b"user."[..], b"trusted.", b"security."].into_iter().any(|n| name.starts_with(n));
+    known || matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
 /// An operation that is under way: its kind, and when it began.
@@ -93,7 +103,8 @@ impl<V: Volume> Adapter<V> {
         options: AdapterOptions,
         flusher: Option<Arc<Flusher>>,
     ) -> Self {
-        Adapter { volume, counters, options, flusher }
+        let (damage, scrubber) = (Damage::default(), Scrubber::default());
+        Adapter { volume, counters, options, flusher, damage, scrubber }
     }
 
     fn begin(&self, request: Request) -> Running<'_> {
@@ -107,7 +118,9 @@ impl<V: Volume> Adapter<V> {
     /// The errno of a failed request, after the policy for errors has been followed.
     fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
         if let FsError::Engine(engine) = error {
-            log::error!("{what:?} of inode {}: {error}", n.0);
+            if self.damage.is_new(error) {
+                log::error!("{what:?} of {} (inode {}): {error}", self.volume.path_of(n), n.0);
+            }
             let changes = !matches!(
                 what,
                 Request::Lookup
@@ -120,7 +133,8 @@ impl<V: Volume> Adapter<V> {
                     | Request::Readdirplus
                     | Request::Lseek
             );
-            if changes || !engine.is_corrupt() {
+            // A failed write has made the image read-only by itself.
+            if changes && matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
                 if self.options.on_error == OnError::Abort {
                     log::error!("ending, as errors=abort asks");
                     std::process::abort();
@@ -588,6 +602,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        if !is_xattr_namespace(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let run = self.begin(Request::Setxattr);
         let how = match flags {
             0 => SetXattr::Any,
@@ -607,6 +624,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn getxattr(&self, _: &fuser::Request, n: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !is_xattr_namespace(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let run = self.begin(Request::Getxattr);
         let result = self.volume.get_xattr(ino(n), name.as_bytes());
         self.reply_xattr(run, ino(n), result, size, reply);
@@ -619,6 +639,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn removexattr(&self, req: &fuser::Request, n: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if !is_xattr_namespace(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let run = self.begin(Request::Removexattr);
         let result = self.volume.remove_xattr(ino(n), name.as_bytes(), &self.caller(req));
         self.reply_empty(run, ino(n), result, reply);
@@ -645,10 +668,24 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let allowed = req.uid() == 0 || req.uid() == self.options.owner;
         let result = match Control::decode(command, input) {
             Some(Control::Stats) => Ok(Control::pad(
-                format!("{{\"requests\":{},\"volume\":{}}}", self.counters.json(), self.volume.report()),
+                format!(
+                    "{{\"requests\":{},\"volume\":{},\"damage\":{},\"scrub\":{}}}",
+                    self.counters.json(),
+                    self.volume.report(),
+                    self.damage.count(),
+                    self.scrubber.progress().json()
+                ),
                 output_size as usize,
             )),
-            Some(Control::Grow(_)) if !allowed => return reply.error(Errno::EPERM),
+            Some(_) if !allowed => return reply.error(Errno::EPERM),
+            Some(Control::Scrub(rate)) => match self.scrubber.start(&self.volume, rate) {
+                Ok(()) => Ok(Vec::new()),
+                Err(e) => return reply.error(e.raw_os_error().map_or(Errno::EIO, Errno::from_i32)),
+            },
+            Some(Control::StopScrub) => {
+                self.scrubber.stop();
+                Ok(Vec::new())
+            }
             Some(Control::Grow(size)) => self.volume.grow(size).map(|()| Vec::new()),
             None => return reply.error(Errno::ENOTTY),
         };

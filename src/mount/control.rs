@@ -17,6 +17,8 @@ const fn number(direction: u32, n: u32, size: usize) -> u32 {
 
 const STATS: u32 = number(READ, 1, REPORT_SIZE);
 const GROW: u32 = number(WRITE, 2, size_of::<u64>());
+const SCRUB: u32 = number(WRITE, 3, size_of::<u64>());
+const SCRUB_STOP: u32 = number(WRITE, 4, size_of::<u64>());
 
 /// A request to a live mount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +27,10 @@ pub enum Control {
     Stats,
     /// Make the image this large, in bytes.
     Grow(u64),
+    /// Begin to verify everything, at this many bytes a second at the most.
+    Scrub(u64),
+    /// End that.
+    StopScrub,
 }
 
 impl Control {
@@ -33,6 +39,8 @@ impl Control {
         match command {
             STATS => Some(Control::Stats),
             GROW => Some(Control::Grow(u64::from_ne_bytes(input.try_into().ok()?))),
+            SCRUB => Some(Control::Scrub(u64::from_ne_bytes(input.try_into().ok()?))),
+            SCRUB_STOP => Some(Control::StopScrub),
             _ => None,
         }
     }
@@ -55,8 +63,23 @@ pub fn stats(dir: &Path) -> io::Result<String> {
 
 /// Asks the mount that `dir` lies in to make its image `size` bytes large.
 pub fn grow(dir: &Path, size: u64) -> io::Result<()> {
-    let mut size = size.to_ne_bytes();
-    ioctl(dir, GROW, size.as_mut_ptr().cast())
+    send(dir, GROW, size)
+}
+
+/// Asks the mount that `dir` lies in to verify everything in the background, contents at `rate` bytes a second at the most. How far
+/// it is stands in its counters. EBUSY: one is under way.
+pub fn scrub(dir: &Path, rate: u64) -> io::Result<()> {
+    send(dir, SCRUB, rate)
+}
+
+/// Ends a scrub.
+pub fn stop_scrub(dir: &Path) -> io::Result<()> {
+    send(dir, SCRUB_STOP, 0)
+}
+
+fn send(dir: &Path, command: u32, number: u64) -> io::Result<()> {
+    let mut number = number.to_ne_bytes();
+    ioctl(dir, command, number.as_mut_ptr().cast())
 }
 
 /// `argument` points to as many bytes as the command's number says.

@@ -10,6 +10,7 @@ mod adapter;
 pub mod control;
 mod convert;
 mod counters;
+mod damage;
 mod flusher;
 pub mod mounts;
 pub mod options;

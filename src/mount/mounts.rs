@@ -263,9 +263,11 @@ pub fn absolute(dir: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Whether the daemon of a mount is gone.
+/// Whether the daemon of a mount is gone. The attributes of its root may still be in the kernel's cache; the space never is.
 pub fn is_dead(dir: &Path) -> bool {
-    fs::metadata(dir).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    // The second is what a request gets that was on its way when the daemon died.
+    let dead = [Errno::ENOTCONN, Errno::ECONNABORTED];
+    nix::sys::statvfs::statvfs(dir).is_err_and(|e| dead.contains(&e))
 }
 
 /// Takes a mount away; with `lazy` at once from the tree of names, and entirely when nobody uses it any more.

@@ -112,7 +112,7 @@ impl MountOptions {
             }
             ("cache_size", Some(text)) => {
                 let size = parse_size(text).filter(|s| *s >= CACHE_MIN).and_then(|s| usize::try_from(s).ok());
-                self.cache_size = Some(size.ok_or_else(|| wrong("a size of at least 1M"))?);
+                self.cache_size = Some(size.ok_or_else(|| wrong("a size of at least 16M"))?);
             }
             ("commit" | "threads" | "cache_size", None) => return Err(wrong("a value")),
             _ => return Err(OptionError::Unknown(option.into())),
@@ -121,7 +121,8 @@ impl MountOptions {
     }
 }
 
-const CACHE_MIN: u64 = 1 << 20;
+/// A batch of the filesystem may touch some hundred pages.
+const CACHE_MIN: u64 = 16 << 20;
 
 /// A size in bytes, with a suffix of K, M, G or T for powers of 1024.
 pub fn parse_size(text: &str) -> Option<u64> {
@@ -165,7 +166,7 @@ mod tests {
         assert_eq!(parsed("rw,quota").unwrap_err().to_string(), "unknown mount option `quota`");
         assert_eq!(parsed("ro=1").unwrap_err(), OptionError::Unknown("ro=1".into()));
         assert!(parsed("commit=0").unwrap_err().to_string().contains("`0` is not a number of seconds"));
-        assert!(parsed("writeback").is_err() && parsed("cache_size=12").is_err());
+        assert!(parsed("writeback").is_err() && parsed("cache_size=1M").is_err());
     }
 
     #[test]

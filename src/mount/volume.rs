@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 
 use crate::fs::{
-    Attributes, Caller, Cookie, Fallocate, Fs, FsError, Ino, Kind, New, RenameMode, Result, SetAttributes,
-    SetXattr, Time, Usage,
+    Attributes, Caller, Cookie, Fallocate, Fs, FsError, Ino, Kind, New, RenameMode, Result, Scrub,
+    SetAttributes, SetXattr, Time, Usage,
 };
 use crate::storage::AlignedBuf;
 
@@ -113,6 +113,14 @@ pub trait Volume: Send + Sync + 'static {
     fn sync(&self) -> Result<()>;
     /// What the volume counts, as a JSON object, for people who watch it.
     fn report(&self) -> String;
+    /// A path of the inode, for messages.
+    fn path_of(&self, ino: Ino) -> String {
+        format!("inode {}", ino.0)
+    }
+    /// Reads and verifies everything, contents at `rate` bytes a second at the most.
+    fn scrub(&self, rate: u64, progress: &Scrub) {
+        let _ = (rate, progress);
+    }
     /// Makes the volume larger, to `size` bytes.
     fn grow(&self, size: u64) -> Result<()>;
     /// Damage was found while something was being changed: nothing may be changed any more.
@@ -244,8 +252,14 @@ impl Volume for Fs {
     fn report(&self) -> String {
         report(self)
     }
-    fn grow(&self, _size: u64) -> Result<()> {
-        Err(FsError::Invalid)
+    fn path_of(&self, ino: Ino) -> String {
+        Fs::path_of(self, ino)
+    }
+    fn scrub(&self, rate: u64, progress: &Scrub) {
+        Fs::scrub(self, rate, progress);
+    }
+    fn grow(&self, size: u64) -> Result<()> {
+        Ok(self.tree().grow(size)?)
     }
     fn fail(&self, error: &FsError) {
         if self.tree().is_read_only() {

@@ -12,6 +12,7 @@
 pub mod epoch;
 mod flush;
 pub mod frames;
+mod grow;
 mod order;
 mod recovery;
 mod space;
@@ -40,6 +41,7 @@ use crate::sync::{Condvar, Mutex, spin_wait};
 use crate::wal::Log;
 use flush::Flusher;
 use frames::{FrameNo, Frames, FreeFrames};
+use grow::Geometry;
 use space::Space;
 use table::PageTable;
 
@@ -118,8 +120,8 @@ pub struct PoolStats {
 /// An open image's pages.
 pub struct Pool {
     storage: Arc<dyn Storage>,
-    /// The parts of the superblock that never change while the image is open.
-    geometry: Superblock,
+    /// The parts of the superblock that never change while the image is open, but for growth.
+    geometry: Geometry,
     /// Tells this pool from others of the process.
     id: u64,
     /// Counts the changes of the tree's root page; it moves under the page's exclusive latch.
@@ -158,9 +160,10 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// What the image is: sizes, places, identity.
+    /// What the image is: sizes, places, identity. Only the sizes change, by growth.
+    #[inline]
     pub fn geometry(&self) -> &Superblock {
-        &self.geometry
+        self.geometry.current()
     }
     /// Tells this pool from others of the process.
     #[inline]
@@ -288,7 +291,7 @@ impl Pool {
     }
 
     fn fetch(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
-        if id.0 >= self.geometry.size / PAGE_SIZE as u64 {
+        if id.0 >= self.geometry().size / PAGE_SIZE as u64 {
             return Err(Error::corrupt(id, "it lies outside the image"));
         }
         self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
@@ -298,13 +301,13 @@ impl Pool {
 
     /// Checks a page as it was read from the image.
     pub fn verify(&self, id: PageId, page: &PageBytes) -> std::result::Result<(), &'static str> {
-        verify_seal(page, id, self.geometry.image())?;
+        verify_seal(page, id, self.geometry().image())?;
         if page_lsn(page) > self.log.end() {
             return Err("page was changed by a record beyond the log's end");
         }
         match page_type(page) {
-            TYPE_TREE if self.geometry.is_data_page(id) => Node(page).validate(),
-            TYPE_BITMAP if self.geometry.is_bitmap_page(id) => Bitmap(page).validate(),
+            TYPE_TREE if self.geometry().is_data_page(id) => Node(page).validate(),
+            TYPE_BITMAP if self.geometry().is_bitmap_page(id) => Bitmap(page).validate(),
             _ => Err("unknown page type, or one that does not belong here"),
         }
     }
@@ -377,13 +380,14 @@ impl Pool {
 
     /// The bitmap page that covers a run.
     pub fn bitmap_of(&self, run: Run) -> PageId {
-        let group = (run.start.0 - self.geometry.data_offset() / BLOCK_SIZE as u64) / BLOCKS_PER_GROUP as u64;
-        self.geometry.bitmap_page(group as u32)
+        let group =
+            (run.start.0 - self.geometry().data_offset() / BLOCK_SIZE as u64) / BLOCKS_PER_GROUP as u64;
+        self.geometry().bitmap_page(group as u32)
     }
 
     /// Where a run begins within its group.
     pub fn within_group(&self, run: Run) -> u32 {
-        ((run.start.0 - self.geometry.data_offset() / BLOCK_SIZE as u64) % BLOCKS_PER_GROUP as u64) as u32
+        ((run.start.0 - self.geometry().data_offset() / BLOCK_SIZE as u64) % BLOCKS_PER_GROUP as u64) as u32
     }
 
     /// Whether a run lies in one group of the image that exists, behind its bitmap page.
@@ -425,6 +429,7 @@ impl Pool {
     /// Like [`Pool::reserve_blocks`]; if it is urgent, also from what is kept for the tree.
     pub fn reserve_blocks_from(&self, want: u32, urgent: bool) -> Result<Run> {
         let want = want.clamp(1, BLOCKS_PER_GROUP / 2);
+        self.set_pages_aside();
         for attempt in 0..4 {
             self.writable()?;
             if let Some(run) = self.space.lock().take_blocks(want, urgent) {

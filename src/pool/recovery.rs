@@ -320,7 +320,7 @@ impl Pool {
             growing: Mutex::new(()),
             checkpointed: AtomicU64::new(superblock.checkpoint.0),
             flusher: Mutex::new(Flusher::new(superblock.clone(), sequence).map_err(no_memory)?),
-            geometry: superblock,
+            geometry: Geometry::new(superblock),
             storage,
             progress: Mutex::new(Progress::default()),
             progressed: Condvar::new(),
@@ -357,10 +357,10 @@ impl Pool {
                     let damaged = |reason| Error::corrupt(format_args!("log record at {start}"), reason);
                     let (page, ops) = section.map_err(damaged)?;
                     if page == op::DATA_SECTION {
-                        contents.add(&self.geometry, start, body, ops).map_err(damaged)?;
+                        contents.add(superblock, start, body, ops).map_err(damaged)?;
                         continue;
                     }
-                    if self.geometry.is_bitmap_page(page) && !self.defects.has(Defect::ReplayFreedData) {
+                    if superblock.is_bitmap_page(page) && !self.defects.has(Defect::ReplayFreedData) {
                         contents.forget_freed(page, ops.clone());
                     }
                     redone += self.redo_section(page, ops, start, end).map_err(|e| match e {
@@ -390,7 +390,7 @@ impl Pool {
         start: Lsn,
         end: Lsn,
     ) -> std::result::Result<bool, Redo> {
-        if !self.geometry.is_data_page(id) && !self.geometry.is_bitmap_page(id) {
+        if !self.geometry().is_data_page(id) && !self.geometry().is_bitmap_page(id) {
             return Err(Redo::Record("it changes a page that the image does not have"));
         }
         if self.budget.load(Ordering::SeqCst) >= self.dirty_max {
@@ -401,7 +401,7 @@ impl Pool {
         let mut ops = ops.peekable();
         let birth = matches!(ops.peek(), Some(Ok(op)) if op.is_birth());
         let bitmap = matches!(ops.peek(), Some(Ok(Op::InitBitmap { .. })));
-        if birth && bitmap != self.geometry.is_bitmap_page(id) {
+        if birth && bitmap != self.geometry().is_bitmap_page(id) {
             return Err(Redo::Record("it makes a page of a type that does not belong there"));
         }
         let mut page = self.page_for_redo(id, birth).map_err(Redo::Page)?;
@@ -412,7 +412,7 @@ impl Pool {
             self.budget.fetch_add(1, Ordering::SeqCst);
         }
         for op in ops {
-            op::apply(&mut page, id, self.geometry.image(), &op.map_err(Redo::Record)?)
+            op::apply(&mut page, id, self.geometry().image(), &op.map_err(Redo::Record)?)
                 .map_err(Redo::Record)?;
         }
         set_page_lsn(&mut page, end);
@@ -424,7 +424,7 @@ impl Pool {
             let mut page = self.empty_frame();
             self.adopt(&mut page, id)?;
             // Of the root alone the log may hold records from before it got all new contents, and they need it whole.
-            page.header().newborn.store(id != self.geometry.root, Ordering::SeqCst);
+            page.header().newborn.store(id != self.geometry().root, Ordering::SeqCst);
             return Ok(page);
         }
         let pin = self.read(id)?.pin();
@@ -434,7 +434,7 @@ impl Pool {
     fn load_groups(&self, groups: u32) -> Result<()> {
         let known = self.space.lock().groups();
         for group in known..groups {
-            let page = self.read(self.geometry.bitmap_page(group))?;
+            let page = self.read(self.geometry().bitmap_page(group))?;
             self.space.lock().add_group(Bitmap(&page), Lsn(0));
         }
         Ok(())

@@ -89,6 +89,19 @@ impl Space {
         (self.groups() < self.geometry.group_count()).then_some(self.groups())
     }
 
+    /// The image has grown: what the last group gains can be allocated. It was never written, so there is nothing to punch.
+    pub fn grow(&mut self, geometry: Superblock) {
+        let last = self.geometry.group_count() - 1;
+        let from = self.geometry.group_blocks(last);
+        self.geometry = geometry;
+        let to = self.geometry.group_blocks(last);
+        if last < self.groups() && from < to {
+            let run = Run { start: self.block(last as usize, from), len: to - from };
+            let (group, n) = self.each_word(run, |w, mask| *w |= mask);
+            self.groups[group].count += n;
+        }
+    }
+
     /// Learns of the next group; `born` is the end of its birth's record, 0 for one read from the image.
     pub fn add_group(&mut self, bitmap: Bitmap<'_>, born: Lsn) {
         let mut available = Box::new([0; WORDS]);
@@ -301,6 +314,14 @@ impl Space {
         None
     }
 
+    /// Whether the image is nearly full, and fewer free places for pages are set aside than half of what is kept for the tree.
+    /// Later there might be free blocks, but no four together.
+    pub fn is_short_of_pages(&self) -> bool {
+        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
+        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
+        self.next_group().is_none() && available < 4 * self.reserve() && carved < self.reserve() / 2
+    }
+
     /// Whether the page lies in a chunk of tree pages, which its allocation is to mark (S5).
     pub fn marks_chunk(&self, page: PageId) -> bool {
         !self.odd.contains(&page)
@@ -335,6 +356,9 @@ impl Space {
     /// Takes up to `want` adjacent blocks for data, as near behind the last ones as can be. If it is urgent, half of what is kept
     /// for the tree may be taken, too.
     pub fn take_blocks(&mut self, want: u32, urgent: bool) -> Option<Run> {
+        if urgent {
+            self.uncarve_for_data(want);
+        }
         let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
         let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
         let reserve = if urgent { self.reserve() / 2 } else { self.reserve() };
@@ -368,6 +392,19 @@ impl Space {
         self.take(run);
         self.cursor = run.end().0 - self.first_block();
         Some(run)
+    }
+
+    /// Makes places for pages available to data again, down to half of what is kept for the tree.
+    fn uncarve_for_data(&mut self, want: u32) {
+        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
+        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
+        let lacking = (want as u64).saturating_sub(available).min(carved.saturating_sub(self.reserve() / 2));
+        for _ in 0..lacking / BLOCKS_PER_PAGE as u64 {
+            let Some(page) = self.pages.pop() else { return };
+            self.uncarve(page);
+            self.odd.remove(&page);
+            self.give(page.run());
+        }
     }
 
     /// The first run of `want` blocks from `from` on, or else the longest one.

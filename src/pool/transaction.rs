@@ -18,6 +18,9 @@ use crate::page::{Lsn, PageId, Run};
 use crate::sync::spin_wait;
 use crate::wal::{Log, Shortage};
 
+/// Places for pages that one reservation of data sets aside at the most.
+const PAGES_SET_ASIDE: usize = 16;
+
 /// What a transaction needs at the most.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Need {
@@ -118,7 +121,7 @@ impl Pool {
         };
         groups.sort_unstable();
         groups.dedup();
-        groups.iter().map(|g| Ok(self.read(self.geometry.bitmap_page(*g))?.pin())).collect()
+        groups.iter().map(|g| Ok(self.read(self.geometry().bitmap_page(*g))?.pin())).collect()
     }
 
     /// Makes pages available: from a free chunk, a new group, or what is in quarantine.
@@ -142,6 +145,20 @@ impl Pool {
             self.carve(run.ok_or(Error::NoSpace)?)?;
         }
         if *full > 6 { Err(Error::NoSpace) } else { Ok(()) }
+    }
+
+    /// Before data takes the last places in which a page fits: some of them are kept for pages.
+    pub(super) fn set_pages_aside(&self) {
+        for _ in 0..PAGES_SET_ASIDE {
+            let place = {
+                let mut space = self.space.lock();
+                if space.is_short_of_pages() { space.take_odd_page() } else { None }
+            };
+            // An error is met again by whoever needs a page.
+            if place.is_none_or(|run| self.carve(run).is_err()) {
+                return;
+            }
+        }
     }
 
     /// Takes `n` pages for a bulk load; they go into a later transaction, or back by [`Pool::give_pages`].
@@ -183,7 +200,7 @@ impl Pool {
     pub fn add_group(&self) -> Result<bool> {
         let _growing = self.growing.lock();
         let Some(group) = self.space.lock().next_group() else { return Ok(false) };
-        let page = self.geometry.bitmap_page(group);
+        let page = self.geometry().bitmap_page(group);
         self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64).map_err(|e| {
             match e.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
@@ -194,7 +211,7 @@ impl Pool {
         let mut reservation = self.reserve(need)?;
         let mut body = Vec::new();
         let section = op::begin_section(&mut body, page);
-        let end = self.geometry.group_blocks(group);
+        let end = self.geometry().group_blocks(group);
         Op::InitBitmap { used: crate::page::BLOCKS_PER_PAGE.min(end), end }.encode(&mut body);
         op::end_section(&mut body, section);
         let mut frame = self.empty_frame();
@@ -269,11 +286,11 @@ impl<'p> Reservation<'p> {
                 }
                 let guard = guards.get_mut(at).ok_or("no latch is held for a section")?;
                 for op in ops {
-                    op::apply(guard, page, pool.geometry.image(), &op?)?;
+                    op::apply(guard, page, pool.geometry().image(), &op?)?;
                 }
                 set_page_lsn(guard, stamp);
                 guard.note_change();
-                if page == pool.geometry.root {
+                if page == pool.geometry().root {
                     pool.root_version.fetch_add(1, Ordering::SeqCst);
                 }
                 Ok(())
@@ -332,7 +349,7 @@ impl Pool {
     /// A cursor that went on by the link of an old copy may have read what lay in the place before, even after its
     /// quarantine. It holds that frame's latch for a moment and nothing else.
     pub(super) fn adopt(&self, frame: &mut PageWrite<'_>, id: PageId) -> Result<()> {
-        init_header(frame, 0, id, self.geometry.image());
+        init_header(frame, 0, id, self.geometry().image());
         frame.note_change();
         let header = frame.header();
         header.newborn.store(true, Ordering::SeqCst);

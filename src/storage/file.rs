@@ -23,6 +23,8 @@ const DIRECT_LEN_MIN: u64 = 16384;
 /// How long to try to get the lock. A holder that has closed the image or was killed can still have it for a
 /// moment: a child that it forked has a copy of the descriptor until it calls exec.
 const LOCK_PATIENCE: Duration = Duration::from_millis(50);
+/// How long to try if nobody can be found who has it: the kernel is still taking apart a process that was killed.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether an image is opened to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,15 +92,18 @@ impl FileStorage {
         mode: OpenMode,
         is_device: bool,
     ) -> Result<Self, OpenError> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let begun = Instant::now();
         loop {
             match Self::try_open(path, options, mode, is_device) {
-                Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
+                Err(OpenError::InUse { .. }) if begun.elapsed() < LOCK_PATIENCE => {
                     thread::sleep(LOCK_PATIENCE / 10)
                 }
                 Err(OpenError::InUse { path, .. }) => {
                     let holder = fs::metadata(&path).ok().and_then(|metadata| find_holder(&metadata));
-                    return Err(OpenError::InUse { path, holder });
+                    if holder.is_some() || is_device || begun.elapsed() > EXIT_PATIENCE {
+                        return Err(OpenError::InUse { path, holder });
+                    }
+                    thread::sleep(LOCK_PATIENCE / 2);
                 }
                 result => return result,
             }

@@ -128,7 +128,17 @@ impl Tree {
         self.pool.geometry().hash_seed
     }
 
-    /// The declared size of the image, in bytes.
+    /// Makes the image `size` bytes large (rounded down to 16 KiB), while it is in use. Durable when it returns; after a crash before that it
+    /// has the old size or the new one. The file is made longer if it is shorter, and stays sparse.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] for a size that is smaller, or too large for an image; [`Error::ReadOnly`]; [`Error::Io`] if the file
+    /// cannot be made longer (of a block device only what it has can be used). Nothing has changed then. Or the latched error.
+    pub fn grow(&self, size: u64) -> Result<()> {
+        self.pool.grow(size)
+    }
+
+    /// The declared size of the image, in bytes. It changes only by [`Tree::grow`].
     pub fn size(&self) -> u64 {
         self.pool.geometry().size
     }

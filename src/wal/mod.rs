@@ -303,7 +303,7 @@ impl Log {
         state.end += (RECORD_HEADER_SIZE + body.len()) as u64;
     }
 
-    /// Whether so many bytes of file data may be logged: not more than [`DATA_ALLOWANCE`] between two commits that were asked for.
+    /// Whether so many bytes of file data may be logged: not more than `DATA_ALLOWANCE` between two commits that were asked for.
     pub fn take_data_allowance(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         self.data_logged.fetch_add(bytes, Ordering::Relaxed) + bytes <= DATA_ALLOWANCE

@@ -4,7 +4,7 @@ use super::*;
 use crate::fs::acl::{ACL_ACCESS, ACL_DEFAULT, ACL_ENTRIES_MAX, Acl, CAPABILITY};
 
 /// An ACL in the kernel's encoding, of tags, permissions and ids.
-fn encoded(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+pub(super) fn encoded(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let mut b = vec![2, 0, 0, 0];
     for (tag, permissions, id) in entries {
         b.extend_from_slice(&tag.to_le_bytes());

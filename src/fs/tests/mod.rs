@@ -1,10 +1,14 @@
 //! Tests of the filesystem without FUSE. Each is named after what a user would lose if it failed.
 
 mod acl;
+mod blocks;
+mod copies;
 mod memory;
 mod model;
 mod names;
 mod operations;
+mod space;
+mod two_threads;
 
 use std::sync::Arc;
 
@@ -20,10 +24,14 @@ pub(super) fn options() -> Options {
 
 /// An empty filesystem in memory.
 pub(super) fn image(size: u64) -> Arc<MemStorage> {
+    image_with_log(size, 1 << 20)
+}
+
+pub(super) fn image_with_log(size: u64, log_size: u64) -> Arc<MemStorage> {
     let storage = Arc::new(MemStorage::new(size));
     let options = FormatOptions {
         size,
-        log_size: Some(1 << 20),
+        log_size: Some(log_size),
         doublewrite_pages: Some(8),
         uuid: *b"0123456789abcdef",
         hash_seed: *b"fedcba9876543210",

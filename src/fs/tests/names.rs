@@ -1,7 +1,10 @@
 //! Names, hashes and cookies.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
-use crate::fs::dir::Found;
+use crate::fs::dir::{Expect, Found};
 
 #[test]
 fn every_inode_gets_a_number_of_its_own_when_birth_groups_run_full() {
@@ -39,7 +42,9 @@ fn names_of_the_same_hash_live_together() {
         batch.put(&format::entry_key(0, Cookie(hash << 8 | slot)), &entry.encode());
     }
     fs.tree().apply(&batch).unwrap();
-    let Found::Free(Some(cookie)) = fs.find_entry(ROOT, 0, b"wanted").unwrap() else { panic!("no place") };
+    let Found::Free(Some(cookie)) = fs.find_entry(ROOT, 0, b"wanted", Expect::Free).unwrap() else {
+        panic!("no place")
+    };
     assert_eq!(cookie, Cookie(hash << 8 | 2), "the lowest free slot");
     create(&fs, ROOT, b"wanted", New::File, 0o644, &ME).unwrap();
     fs.lookup(ROOT, b"wanted").unwrap();
@@ -63,4 +68,96 @@ fn bad_names_are_refused() {
     assert!(matches!(create(&fs, ROOT, &[b'n'; 256], New::File, 0o644, &ME), Err(FsError::NameTooLong)));
     create(&fs, ROOT, &[0xff; 255], New::File, 0o644, &ME).unwrap();
     fs.lookup(ROOT, &[0xff; 255]).unwrap();
+}
+
+/// Reads a directory from a cookie on, a piece at a time, until `count` names were seen; the cookie to go on with, if any.
+fn read_some(
+    fs: &Fs,
+    dir: Ino,
+    mut after: Cookie,
+    count: usize,
+    plus: bool,
+    seen: &mut BTreeMap<Vec<u8>, Ino>,
+) -> Option<Cookie> {
+    let enough = seen.len().saturating_add(count);
+    while seen.len() < enough {
+        let before = after;
+        let mut left = 700;
+        let mut each = |cookie: Cookie, ino: Ino, name: &[u8]| {
+            assert!(cookie > after, "cookies go backwards");
+            after = cookie;
+            assert!(seen.insert(name.to_vec(), ino).is_none(), "an entry is seen twice");
+            left -= 1;
+            left > 0
+        };
+        if plus {
+            let mut taken = Vec::new();
+            fs.read_dir_plus(dir, before.max(Cookie(2)), 300, |cookie, attributes, name| {
+                taken.push(attributes.ino);
+                each(cookie, attributes.ino, name);
+                true
+            })
+            .unwrap();
+            taken.into_iter().for_each(|ino| fs.release(ino, 1).unwrap());
+        } else {
+            fs.read_dir(dir, before.max(Cookie(2)), |cookie, ino, _, name| each(cookie, ino, name)).unwrap();
+        }
+        if after == before {
+            return None;
+        }
+    }
+    Some(after)
+}
+
+#[test]
+fn a_listing_has_every_entry_once_while_others_change_the_directory() {
+    const CHANGING: usize = 5_000;
+    let stable_count: usize =
+        std::env::var("BTFS_ENTRIES").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
+    let storage = image_with_log(512 << 20, 32 << 20);
+    let options = Options { cache_size: 64 << 20, ..Options::default() };
+    let open = || Fs::open(storage.clone(), &options).unwrap();
+    let fs = open();
+    let dir = create(&fs, ROOT, b"dir", New::Directory, 0o755, &ME).unwrap();
+    let mut stable = BTreeMap::new();
+    for i in 0..stable_count {
+        let name = format!("stable{i}").into_bytes();
+        stable.insert(name.clone(), create(&fs, dir, &name, New::File, 0o644, &ME).unwrap());
+    }
+    for i in 0..2 * CHANGING {
+        create(&fs, dir, format!("changing{}.{}", i % 2, i / 2).as_bytes(), New::File, 0o644, &ME).unwrap();
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for who in 0..2u64 {
+            let (fs, done) = (&fs, &done);
+            scope.spawn(move || {
+                let mut rng = crate::storage::Rng::new(who);
+                while !done.load(Ordering::Relaxed) {
+                    let mut name = || format!("changing{who}.{}", rng.index(2 * CHANGING)).into_bytes();
+                    let (a, b) = (name(), name());
+                    match rng.below(3) {
+                        0 => drop(create(fs, dir, &a, New::File, 0o644, &ME)),
+                        1 => drop(fs.unlink(dir, &a, &ME)),
+                        _ => drop(fs.rename(dir, &a, dir, &b, RenameMode::Replace, &ME)),
+                    }
+                }
+            });
+        }
+        for round in 0..4 {
+            let mut seen = BTreeMap::new();
+            assert!(read_some(&fs, dir, Cookie(0), usize::MAX, round % 2 == 1, &mut seen).is_none());
+            seen.retain(|name, _| name.starts_with(b"stable"));
+            assert_eq!(seen.len(), stable_count, "entries are missing");
+            assert!(seen == stable);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let mut seen = BTreeMap::new();
+    let after = read_some(&fs, dir, Cookie(0), stable_count / 2, false, &mut seen).unwrap();
+    fs.close().unwrap();
+    let fs = open();
+    assert!(read_some(&fs, dir, after, usize::MAX, true, &mut seen).is_none());
+    seen.retain(|name, _| name.starts_with(b"stable"));
+    assert!(seen == stable, "cookies do not survive a remount");
 }

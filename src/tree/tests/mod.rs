@@ -3,6 +3,8 @@
 #[cfg(not(shuttle))]
 mod faults;
 #[cfg(not(shuttle))]
+mod grow;
+#[cfg(not(shuttle))]
 mod hostile;
 mod model;
 #[cfg(not(shuttle))]

@@ -531,3 +531,48 @@ fn every_callback_is_called_after_a_failed_write() {
         assert_eq!(called.load(Ordering::SeqCst), 6);
     });
 }
+
+/// Remounts and growth wait for transactions under way, and these for the flusher; short scans see what is there throughout.
+#[test]
+fn remounts_growth_and_writers_do_not_wait_for_each_other() {
+    let image = prepared(0..12);
+    explore(100, move || {
+        let tree = open(&image, &Options { background: true, ..options() });
+        let attempt = |change: fn(&mut Batch)| {
+            spawn(&tree, move |t| {
+                let mut batch = Batch::new();
+                change(&mut batch);
+                let result = t.apply(&batch);
+                assert!(matches!(result, Ok(_) | Err(Error::ReadOnly)), "{result:?}");
+            })
+        };
+        let threads = [
+            attempt(|batch| (20..23).for_each(|n| batch.put(&key(n), &value(2)))),
+            attempt(|batch| (2..8).for_each(|n| batch.delete(&key(n)))),
+            spawn(&tree, |t| {
+                t.set_read_only(true).unwrap();
+                assert_eq!(t.pool.dirty_frames(), 0);
+                t.set_read_only(false).unwrap();
+            }),
+            spawn(&tree, |t| match t.grow(16 << 20) {
+                Ok(()) => assert_eq!(t.size(), 16 << 20),
+                Err(error) => assert!(matches!(error, Error::ReadOnly), "{error}"),
+            }),
+            spawn(&tree, |t| {
+                let mut found = Vec::new();
+                let ended = t.scan(&key(1), &key(10), |key, _| {
+                    found.push(u32::from_be_bytes(key.try_into().unwrap()));
+                    std::ops::ControlFlow::<()>::Continue(())
+                });
+                assert!(ended.unwrap().is_none());
+                assert!(found.windows(2).all(|w| w[0] < w[1]));
+                found.retain(|n| !(2..8).contains(n));
+                assert_eq!(found, [1, 8, 9]);
+            }),
+        ];
+        join(threads);
+        tree.check().unwrap();
+        let Ok(tree) = Arc::try_unwrap(tree) else { panic!("somebody has the tree") };
+        tree.close().unwrap();
+    });
+}

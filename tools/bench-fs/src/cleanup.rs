@@ -30,6 +30,8 @@ const INTERRUPTED: i32 = 130;
 const PREFIX: &str = "run-";
 /// How long a daemon may take to end after its mount has been taken away.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Attempts at deleting the folder of a run.
+const REMOVALS_MAX: u32 = 10;
 
 /// Cleans up on signals and panics, too.
 pub fn install() -> Result<()> {
@@ -130,15 +132,15 @@ fn detach_device(device: &str) {
 
 /// Deletes what a run left, but never through a mount that is still there.
 fn remove_dir(dir: &Path) {
-    for mount in mounts_below(dir).into_iter().rev() {
-        detach(&mount);
-    }
-    if mounts_below(dir).is_empty() {
-        // A daemon may make a file while it ends.
-        if std::fs::remove_dir_all(dir).is_err() {
-            sleep(Duration::from_millis(200));
-            let _ = std::fs::remove_dir_all(dir);
+    // A row or a daemon may make a file while it ends.
+    for _ in 0..REMOVALS_MAX {
+        for mount in mounts_below(dir).into_iter().rev() {
+            detach(&mount);
         }
+        if mounts_below(dir).is_empty() && std::fs::remove_dir_all(dir).is_ok() {
+            return;
+        }
+        sleep(Duration::from_millis(200));
     }
 }
 

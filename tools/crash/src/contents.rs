@@ -142,7 +142,7 @@ impl DataRecord {
 }
 
 /// A fast hash of bytes; `kind` keeps different uses apart.
-fn hash_bytes(bytes: &[u8], kind: u64) -> u64 {
+pub(crate) fn hash_bytes(bytes: &[u8], kind: u64) -> u64 {
     let multiply = |a: u64, b: u64| {
         let product = u128::from(a) * u128::from(b);
         (product as u64) ^ ((product >> 64) as u64)

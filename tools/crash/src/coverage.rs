@@ -12,9 +12,12 @@ pub struct Coverage {
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// A title and the sites under it, all of which an exploration must have reached. (A split is one if it is torn, and
-/// one if it is there without its post: a half-split tree.)
-pub const REQUIRED: &[(&str, &[&str])] = &[
+/// Titles and the sites under them, all of which an exploration must have reached.
+pub type Required = &'static [(&'static str, &'static [&'static str])];
+
+/// What an exploration of the engine must have reached. (A split is one if it is torn, and one if it is there without its post:
+/// a half-split tree.)
+pub const ENGINE: Required = &[
     (
         "operation in flight at the cut",
         &[
@@ -73,6 +76,71 @@ pub const REQUIRED: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// What an exploration of the filesystem must have reached.
+pub const FILESYSTEM: Required = &[
+    (
+        "operation under way at the cut",
+        &[
+            "create",
+            "mkdir",
+            "symlink",
+            "link",
+            "unlink",
+            "rmdir",
+            "exchange",
+            "rename",
+            "write",
+            "append",
+            "truncate",
+            "punch a hole",
+            "allocate",
+            "zero a range",
+            "copy",
+            "replace",
+            "set attribute",
+            "remove attribute",
+            "chmod",
+            "set times",
+            "write to an unnamed file",
+            "close files",
+            "sync",
+            "timer commit",
+            "checkpoint",
+            "trim",
+            "close and open",
+            "process dies",
+        ],
+    ),
+    (
+        "write or sync in flight at the cut",
+        &[
+            "log write",
+            "data write",
+            "doublewrite half A",
+            "doublewrite half B",
+            "home write after half A",
+            "home write after half B",
+            "checkpoint sync",
+            "superblock",
+        ],
+    ),
+    (
+        "found by recovery",
+        &["torn page repaired", "log record torn", "closed in order", "between two batches of a request"],
+    ),
+    (
+        "recovery and work after it",
+        &[
+            "cut during recovery",
+            "death of the process",
+            "second cut",
+            "third cut",
+            "block reused after recovery",
+            "requests there was no room for",
+        ],
+    ),
+];
+
 impl Coverage {
     /// Counts a state at a site.
     pub fn count(&mut self, site: &'static str) {
@@ -124,23 +192,31 @@ impl Coverage {
     }
 
     /// The required sites that were never reached.
-    pub fn missing(&self) -> Vec<&'static str> {
-        let sites = REQUIRED.iter().flat_map(|(_, sites)| sites.iter().copied());
+    pub fn missing(&self, required: Required) -> Vec<&'static str> {
+        let sites = required.iter().flat_map(|(_, sites)| sites.iter().copied());
         sites.filter(|site| self.at(site) == 0).collect()
+    }
+
+    /// The counts as text, those that are required first.
+    pub fn table(&self, required: Required) -> impl fmt::Display {
+        Table(self, required)
     }
 }
 
-impl fmt::Display for Coverage {
+struct Table<'c>(&'c Coverage, Required);
+
+impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (title, sites) in REQUIRED {
+        let Table(coverage, table) = self;
+        for (title, sites) in *table {
             writeln!(f, "{title}")?;
             for site in *sites {
-                writeln!(f, "  {site:<34} {:>10}", self.at(site))?;
+                writeln!(f, "  {site:<34} {:>10}", coverage.at(site))?;
             }
         }
-        let required: Vec<&str> = REQUIRED.iter().flat_map(|(_, sites)| sites.iter().copied()).collect();
+        let required: Vec<&str> = table.iter().flat_map(|(_, sites)| sites.iter().copied()).collect();
         writeln!(f, "also counted")?;
-        for (site, count) in self.counts.iter().filter(|(site, _)| !required.contains(site)) {
+        for (site, count) in coverage.counts.iter().filter(|(site, _)| !required.contains(site)) {
             writeln!(f, "  {site:<34} {count:>10}")?;
         }
         Ok(())

@@ -54,6 +54,25 @@ pub fn choose(recording: &Recording, recovery_end: u64, depth: usize, rng: &mut 
     steps
 }
 
+/// Every cut from operation `first` on, ascending, each in two ways; of a long recording, some.
+pub fn every(recording: &Recording, first: u64, rng: &mut Rng) -> Vec<Step> {
+    const CUTS_MAX: usize = 40;
+    let operations = recording.operations().filter(|o| o.index >= first && o.kind != OpKind::Allocate);
+    let mut cuts: Vec<u64> = operations.map(|o| o.index).chain([*recording.cuts().end()]).collect();
+    while cuts.len() > CUTS_MAX {
+        cuts.remove(rng.index(cuts.len()));
+    }
+    let mut steps = Vec::new();
+    for cut in cuts {
+        let last = if rng.chance(1, 6) { Failure::Process } else { Failure::Power(Policy::Any) };
+        let policy = Policy::ALL[rng.index(Policy::ALL.len())];
+        for failure in [Failure::Power(policy), last] {
+            steps.push(Step { cut, failure, salt: rng.below(1000) as u32 });
+        }
+    }
+    steps
+}
+
 /// A set of blocks of an image, as far as they lie in its first 16 MiB.
 #[derive(Clone, Debug)]
 pub struct Blocks([u64; 64]);

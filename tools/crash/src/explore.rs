@@ -96,10 +96,13 @@ impl Recorded {
 
 /// What the operations before a cut have done.
 #[derive(Clone)]
-struct Past {
-    written: Blocks,
-    page_reused: bool,
-    block_reused: bool,
+pub(crate) struct Past {
+    /// All blocks that were written.
+    pub written: Blocks,
+    /// A block that had been free after a recovery became a page.
+    pub page_reused: bool,
+    /// One became data.
+    pub block_reused: bool,
 }
 
 /// Explores the states of one seed.
@@ -185,7 +188,7 @@ impl<'a> Explorer<'a> {
             }
         };
         let mut cursor = recorded.recording.cursor();
-        let mut past = Past { written: recorded.written.clone(), page_reused: false, block_reused: false };
+        let mut past = Past::new(recorded.written.clone());
         let mut at_cut = false;
         for step in steps {
             while !at_cut || cursor.index() < step.cut {
@@ -357,7 +360,11 @@ impl<'a> Explorer<'a> {
 }
 
 impl Past {
-    fn note(&mut self, operation: &Operation, reusable: &Blocks) {
+    pub(crate) fn new(written: Blocks) -> Past {
+        Past { written, page_reused: false, block_reused: false }
+    }
+
+    pub(crate) fn note(&mut self, operation: &Operation, reusable: &Blocks) {
         if !matches!(operation.kind, OpKind::Write | OpKind::WriteDurable) {
             return;
         }
@@ -373,7 +380,7 @@ impl Past {
 }
 
 /// Those of the blocks that the first group's bitmap, as it is in the image, says are free.
-fn free_blocks(image: &Image, of: &Blocks) -> Blocks {
+pub(crate) fn free_blocks(image: &Image, of: &Blocks) -> Blocks {
     let Some(superblock) = superblock(image) else { return Blocks::none() };
     let mut page = [0; PAGE_SIZE];
     let id = superblock.bitmap_page(0);
@@ -421,7 +428,7 @@ thread_local! {
 }
 
 /// Does something with the engine; a panic is a violation like any other.
-fn guarded<T>(
+pub(crate) fn guarded<T>(
     path: &Path,
     phase: &'static str,
     f: impl FnOnce() -> Result<T, String>,

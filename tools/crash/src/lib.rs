@@ -1,4 +1,4 @@
-//! Crash exploration of the storage engine.
+//! Crash exploration of the storage engine, and in [`fs`] of the whole filesystem.
 //!
 //! A *seed* stands for a geometry, a pool size, an image (fresh, full of garbage, or made over an older one) and a
 //! random workload. The workload runs once on the crash simulator and is recorded. Then, for many operations of the
@@ -29,12 +29,14 @@
 //! | `path`, `cuts`, `explore` | which states are looked at |
 //! | `log_tail`, `coverage` | where the cuts were |
 //! | `runner` | threads, limits, progress |
+//! | `fs` | the same for the whole filesystem |
 
 pub mod concurrent;
 pub mod contents;
 pub mod coverage;
 pub mod cuts;
 pub mod explore;
+pub mod fs;
 pub mod keys;
 pub mod log_tail;
 pub mod path;

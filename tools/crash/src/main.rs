@@ -4,18 +4,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use btfs::defects::Defect;
-use btfs_crash::explore::{Explorer, Observer};
 use btfs_crash::path::Path;
-use btfs_crash::plan::Plan;
-use btfs_crash::runner::{self, Job};
+use btfs_crash::runner::{self, Job, Subject};
 
 const USAGE: &str = "\
-usage: crash-explore [--states N] [--seed S] [--time SECONDS] [--threads T] [--concurrent] [--defect NAME]
-       crash-explore --replay SEED[:CUT.POLICY.SALT]... [--defect NAME]
+usage: crash-explore [--fs | --concurrent] [--states N] [--seed S] [--time SECONDS] [--threads T] [--defect NAME]
+       crash-explore [--fs] --replay SEED[:CUT.POLICY.SALT]... [--defect NAME]
        crash-explore --list-defects
 
-Explores the states that power cuts leave of the storage engine. Exit status: 0 if all are right, 1 if one is
-wrong, 2 for wrong usage, 3 if one hangs.
+Explores the states that power cuts leave of the storage engine, or of the whole filesystem. Exit status: 0 if all are
+right, 1 if one is wrong, 2 for wrong usage, 3 if one hangs. To go on where an exploration has ended, begin with the
+seed that it prints as the next one.
+  --fs            the filesystem
   --states N      how many states (default 100000)
   --seed S        the first seed (default 1)
   --time SECONDS  ends earlier
@@ -26,17 +26,9 @@ wrong, 2 for wrong usage, 3 if one hangs.
 
 enum Command {
     Explore(Job),
-    Replay(Path, Option<Defect>),
+    Replay(Subject, Path, Option<Defect>),
     ListDefects,
     Help,
-}
-
-struct Quiet;
-
-impl Observer for Quiet {
-    fn begin(&self, _: &Path) -> bool {
-        true
-    }
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
@@ -52,7 +44,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
             "--seed" => job.seed = number(value()?)?,
             "--time" => job.time = Some(Duration::from_secs(number(value()?)?)),
             "--threads" => job.threads = number(value()?)? as usize,
-            "--concurrent" => job.concurrent = true,
+            "--concurrent" => job.subject = Subject::ConcurrentEngine,
+            "--fs" => job.subject = Subject::Filesystem,
             "--defect" => job.defect = Some(defect(&value()?)?),
             "--replay" => path = Some(value()?.parse()?),
             "--list-defects" => return Ok(Command::ListDefects),
@@ -61,7 +54,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         }
     }
     Ok(match path {
-        Some(path) => Command::Replay(path, job.defect),
+        Some(path) => Command::Replay(job.subject, path, job.defect),
         None => Command::Explore(job),
     })
 }
@@ -74,14 +67,15 @@ fn defect(name: &str) -> Result<Defect, String> {
 fn explore(job: &Job) -> ExitCode {
     println!("seed {}, {} threads", job.seed, job.threads);
     let outcome = runner::run(job);
-    println!("{}", outcome.coverage);
+    println!("{}", outcome.coverage.table(job.subject.required()));
     for violation in &outcome.violations {
         println!("VIOLATION {violation}");
     }
     println!(
-        "{} states of {} seeds in {:.1} s, {:.0} states/s, {} violations",
+        "{} states of {} seeds (the next one is {}) in {:.1} s, {:.0} states/s, {} violations",
         outcome.states,
         outcome.seeds,
+        job.seed + outcome.seeds,
         outcome.elapsed.as_secs_f64(),
         outcome.rate(),
         outcome.violations.len()
@@ -89,9 +83,8 @@ fn explore(job: &Job) -> ExitCode {
     if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-fn replay(path: &Path, defect: Option<Defect>) -> ExitCode {
-    let plan = Plan::new(path.seed, runner::defects(defect));
-    match Explorer::replay(&plan, &Quiet, &path.steps).run() {
+fn replay(subject: Subject, path: &Path, defect: Option<Defect>) -> ExitCode {
+    match subject.replay(path, runner::defects(defect)) {
         Ok(()) => {
             println!("\nnothing is wrong here");
             ExitCode::SUCCESS
@@ -106,7 +99,7 @@ fn replay(path: &Path, defect: Option<Defect>) -> ExitCode {
 fn main() -> ExitCode {
     match parse(std::env::args().skip(1)) {
         Ok(Command::Explore(job)) => explore(&job),
-        Ok(Command::Replay(path, defect)) => replay(&path, defect),
+        Ok(Command::Replay(subject, path, defect)) => replay(subject, &path, defect),
         Ok(Command::ListDefects) => {
             Defect::ALL.iter().for_each(|d| println!("{d:?}"));
             ExitCode::SUCCESS

@@ -89,7 +89,7 @@ impl FromStr for Failure {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let powers = Policy::ALL.iter().map(|p| Failure::Power(*p));
-        let mut failures = powers.chain([Failure::Process]);
+        let mut failures = powers.chain([Failure::Power(Policy::Any), Failure::Process]);
         let named = |f: &Failure| f.to_string().eq_ignore_ascii_case(text);
         failures.find(named).ok_or_else(|| format!("there is no policy {text:?}"))
     }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use btfs::defects::{Defect, Defects};
 
-use crate::coverage::Coverage;
+use crate::coverage::{self, Coverage, Required};
 use crate::explore::{Explorer, Observer, Violation};
-use crate::path::Path;
+use crate::path::{Path, Step};
 use crate::plan::Plan;
+use crate::{explore, fs};
 
 /// A state that takes longer than this hangs.
 const HANG: Duration = Duration::from_secs(60);
@@ -18,9 +19,86 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// After so many violations an exploration ends.
 const VIOLATIONS_MAX: usize = 8;
 
+/// What is explored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Subject {
+    /// The storage engine.
+    #[default]
+    Engine,
+    /// The storage engine, at first with several threads.
+    ConcurrentEngine,
+    /// The whole filesystem.
+    Filesystem,
+}
+
+impl Subject {
+    /// The sites that an exploration must have reached.
+    pub fn required(self) -> Required {
+        match self {
+            Subject::Engine | Subject::ConcurrentEngine => coverage::ENGINE,
+            Subject::Filesystem => coverage::FILESYSTEM,
+        }
+    }
+
+    /// Options of the command that stand for it.
+    pub fn options(self) -> &'static str {
+        match self {
+            Subject::Engine => "",
+            Subject::ConcurrentEngine => "--concurrent ",
+            Subject::Filesystem => "--fs ",
+        }
+    }
+
+    /// Explores one seed.
+    fn explore(
+        self,
+        seed: u64,
+        defects: Defects,
+        observer: &dyn Observer,
+    ) -> (Coverage, Result<(), Violation>) {
+        if self == Subject::Filesystem {
+            let plan = fs::plan::Plan::new(seed, defects);
+            let mut explorer = fs::explore::Explorer::new(&plan, observer);
+            let result = explorer.run();
+            return (explorer.coverage, result);
+        }
+        let plan = Plan::new(seed, defects);
+        let mut explorer = Explorer::new(&plan, observer);
+        let concurrent = self == Subject::ConcurrentEngine;
+        let result = if concurrent { explorer.run_concurrent() } else { explorer.run() };
+        (explorer.coverage, result)
+    }
+
+    /// Follows one path, and tells on standard output what it sees.
+    ///
+    /// # Errors
+    /// The first state that is wrong.
+    pub fn replay(self, path: &Path, defects: Defects) -> Result<(), Violation> {
+        let steps: &[Step] = &path.steps;
+        match self {
+            Subject::Filesystem => {
+                let plan = fs::plan::Plan::new(path.seed, defects);
+                fs::explore::Explorer::replay(&plan, &Always, steps).run()
+            }
+            _ => explore::Explorer::replay(&Plan::new(path.seed, defects), &Always, steps).run(),
+        }
+    }
+}
+
+/// Goes on and on.
+struct Always;
+
+impl Observer for Always {
+    fn begin(&self, _: &Path) -> bool {
+        true
+    }
+}
+
 /// What to explore.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
+    /// What.
+    pub subject: Subject,
     /// The first seed; the others follow it.
     pub seed: u64,
     /// How many states.
@@ -29,8 +107,6 @@ pub struct Job {
     pub time: Option<Duration>,
     /// How many threads.
     pub threads: usize,
-    /// Whether the first runs are by several threads.
-    pub concurrent: bool,
     /// The defect that is planted. The exploration then ends when it has been found.
     pub defect: Option<Defect>,
     /// Whether to print progress to standard error.
@@ -148,14 +224,17 @@ fn work(shared: &Shared<'_>, worker: &Worker) {
             break;
         }
         let seed = shared.next_seed.fetch_add(1, Ordering::Relaxed);
-        let plan = Plan::new(seed, defects(shared.job.defect));
-        let mut explorer = Explorer::new(&plan, &watch);
-        let result = if shared.job.concurrent { explorer.run_concurrent() } else { explorer.run() };
+        let subject = shared.job.subject;
+        let (coverage, result) = subject.explore(seed, defects(shared.job.defect), &watch);
         let mut outcome = lock(&shared.outcome);
-        outcome.coverage.add(&explorer.coverage);
+        outcome.coverage.add(&coverage);
         if let Err(violation) = result {
             if shared.job.defect.is_none() {
-                eprintln!("VIOLATION {violation}\n  replay: tools/crash-explore --replay {}", violation.path);
+                let options = subject.options();
+                eprintln!(
+                    "VIOLATION {violation}\n  replay: tools/crash-explore {options}--replay {}",
+                    violation.path
+                );
             }
             outcome.violations.push(violation);
             if shared.job.defect.is_some() || outcome.violations.len() >= VIOLATIONS_MAX {

@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use btfs::defects::Defect;
-use btfs_crash::runner::{self, Job, Outcome};
+use btfs_crash::coverage;
+use btfs_crash::runner::{self, Job, Outcome, Subject};
 
 /// Each exploration uses all cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -44,12 +45,12 @@ fn no_power_cut_loses_an_acknowledged_batch_or_damages_the_tree() {
     let _alone = alone();
     let states = number_from("BTFS_STATES", 10_000);
     let outcome = explore(1, states, None);
-    println!("{}", outcome.coverage);
+    println!("{}", outcome.coverage.table(coverage::ENGINE));
     for violation in &outcome.violations {
         println!("VIOLATION {violation}\n  replay: tools/crash-explore --replay {}", violation.path);
     }
     assert!(outcome.violations.is_empty(), "{} states are wrong", outcome.violations.len());
-    assert_eq!(outcome.coverage.missing(), [""; 0], "these sites were never reached");
+    assert_eq!(outcome.coverage.missing(coverage::ENGINE), [""; 0], "these sites were never reached");
 }
 
 /// Not the same twice, whatever the seed; so a failure tells its story at once.
@@ -58,7 +59,8 @@ fn no_power_cut_while_threads_write_loses_an_acknowledged_batch() {
     let _alone = alone();
     let seed = number_from("BTFS_SEED", 1);
     println!("seed {seed}, concurrent");
-    let outcome = run(Job { seed, states: 2_000, threads: 2, concurrent: true, ..Job::default() });
+    let outcome =
+        run(Job { seed, states: 2_000, threads: 2, subject: Subject::ConcurrentEngine, ..Job::default() });
     assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
 }
 

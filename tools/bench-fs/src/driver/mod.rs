@@ -122,6 +122,7 @@ impl Driver {
         if row.skipped_on(id).is_some() {
             return true;
         }
+        cleanup::stay_if_ending();
         self.watchdog.watch(system.daemon_id());
         let plan = self.results.plan.clone();
         let settled = system.settle();

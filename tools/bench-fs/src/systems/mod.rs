@@ -106,6 +106,7 @@ const POLL: Duration = Duration::from_micros(200);
 impl System {
     /// Makes an empty one. `label` tells several apart.
     pub fn create(id: SystemId, setup: &Setup, label: &str) -> Result<System> {
+        cleanup::stay_if_ending();
         let root = setup.dir.join(format!("{}-{label}", id.name()));
         let store = setup.dir.join(format!("{}-{label}.store", id.name()));
         fs::create_dir(&root)?;
@@ -161,6 +162,7 @@ impl System {
 
     /// Mounts; returns when the root directory can be used.
     pub fn mount(&mut self) -> Result<()> {
+        cleanup::stay_if_ending();
         if self.id == SystemId::Host {
             return Ok(());
         }
@@ -245,13 +247,16 @@ impl System {
         Ok(())
     }
 
-    /// Makes everything durable, so that it does not disturb what is measured next.
+    /// Makes everything durable, here and on the host, so that it does not disturb what is measured next.
     pub fn settle(&self) -> Result<()> {
         // SAFETY: the descriptor is open; a FUSE daemon hears only of fsync.
         let result = unsafe { libc::syncfs(std::os::fd::AsRawFd::as_raw_fd(&File::open(&self.root)?)) };
         ensure!(result == 0, "syncfs of {}", self.root.display());
         // fuse2fs knows no fsync of directories.
         let _ = File::open(&self.root)?.sync_all();
+        // The turn before may have left something to be written on the host.
+        // SAFETY: no memory is involved.
+        unsafe { libc::sync() };
         Ok(())
     }
 
@@ -302,8 +307,8 @@ fn unmount(dir: &Path) -> std::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Writes back what is dirty and forgets what the kernel has cached of all files.
-pub fn drop_caches() -> Result<()> {
+/// Forgets what the kernel has cached of all files, after writing back what is dirty.
+fn drop_caches() -> Result<()> {
     // SAFETY: no memory is involved.
     unsafe { libc::sync() };
     fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the page cache")

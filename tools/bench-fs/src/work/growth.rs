@@ -56,10 +56,12 @@ fn stat(bench: &mut Bench<'_>, size: Size) -> Result<Measurement> {
     bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.stat(&Name::new(OLD, order.of(n))))?))
 }
 
+/// With names that the kernel knows.
 fn unlink(bench: &mut Bench<'_>, size: Size) -> Result<Measurement> {
     let dir = Dir::open(&size.path(bench))?;
     let order = Permutation::new(size.files(bench), 23);
     let files = bench.plan.growth_small;
+    (0..files).try_for_each(|n| dir.stat(&Name::new(OLD, order.of(n))))?;
     bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.unlink(&Name::new(OLD, order.of(n))))?))
 }
 

@@ -69,8 +69,9 @@ pub fn read_random_cold(bench: &mut Bench<'_>) -> Result<Measurement> {
     })
 }
 
-/// With the fsync at the end.
+/// With the fsync at the end. Nothing of the file is in the caches at the beginning.
 pub fn write_random(bench: &mut Bench<'_>) -> Result<Measurement> {
+    bench.system.make_cold()?;
     let blocks = bench.plan.stream_bytes / BLOCK;
     let count = bench.plan.random_writes.min(blocks);
     let order = Permutation::new(blocks, 13);

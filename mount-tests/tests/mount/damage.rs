@@ -1,0 +1,105 @@
+//! Damage on the disk below: what it costs, and how it is found.
+
+use btfs_mount_tests::cases;
+use btfs_mount_tests::mount::{Mount, binary};
+use btfs_mount_tests::runner::Case;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+pub fn cases() -> Vec<Case> {
+    cases![a_damaged_block_costs_its_range_and_is_found, damage_in_the_tree_is_an_error_and_no_wrong_answer]
+}
+
+const LEN: usize = 1 << 20;
+
+/// Contents in which every eight bytes say where they belong.
+fn contents(file: u64) -> Vec<u8> {
+    (0..LEN as u64 / 8).flat_map(|i| (file << 32 | i).to_le_bytes()).collect()
+}
+
+/// Flips a byte of the image where these bytes lie; how often they were found.
+fn damage(mount: &Mount, bytes: &[u8]) -> usize {
+    let image = fs::read(&mount.image).expect("read the image");
+    let found: Vec<usize> =
+        image.windows(bytes.len()).enumerate().filter(|(_, w)| *w == bytes).map(|(i, _)| i).collect();
+    let file = OpenOptions::new().write(true).open(&mount.image).expect("open the image");
+    for at in &found {
+        file.write_all_at(&[bytes[0] ^ 0x40], *at as u64).expect("damage the image");
+    }
+    found.len()
+}
+
+/// An image that is small enough to be looked through.
+fn begin(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    fs::remove_file(&mount.image).expect("remove the image");
+    mount.format_with_size("64M");
+    mount.mount();
+}
+
+fn a_damaged_block_costs_its_range_and_is_found(mount: &mut Mount) {
+    begin(mount);
+    fs::create_dir(mount.path("dir")).expect("mkdir");
+    for file in 1..=3 {
+        fs::write(mount.path(format!("dir/file-{file}")), contents(file)).expect("write");
+    }
+    mount.unmount();
+    let second = contents(2);
+    // In the 20th block; the log holds no copy of a write that was this long.
+    assert_eq!(damage(mount, &second[20 * 4096 + 800..20 * 4096 + 864]), 1);
+    mount.mount();
+    let file = fs::File::open(mount.path("dir/file-2")).expect("open");
+    let mut block = vec![0; 4096];
+    for i in 0..LEN / 4096 {
+        let read = file.read_exact_at(&mut block, i as u64 * 4096);
+        if i == 20 {
+            let error = read.expect_err("a damaged block was read");
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        } else {
+            read.unwrap_or_else(|e| panic!("block {i}: {e}"));
+            assert_eq!(block, second[i * 4096..(i + 1) * 4096], "block {i}");
+        }
+    }
+    drop(file);
+    for file in [1, 3] {
+        assert_eq!(fs::read(mount.path(format!("dir/file-{file}"))).expect("read"), contents(file));
+    }
+    // The mount goes on, for changes as well.
+    fs::write(mount.path("dir/file-4"), "new").expect("write beside damage");
+    let (_, stats) = mount.said_by(Command::new(binary()).arg("stats").arg("--json").arg(&mount.point));
+    assert!(!stats.contains("\"damage\": 0"), "{stats}");
+    let (status, said) = mount.said_by(Command::new(binary()).arg("scrub").arg(&mount.point));
+    assert_eq!(status.code(), Some(4), "{said}");
+    assert!(said.contains("1 damaged"), "{said}");
+    mount.unmount();
+    let (status, said) =
+        mount.said_by(Command::new(binary()).args(["fsck", "-n", "--scrub"]).arg(&mount.image));
+    assert_eq!(status.code(), Some(4), "{said}");
+    assert!(said.contains("/dir/file-2"), "{said}");
+    // Written anew, it is whole.
+    mount.mount();
+    fs::write(mount.path("dir/file-2"), &second).expect("write over damage");
+    mount.remount();
+    assert_eq!(fs::read(mount.path("dir/file-2")).expect("read"), second);
+}
+
+fn damage_in_the_tree_is_an_error_and_no_wrong_answer(mount: &mut Mount) {
+    begin(mount);
+    fs::write(mount.path("a file whose name is to be damaged"), "contents").expect("write");
+    mount.unmount();
+    let before = fs::read(&mount.image).expect("read the image");
+    assert!(damage(mount, b"whose name is to be damaged") > 0);
+    // The only leaf cannot be read: nothing can be, and nothing may look as if there were nothing.
+    let (status, said) = mount.try_mount("");
+    if status.success() {
+        mount.set_mounted(true);
+        let listed = fs::read_dir(&mount.point).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+        listed.expect_err("a damaged directory was listed");
+        mount.unmount();
+    } else {
+        assert!(said.contains("damaged"), "{said}");
+    }
+    fs::write(&mount.image, before).expect("restore the image");
+}

@@ -1,0 +1,105 @@
+//! Copies that share blocks.
+
+use super::*;
+
+fn file(fs: &Fs, name: &[u8]) -> Ino {
+    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
+}
+
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| ((i + seed) * 31 % 251) as u8).collect()
+}
+
+fn blocks_in_use(fs: &Fs) -> u64 {
+    fs.tree().check().unwrap().data.iter().map(|r| r.len as u64).sum()
+}
+
+#[test]
+fn a_copy_takes_no_space_and_neither_file_changes_with_the_other() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let (a, b) = (file(&fs, b"a"), file(&fs, b"b"));
+    let data = pattern(5_000_000, 0);
+    fs.write(a, 0, &data, &ME).unwrap();
+    let before = blocks_in_use(&fs);
+    assert_eq!(fs.copy_range(a, 0, b, 0, u64::MAX >> 1, &ME).unwrap(), 5_000_000);
+    assert!(blocks_in_use(&fs) <= before + 1, "only the tail is copied");
+    assert_eq!(fs.attributes(a).unwrap().blocks, fs.attributes(b).unwrap().blocks, "counted in both");
+    fs.write(a, 1_000_000, &[1; 10_000], &ME).unwrap();
+    assert!(fs.read(b, 0, 6_000_000).unwrap() == data);
+    fs.write(b, 3_000_000, &[2; 10_000], &ME).unwrap();
+    assert!(fs.read(a, 3_000_000, 10_000).unwrap() == data[3_000_000..3_010_000]);
+    fs.unlink(ROOT, b"a", &ME).unwrap();
+    fs.close().unwrap();
+    let fs = open(&storage);
+    let mut expected = data;
+    expected[3_000_000..3_010_000].fill(2);
+    assert!(fs.read(b, 0, 6_000_000).unwrap() == expected, "the copy outlives the original");
+    fs.unlink(ROOT, b"b", &ME).unwrap();
+    assert_eq!(blocks_in_use(&fs), 0);
+    let mut cursor = fs.tree().cursor();
+    cursor.seek(&format::shared_key(0)).unwrap();
+    while cursor.next().unwrap() {
+        assert!(format::shared_end(cursor.key()).is_none(), "a count is left of blocks that nobody has");
+    }
+}
+
+#[test]
+fn copies_within_a_file_are_refused_where_they_overlap_and_done_elsewhere() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let a = file(&fs, b"a");
+    let data = pattern(300_000, 7);
+    fs.write(a, 0, &data, &ME).unwrap();
+    assert!(matches!(fs.copy_range(a, 0, a, 4096, 8192, &ME), Err(FsError::Invalid)));
+    assert_eq!(fs.copy_range(a, 300_000, a, 0, 10, &ME).unwrap(), 0, "nothing behind the end");
+    for to in [65_536, 1 << 20, 131_073] {
+        let mut expected = fs.read(a, 0, 2 << 20).unwrap();
+        assert_eq!(fs.copy_range(a, 0, a, to, 65_536, &ME).unwrap(), 65_536);
+        let to = to as usize;
+        expected.resize(expected.len().max(to + 65_536), 0);
+        expected.copy_within(..65_536, to);
+        assert!(fs.read(a, 0, 2 << 20).unwrap() == expected);
+    }
+    fs.unlink(ROOT, b"a", &ME).unwrap();
+    assert_eq!(blocks_in_use(&fs), 0);
+}
+
+#[test]
+fn a_crash_leaves_counts_right() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let (a, b) = (file(&fs, b"a"), file(&fs, b"b"));
+    for i in 0..40 {
+        // Extents of one block each.
+        fs.write(a, i * 8192, &pattern(4096, i as usize), &ME).unwrap();
+    }
+    fs.sync().unwrap();
+    fs.copy_range(a, 0, b, 0, 1 << 20, &ME).unwrap();
+    fs.unlink(ROOT, b"a", &ME).unwrap();
+    drop(fs);
+    let fs = open(&storage);
+    let whole = fs.lookup(ROOT, b"a").map(|a| fs.attributes(a).unwrap().blocks / 8).unwrap_or(0);
+    let copied = fs.attributes(b).unwrap().blocks / 8;
+    assert!(blocks_in_use(&fs) == whole.max(copied), "{whole} {copied}");
+    let _ = fs.unlink(ROOT, b"a", &ME);
+    fs.unlink(ROOT, b"b", &ME).unwrap();
+    assert_eq!(blocks_in_use(&fs), 0);
+}
+
+#[test]
+fn copies_from_damaged_counts_are_refused() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let (a, b) = (file(&fs, b"a"), file(&fs, b"b"));
+    fs.write(a, 0, &pattern(40_960, 1), &ME).unwrap();
+    fs.copy_range(a, 0, b, 0, 40_960, &ME).unwrap();
+    let end = fs.extents_in(a, 0, 1, 1).unwrap()[0].extent.run().unwrap().end();
+    for record in [&[0; 8][..], &[0, 0, 0, 10, 0, 0, 0, 1], &[0xff; 8], &[1; 9]] {
+        let mut batch = Batch::new();
+        batch.put(&format::shared_key(end.0), record);
+        fs.tree().apply(&batch).unwrap();
+        let refused = fs.copy_range(a, 0, b, 1 << 20, 40_960, &ME);
+        assert!(matches!(refused, Err(FsError::Engine(e)) if e.is_corrupt()), "{record:?}");
+    }
+}

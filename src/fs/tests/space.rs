@@ -1,0 +1,267 @@
+//! Full images, and deletions that take long.
+
+use super::*;
+use crate::storage::Rng;
+
+fn file(fs: &Fs, name: &[u8]) -> Ino {
+    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
+}
+
+fn resize(fs: &Fs, ino: Ino, size: u64) {
+    let change = SetAttributes { size: Some(size), ..SetAttributes::default() };
+    fs.set_attributes(ino, &change, &ME).unwrap();
+}
+
+/// Writes until there is no space; returns the file's size.
+fn fill(fs: &Fs, ino: Ino, piece: usize) -> u64 {
+    let data = vec![7; piece];
+    let mut at = fs.attributes(ino).unwrap().size;
+    loop {
+        match fs.write(ino, at, &data, &ME) {
+            Ok(()) => at += piece as u64,
+            Err(FsError::NoSpace) => return fs.attributes(ino).unwrap().size,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+fn open_in_background(storage: &Arc<MemStorage>) -> Fs {
+    Fs::open(storage.clone(), &Options { background: true, ..options() }).unwrap()
+}
+
+/// What must work on a full image.
+fn use_full_image(size: u64, piece: usize, background: bool) {
+    let storage = image(size);
+    let fs = if background { open_in_background(&storage) } else { open(&storage) };
+    let allocated = file(&fs, b"allocated");
+    fs.fallocate(allocated, 0, 2 << 20, Fallocate::Allocate, &ME).unwrap();
+    let dir = create(&fs, ROOT, b"dir", New::Directory, 0o755, &ME).unwrap();
+    for i in 0..100 {
+        create(&fs, dir, format!("f{i}").as_bytes(), New::File, 0o644, &ME).unwrap();
+    }
+    let filler = file(&fs, b"filler");
+    let available = fs.usage().available * 4096;
+    let filled = fill(&fs, filler, piece);
+    assert!(
+        filled >= available / 100 * 98,
+        "{filled} bytes of {available} available ones, pieces of {piece}"
+    );
+    assert!(fs.usage().available * 4096 <= available / 50, "much is said to be available in a full image");
+    // Nothing of what was written is lost, also by a crash after a sync.
+    fs.sync().unwrap();
+    fs.write(allocated, 100, &vec![5; (2 << 20) - 200], &ME).unwrap();
+    fs.write(allocated, 4096, &vec![6; 1 << 20], &ME).unwrap();
+    fs.write(filler, 10_000, &vec![8; 1 << 20], &ME).unwrap();
+    for i in 0..100 {
+        let (name, new) = (format!("f{i}"), format!("a longer name, {i}"));
+        fs.rename(dir, name.as_bytes(), ROOT, new.as_bytes(), RenameMode::Replace, &ME).unwrap();
+        fs.unlink(ROOT, new.as_bytes(), &ME).unwrap();
+    }
+    resize(&fs, filler, filled - filled / 10);
+    let regained = fill(&fs, filler, piece);
+    assert!(regained >= filled / 100 * 98, "{regained} of {filled}");
+    fs.unlink(ROOT, b"filler", &ME).unwrap();
+    let again = file(&fs, b"again");
+    let data = vec![9; 1 << 20];
+    for at in (0..filled / 100 * 95).step_by(data.len()) {
+        fs.write(again, at, &data, &ME).unwrap();
+    }
+    let bytes = fs.read(allocated, 0, 2 << 20).unwrap();
+    assert!(bytes[4096..1 << 20].iter().all(|b| *b == 6) && bytes[..100].iter().all(|b| *b == 0));
+    fs.close().unwrap();
+    let fs = open(&storage);
+    fs.tree().check().unwrap();
+    assert!(fs.read(again, 0, 4096).unwrap() == data[..4096]);
+}
+
+#[test]
+fn a_full_small_image_takes_what_needs_no_space_small_writes() {
+    use_full_image(64 << 20, 4096, false);
+}
+
+#[test]
+fn a_full_small_image_takes_what_needs_no_space_medium_writes() {
+    use_full_image(64 << 20, 64 << 10, true);
+}
+
+#[test]
+fn a_full_small_image_takes_what_needs_no_space_large_writes() {
+    use_full_image(64 << 20, 1 << 20, true);
+}
+
+#[test]
+fn a_full_large_image_takes_what_needs_no_space() {
+    use_full_image(1 << 30, 1 << 20, true);
+}
+
+#[test]
+fn many_small_files_fill_the_image_and_all_can_be_deleted() {
+    for (size, len) in [(16 << 20, 0), (16 << 20, 1500), (64 << 20, 5000)] {
+        let storage = image(size);
+        let fs = open_in_background(&storage);
+        fs.sync().unwrap();
+        fs.tree().checkpoint().unwrap();
+        let before = fs.usage().free;
+        let mut rng = Rng::new(1);
+        let mut names = Vec::new();
+        let data = vec![3; len];
+        for i in 0.. {
+            let name = format!("file {i} {}", rng.below(1 << 40));
+            match create(&fs, ROOT, name.as_bytes(), New::File, 0o644, &ME) {
+                Ok(_) => names.push(name),
+                Err(FsError::NoSpace) => break,
+                Err(e) => panic!("{e}"),
+            }
+            let ino = fs.lookup(ROOT, names[i].as_bytes()).unwrap();
+            match fs.write(ino, 0, &data, &ME) {
+                Ok(()) => {}
+                Err(FsError::NoSpace) => break,
+                Err(e) => panic!("{e}"),
+            }
+        }
+        assert!(names.len() as u64 * (len as u64 + 400) > size / 4, "{} files of {len} bytes", names.len());
+        for name in &names {
+            fs.unlink(ROOT, name.as_bytes(), &ME).unwrap_or_else(|e| panic!("unlink in a full image: {e}"));
+        }
+        fs.sync().unwrap();
+        fs.tree().checkpoint().unwrap();
+        fs.tree().checkpoint().unwrap();
+        let after = fs.usage().free;
+        assert!(after + 100 >= before, "{after} of {before} blocks are back");
+        assert!(fs.tree().check().unwrap().data.is_empty());
+        fs.close().unwrap();
+    }
+}
+
+#[test]
+fn the_space_of_a_huge_file_is_there_for_the_next_write() {
+    let storage = image(256 << 20);
+    let fs = open_in_background(&storage);
+    let ino = file(&fs, b"huge");
+    let filled = fill(&fs, ino, 1 << 20);
+    fs.unlink(ROOT, b"huge", &ME).unwrap();
+    let next = file(&fs, b"next");
+    let again = fill(&fs, next, 1 << 20);
+    assert!(again >= filled / 100 * 95, "{again} of {filled}");
+    fs.close().unwrap();
+}
+
+#[test]
+fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
+    for close in [true, false] {
+        let storage = image(256 << 20);
+        let fs = open_in_background(&storage);
+        let ino = file(&fs, b"f");
+        for i in 0..5_000 {
+            fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
+        }
+        fs.unlink(ROOT, b"f", &ME).unwrap();
+        if close {
+            fs.close().unwrap();
+        } else {
+            fs.sync().unwrap();
+            drop(fs);
+        }
+        let fs = open(&storage);
+        assert!(matches!(fs.attributes(ino), Err(FsError::NotFound)));
+        assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
+    }
+}
+
+#[test]
+fn old_bytes_do_not_come_back_when_a_truncate_was_killed_half_way() {
+    let storage = image(256 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    for i in 0..300 {
+        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
+    }
+    // As the first batch leaves it: the size is set, a mark tells of it, and most extents are still there.
+    let node = fs.node(ino);
+    let mut inode = fs.lock(&node).unwrap().get().unwrap().clone();
+    inode.size = 5_000;
+    let mut batch = Batch::new();
+    batch.put(&format::inode_key(ino), &inode.encode());
+    batch.put(&format::orphan_key(ino), &format::Orphan::Truncated { size: 5_000 }.encode());
+    fs.tree().apply(&batch).unwrap();
+    fs.sync().unwrap();
+    drop((node, fs));
+    let fs = open(&storage);
+    assert_eq!(fs.attributes(ino).unwrap().size, 5_000);
+    assert!(fs.tree().get(&format::orphan_key(ino)).unwrap().is_none());
+    resize(&fs, ino, 300 * 8192);
+    let data = fs.read(ino, 0, 300 * 8192).unwrap();
+    assert!(data[..4096].iter().all(|b| *b == 3) && data[4096..].iter().all(|b| *b == 0));
+    assert_eq!(fs.attributes(ino).unwrap().blocks, 8);
+}
+
+#[test]
+fn a_file_does_not_grow_over_what_a_failed_truncate_left() {
+    let storage = image(256 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    for i in 0..300 {
+        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
+    }
+    // One extent record is damaged, so the truncate ends there.
+    let key = format::extent_key(ino, 200 * 8192 + 4096);
+    let good = fs.tree().get(&key).unwrap().unwrap();
+    let put = |record: &[u8]| {
+        let mut batch = Batch::new();
+        batch.put(&key, record);
+        fs.tree().apply(&batch).unwrap();
+    };
+    put(&[9; 30]);
+    let change = SetAttributes { size: Some(0), ..SetAttributes::default() };
+    assert!(fs.set_attributes(ino, &change, &ME).is_err());
+    assert!(fs.write(ino, 1 << 20, b"x", &ME).is_err(), "old bytes would come back");
+    put(&good);
+    fs.write(ino, 300 * 8192, b"x", &ME).unwrap();
+    let data = fs.read(ino, 0, 300 * 8192).unwrap();
+    assert!(data.iter().all(|b| *b == 0));
+    assert!(fs.tree().get(&format::orphan_key(ino)).unwrap().is_none());
+}
+
+#[test]
+fn files_that_grow_at_the_same_time_have_large_extents() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let files = [file(&fs, b"a"), file(&fs, b"b"), file(&fs, b"c")];
+    for i in 0..2048 {
+        for ino in files {
+            fs.write(ino, i * 4096, &[i as u8; 4096], &ME).unwrap();
+        }
+    }
+    for ino in files {
+        let extents = fs.extents_in(ino, 0, u64::MAX, usize::MAX).unwrap();
+        assert!(extents.len() <= 32, "{} extents for 2048 blocks", extents.len());
+        for i in 0..2048 {
+            assert_eq!(fs.read(ino, i * 4096, 4096).unwrap(), [i as u8; 4096]);
+        }
+    }
+}
+
+#[test]
+fn a_file_in_small_pieces_is_overwritten_copied_and_cut_with_a_small_cache() {
+    let storage = image(64 << 20);
+    let fs = Fs::open(storage, &Options { cache_size: 3 << 20, ..options() }).unwrap();
+    let (a, b) = (file(&fs, b"a"), file(&fs, b"b"));
+    for ino in [a, b] {
+        for i in (0..1024).rev() {
+            fs.write(ino, i * 4096, &[i as u8; 4096], &ME).unwrap();
+        }
+    }
+    assert!(fs.extents_in(a, 0, u64::MAX, usize::MAX).unwrap().len() > 500);
+    assert_eq!(fs.copy_range(a, 0, b, 0, 4 << 20, &ME).unwrap(), 4 << 20);
+    let data: Vec<u8> = (0..4u32 << 20).map(|i| i as u8).collect();
+    fs.write(a, 0, &data, &ME).unwrap();
+    assert!(fs.read(a, 0, 4 << 20).unwrap() == data);
+    for i in 0..1024 {
+        assert_eq!(fs.read(b, i * 4096, 4096).unwrap(), [i as u8; 4096]);
+    }
+    fs.unlink(ROOT, b"a", &ME).unwrap();
+    resize(&fs, b, 5000);
+    assert_eq!(fs.attributes(b).unwrap().blocks, 16);
+    fs.unlink(ROOT, b"b", &ME).unwrap();
+    assert!(fs.tree().check().unwrap().data.is_empty());
+}
