@@ -14,6 +14,7 @@ const WORDS: usize = BLOCKS_PER_GROUP as usize / 64;
 const DAMAGED_MAX: u32 = 1000;
 
 /// The blocks that something uses.
+#[derive(Clone)]
 pub(super) struct Claims {
     first: u64,
     groups: Vec<Option<Box<[u64; WORDS]>>>,
@@ -50,6 +51,17 @@ impl Claims {
     /// The claimed blocks of a group, one bit a block.
     pub fn group(&self, group: u32) -> Option<&[u64; WORDS]> {
         self.groups.get(group as usize).and_then(|g| g.as_deref())
+    }
+
+    /// Whether none of a run's blocks is claimed.
+    pub fn is_free(&self, run: Run) -> bool {
+        let start = run.start.0 - self.first;
+        let Some(words) = self.group((start / BLOCKS_PER_GROUP as u64) as u32) else { return true };
+        let mut free = true;
+        for_words((start % BLOCKS_PER_GROUP as u64) as usize, run.len as usize, |word, mask| {
+            free &= words.get(word).is_none_or(|w| w & mask == 0);
+        });
+        free
     }
 }
 

@@ -49,10 +49,16 @@ pub(super) enum Fix {
     Flags(Ino, u8),
     /// Mark an inode as an orphan: it is deleted.
     Orphan(Ino),
-    /// Name an inode in `lost+found`.
-    Reconnect(Ino),
+    /// Name an inode in `lost+found`; it then has so many links.
+    Reconnect(Ino, u32),
+    /// Make a directory in `lost+found` that has the entries of a group.
+    Adopt(u64),
+    /// What is left stays as it is.
+    Accept,
     /// Give the blocks of an extent or attribute, by its key, new places of their own.
     Unshare(Vec<u8>),
+    /// Do the same for all contents that lie in shared blocks and are not marked as shared.
+    Contested,
     /// Write the counts of shared blocks again.
     SharedCounts,
 }
@@ -102,8 +108,10 @@ impl fmt::Display for Fix {
             Fix::Xattrs(_, n) => write!(f, "set the number of attributes to {n}"),
             Fix::Flags(_, n) => write!(f, "set the flags to {n:#x}"),
             Fix::Orphan(ino) => write!(f, "delete inode {}", ino.0),
-            Fix::Reconnect(ino) => write!(f, "name it lost+found/#{}", ino.0),
-            Fix::Unshare(_) => {
+            Fix::Reconnect(ino, _) => write!(f, "name it lost+found/#{}", ino.0),
+            Fix::Adopt(group) => write!(f, "make the directory lost+found/#group-{group} of it"),
+            Fix::Accept => write!(f, "what is left is kept"),
+            Fix::Unshare(_) | Fix::Contested => {
                 write!(f, "copy it to blocks of its own if its checksum is right, else delete it")
             }
             Fix::SharedCounts => write!(f, "write the counts of shared blocks again"),

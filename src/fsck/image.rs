@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::fix::Fix;
 use super::report::{Findings, Place, ProblemKind};
-use super::{FsckError, Result, replay};
+use super::{FsckError, REPLAY_CACHE, Result, replay};
 use crate::error::Error;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
@@ -14,9 +14,6 @@ use crate::page::superblock::*;
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::{Pool, PoolOptions, RecoveryReport};
 use crate::storage::{OverlayStorage, Storage};
-
-/// Memory that replaying the log may take for pages.
-const REPLAY_CACHE: usize = 128 << 20;
 
 /// An image that is being checked. What replaying the log changes is kept in memory, above the storage.
 pub(super) struct Image {
@@ -29,6 +26,8 @@ pub(super) struct Image {
     pub replay: Option<RecoveryReport>,
     /// The log could be replayed, or there was none.
     pub log_whole: bool,
+    /// The storage itself has a log that is to be replayed.
+    pub needs_replay: bool,
     /// A repair was interrupted: the bitmaps are not to be believed.
     pub repair_unfinished: bool,
 }
@@ -97,9 +96,11 @@ impl Image {
             superblock,
             replay: None,
             log_whole: true,
+            needs_replay: false,
             repair_unfinished,
         };
         if !image.superblock.clean && !repair_unfinished {
+            image.needs_replay = true;
             image.replay_log(below, findings)?;
         }
         Ok(image)
@@ -131,6 +132,11 @@ impl Image {
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// The image, with what replaying the log changed.
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
     }
 
     /// Reads a page and checks what can be checked of it alone.

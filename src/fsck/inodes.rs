@@ -306,7 +306,7 @@ impl Pass<'_> {
                 inode.target.len() as u64 + contents.target,
                 inode.size
             );
-            self.findings.add(Problem::Target, place(), what, vec![Fix::Orphan(ino)]);
+            self.findings.add(Problem::Target, place(), what, vec![Fix::Delete(inode_key(ino))]);
         }
         if inode.kind == Kind::File && inode.size > 0 {
             self.lost_ranges(ino, inode, contents, blocks);
@@ -330,7 +330,7 @@ impl Pass<'_> {
                 self.found.lost = true;
                 let place = Place::range(ino.0, from, to);
                 let what = "contents may be lost, and read as zeros where they are";
-                self.findings.add(Problem::Lost, place, what, vec![Fix::Tree]);
+                self.findings.add(Problem::Lost, place, what, vec![Fix::Accept]);
             }
         }
     }

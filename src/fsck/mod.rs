@@ -16,18 +16,22 @@
 //!
 //! **How it fails:** [`FsckError`] if the image cannot be checked at all; everything else is a [`Problem`] of the [`Report`].
 
+mod apply;
 mod blocks;
 mod fix;
 mod image;
 mod inodes;
 mod names;
 mod paths;
+mod rebuild;
 mod records;
+mod repair;
 mod replay;
 mod report;
 mod scrub;
 mod shared;
 mod structure;
+mod switch;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,6 +42,7 @@ use image::Image;
 use report::Findings;
 pub use report::{LISTED_MAX, Outcome, Place, Problem, ProblemKind, Report};
 use shared::SharedRuns;
+use structure::{Gap, Structure};
 
 /// The result of a check.
 pub type Result<T> = std::result::Result<T, FsckError>;
@@ -108,62 +113,119 @@ pub struct Options<'a> {
 /// Checks an image, and repairs what the options say.
 ///
 /// # Errors
-/// If it cannot be checked at all. What is wrong with it is in the report.
+/// If it cannot be checked at all, or a repair fails. What is wrong with it is in the report.
 pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report> {
     let started = Instant::now();
-    let mut checked = look(&storage, options)?;
-    checked.report.seconds = started.elapsed().as_secs_f64();
-    Ok(checked.report)
+    let mut report = match options.repair {
+        Repair::No => {
+            let mut looked = look(&storage, options, Vec::new())?;
+            looked.report.left = looked.findings.total();
+            looked.report.counts = looked.findings.counts.into_iter().collect();
+            looked.report.problems = looked.findings.problems;
+            looked.report
+        }
+        _ => repair::repair(&storage, options)?,
+    };
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
 }
 
-/// A report, and what it takes to repair.
-struct Checked {
+/// How a log is replayed, and a tree is opened to be repaired.
+fn replay_options() -> crate::tree::Options {
+    crate::tree::Options { cache_size: REPLAY_CACHE, background: false, ..crate::tree::Options::default() }
+}
+
+/// Memory that replaying the log may take for pages.
+const REPLAY_CACHE: usize = 128 << 20;
+
+/// What one check without repair has found.
+struct Looked {
+    image: Image,
+    structure: Structure,
+    findings: Findings,
     report: Report,
+    claims: Claims,
+    /// The pages of the tree among them; only if a repair may follow.
+    pages: Option<Claims>,
+    shared: SharedRuns,
+    /// Everything was looked at.
+    complete: bool,
 }
 
-/// One check without repair.
-fn look(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Result<Checked> {
+impl Looked {
+    /// Everything that the tree holds is known.
+    fn is_sound(&self) -> bool {
+        self.structure.sound && self.image.log_whole
+    }
+}
+
+/// One check without repair. `lost`: ranges of keys that the repair has had to give up, for what is to be said of them.
+fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, lost: Vec<Gap>) -> Result<Looked> {
     let silent = |_: Progress| {};
     let progress = options.progress.unwrap_or(&silent);
     let (mut findings, mut report) = (Findings::default(), Report::default());
     let image = Image::open(storage, &mut findings)?;
     report.replay = image.replay.clone();
-    if image.superblock.clean && options.repair == Repair::Safe && !options.force && findings.total() == 0 {
-        return Ok(Checked { report });
+    let at_boot = options.repair == Repair::Safe && !options.force;
+    let mut looked = Looked {
+        claims: Claims::new(&image),
+        image,
+        structure: Structure::default(),
+        findings,
+        report,
+        pages: None,
+        shared: SharedRuns::default(),
+        complete: true,
+    };
+    if at_boot && looked.image.superblock.clean && looked.findings.total() == 0 && !looked.image.needs_replay
+    {
+        looked.structure.sound = true;
+        return Ok(looked);
     }
-    let mut claims = Claims::new(&image);
-    let mut shared = SharedRuns::default();
-    let structure = structure::walk(&image, &mut claims, &mut findings, &mut report, progress);
-    let mut found = None;
-    if structure.leaves.len() > 0 {
-        let options = (options.scrub, progress);
-        let mut inodes = inodes::check_inodes(
-            &image,
-            &structure,
-            &mut claims,
-            &mut shared,
-            &mut findings,
-            &mut report,
-            options,
-        )?;
-        names::check_names(&image, &structure, &mut inodes, &mut findings, &mut report, progress)?;
-        found = Some(inodes);
+    looked.walk(options, lost, progress);
+    // Everything would be said of a tree that is built again anyway.
+    if options.repair == Repair::All && !looked.is_sound() {
+        looked.complete = false;
+        return Ok(looked);
     }
-    shared.check(&image, &mut claims, &mut findings);
-    let sound = structure.sound && image.log_whole;
-    if !image.repair_unfinished {
-        blocks::check_bitmaps(&image, &claims, sound, &mut findings);
+    looked.records(options, progress)?;
+    Ok(looked)
+}
+
+impl Looked {
+    fn walk(&mut self, options: &Options<'_>, lost: Vec<Gap>, progress: &dyn Fn(Progress)) {
+        let Looked { image, claims, findings, report, .. } = self;
+        self.structure = structure::walk(image, claims, findings, report, progress);
+        for gap in &lost {
+            let what = format!("{gap} are lost");
+            findings.add(ProblemKind::KeysLost, Place::image(), what, vec![fix::Fix::Accept]);
+        }
+        self.structure.gaps.extend(lost);
+        self.pages = (options.repair != Repair::No).then(|| claims.clone());
     }
-    if options.scrub {
-        scrub::scrub(&image, &structure, &mut findings, &mut report, progress)?;
+
+    fn records(&mut self, options: &Options<'_>, progress: &dyn Fn(Progress)) -> Result<()> {
+        let sound = self.is_sound();
+        let Looked { image, structure, findings, report, claims, shared, .. } = self;
+        let mut found = None;
+        if structure.leaves.len() > 0 {
+            let how = (options.scrub, progress);
+            let mut inodes = inodes::check_inodes(image, structure, claims, shared, findings, report, how)?;
+            names::check_names(image, structure, &mut inodes, findings, report, progress)?;
+            found = Some(inodes);
+        }
+        shared.check(image, claims, findings);
+        if !image.repair_unfinished {
+            blocks::check_bitmaps(image, claims, sound, findings);
+        }
+        if options.scrub {
+            scrub::scrub(image, structure, findings, report, progress)?;
+        }
+        if let Some(inodes) = &found {
+            paths::name(image, structure, inodes, &mut findings.problems)?;
+        }
+        Ok(())
     }
-    if let Some(inodes) = &found {
-        paths::name(&image, &structure, inodes, &mut findings.problems)?;
-    }
-    report.left = findings.total();
-    report.counts = findings.counts.into_iter().collect();
-    report.problems = findings.problems;
-    Ok(Checked { report })
 }
 
 #[cfg(test)]

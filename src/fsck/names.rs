@@ -16,14 +16,12 @@ struct Seen {
     entries: u64,
     /// Entries that name directories.
     subdirs: u32,
-    /// The directory in which its own name lies, and how many others have one, too.
-    parent: Ino2,
+    /// The directory in which its own name lies, 0 for none, and where there.
+    parent: u64,
+    cookie: u64,
     /// Whether it is reached from the root: 0 not known, 1 on the way, 2 yes, 3 no.
     reached: u8,
 }
-
-/// An inode's number, 0 for none.
-type Ino2 = u64;
 
 struct Names<'a> {
     image: &'a Image,
@@ -35,10 +33,17 @@ struct Names<'a> {
     seen: Vec<Seen>,
     /// The group of the entries at hand, and the directory that it belongs to.
     group: Option<(u64, Option<usize>)>,
+    /// The last group that belongs to no directory.
+    stray: Option<u64>,
     /// Names with the same hash.
     hash: u64,
     same_hash: Vec<Vec<u8>>,
 }
+
+/// In place of the number of names: the inode is given a new one.
+const RECONNECTED: u32 = u32::MAX;
+/// Added to the number of names: there is one that lies in no directory.
+const STRAY: u32 = 1 << 31;
 
 /// Runs the pass.
 pub(super) fn check_names(
@@ -59,6 +64,7 @@ pub(super) fn check_names(
         by_group,
         seen,
         group: None,
+        stray: None,
         hash: 0,
         same_hash: Vec::new(),
     };
@@ -74,8 +80,8 @@ pub(super) fn check_names(
         }
     }
     names.root();
-    names.directories();
     names.connections();
+    names.directories();
     names.links();
     names.counters();
     Ok(())
@@ -135,7 +141,10 @@ impl Names<'_> {
         let Some(dir) = owner else {
             let what =
                 format!("name {name:?} of inode {} lies in group {group} of no directory", entry.ino.0);
-            return self.findings.add(Problem::EntryStray, Place::ino(entry.ino.0), what, delete());
+            let fixes = if self.stray == Some(group) { vec![Fix::Accept] } else { vec![Fix::Adopt(group)] };
+            self.stray = Some(group);
+            self.count_stray(entry.ino);
+            return self.findings.add(Problem::EntryStray, Place::ino(entry.ino.0), what, fixes);
         };
         if cookie.0 >> 8 != self.hash {
             self.hash = cookie.0 >> 8;
@@ -159,35 +168,72 @@ impl Names<'_> {
             let fixes = vec![Fix::EntryKind(key.to_vec(), kind)];
             self.findings.add(Problem::EntryKind, Place::ino(entry.ino.0), what, fixes);
         }
-        self.count(dir, dir_ino, slot, &entry, &name, key);
+        self.count(dir, slot, cookie, &entry, &name, key);
+    }
+
+    /// A name that lies in no directory will lie in one when its group has been adopted: its inode needs no other.
+    fn count_stray(&mut self, ino: Ino) {
+        if let Some(slot) = self.inodes.find(ino) {
+            self.inodes.names[slot] |= STRAY;
+        }
     }
 
     /// Counts an entry that leads somewhere.
-    fn count(&mut self, dir: usize, dir_ino: Ino, slot: usize, entry: &Entry, name: &str, key: &[u8]) {
-        let slot_names = self.inodes.names[slot];
+    fn count(&mut self, dir: usize, slot: usize, cookie: Cookie, entry: &Entry, name: &str, key: &[u8]) {
         if self.inodes.slots[slot].kind == Kind::Directory {
             let Some(child) = self.inodes.find_dir(entry.ino) else { return };
-            // The entry in the parent that the directory names counts; otherwise the first one.
-            let declared = self.inodes.dirs[child].info.parent;
-            let what = match slot_names {
-                0 if entry.ino == ROOT => Some(format!("name {name:?} leads to the root directory")),
-                0 => None,
-                _ => Some(format!("name {name:?} is another one of a directory")),
-            };
-            if let Some(what) = what {
-                if declared == dir_ino && self.seen[child].parent != dir_ino.0 && entry.ino != ROOT {
-                    // The one seen before is the wrong one; it is found again when this one stands alone.
-                    self.seen[child].parent = dir_ino.0;
-                }
-                let fixes = vec![Fix::DeleteName(key.to_vec())];
-                return self.findings.add(Problem::DirectoryNames, Place::ino(entry.ino.0), what, fixes);
+            if self.is_another_name(dir, slot, child, entry, name, key) {
+                return;
             }
-            self.seen[child].parent = dir_ino.0;
+            (self.seen[child].parent, self.seen[child].cookie) = (self.inodes.dirs[dir].ino.0, cookie.0);
             self.seen[dir].subdirs += 1;
         }
         self.same_hash.push(entry.name.clone());
-        self.inodes.names[slot] = slot_names.saturating_add(1);
+        let names = &mut self.inodes.names[slot];
+        *names = *names & STRAY | ((*names & !STRAY) + 1).min(STRAY - 2);
         self.seen[dir].entries += 1;
+    }
+
+    /// A directory has one name. Of several the one in the directory that it says it lies in counts, or else the first one.
+    fn is_another_name(
+        &mut self,
+        dir: usize,
+        slot: usize,
+        child: usize,
+        entry: &Entry,
+        name: &str,
+        key: &[u8],
+    ) -> bool {
+        let place = Place::ino(entry.ino.0);
+        if entry.ino == ROOT {
+            let what = format!("name {name:?} leads to the root directory");
+            self.findings.add(Problem::DirectoryNames, place, what, vec![Fix::DeleteName(key.to_vec())]);
+            return true;
+        }
+        if self.inodes.names[slot] & !STRAY == 0 {
+            return false;
+        }
+        let what = format!("name {name:?} is another one of a directory");
+        let (declared, first) = (self.inodes.dirs[child].info.parent, self.seen[child].parent);
+        let this = self.inodes.dirs[dir].ino;
+        if declared != this || declared.0 == first {
+            self.findings.add(Problem::DirectoryNames, place, what, vec![Fix::DeleteName(key.to_vec())]);
+            return true;
+        }
+        if let Some(other) = self.forget_name(slot, child) {
+            self.findings.add(Problem::DirectoryNames, place, what, vec![Fix::DeleteName(other)]);
+        }
+        false
+    }
+
+    /// Takes back that the name of a directory was counted; returns its key.
+    fn forget_name(&mut self, slot: usize, child: usize) -> Option<Vec<u8>> {
+        let above = self.inodes.find_dir(Ino(self.seen[child].parent))?;
+        self.seen[above].entries -= 1;
+        self.seen[above].subdirs -= 1;
+        self.inodes.names[slot] &= STRAY;
+        self.seen[child].parent = 0;
+        Some(entry_key(self.inodes.dirs[above].info.entries, Cookie(self.seen[child].cookie)))
     }
 
     fn root(&mut self) {
@@ -248,18 +294,8 @@ impl Names<'_> {
                     None => break 2,
                 }
             };
-            if reached == 3 && !path.is_empty() {
-                let circle = self.seen[at].reached == 1;
-                if circle {
-                    let ino = self.inodes.dirs[at].ino;
-                    let what = "a directory lies below itself, and not below the root";
-                    self.findings.add(
-                        Problem::Disconnected,
-                        Place::ino(ino.0),
-                        what,
-                        vec![Fix::Reconnect(ino)],
-                    );
-                }
+            if reached == 3 && self.seen[at].reached == 1 {
+                self.cut_circle(at);
             }
             for dir in path {
                 self.seen[dir].reached = reached;
@@ -267,10 +303,33 @@ impl Names<'_> {
         }
     }
 
+    /// A directory of a circle gets a name elsewhere, and with it all the others.
+    fn cut_circle(&mut self, dir: usize) {
+        let ino = self.inodes.dirs[dir].ino;
+        let Some(slot) = self.inodes.find(ino) else { return };
+        let mut fixes = Vec::new();
+        if let Some(above) = self.inodes.find_dir(Ino(self.seen[dir].parent)) {
+            // The counts of the directory that it leaves are right as long as it is there.
+            let (parent, seen) = (self.inodes.dirs[above], self.seen[above]);
+            let key = entry_key(parent.info.entries, Cookie(self.seen[dir].cookie));
+            fixes.push(Fix::Delete(key));
+            fixes.push(Fix::Count(parent.ino, seen.entries.saturating_sub(1)));
+            fixes.push(Fix::Links(parent.ino, 1 + seen.subdirs));
+        }
+        fixes.push(Fix::Reconnect(ino, 2 + self.seen[dir].subdirs));
+        let what = "a directory lies below itself, and not below the root";
+        self.findings.add(Problem::Disconnected, Place::ino(ino.0), what, fixes);
+        self.inodes.names[slot] = RECONNECTED;
+    }
+
     fn links(&mut self) {
         for i in 0..self.inodes.slots.len() {
             let slot = self.inodes.slots[i];
             let names = self.inodes.names[i];
+            if names == RECONNECTED || names == STRAY {
+                continue;
+            }
+            let names = names & !STRAY;
             let place = || Place::ino(slot.ino.0);
             let links = match slot.kind {
                 Kind::Directory if slot.ino == ROOT || names > 0 => {
@@ -301,7 +360,11 @@ impl Names<'_> {
         let place = || Place::ino(slot.ino.0);
         if slot.links > 0 {
             let what = "it has no name";
-            self.findings.add(Problem::Unnamed, place(), what, vec![Fix::Reconnect(slot.ino)]);
+            let links = match self.inodes.find_dir(slot.ino) {
+                Some(dir) => 2 + self.seen[dir].subdirs,
+                None => 1,
+            };
+            self.findings.add(Problem::Unnamed, place(), what, vec![Fix::Reconnect(slot.ino, links)]);
         } else if !slot.unlinked {
             let what = "it has neither name nor links, and is not marked as an orphan";
             self.findings.add(Problem::Orphan, place(), what, vec![Fix::Orphan(slot.ino)]);

@@ -68,6 +68,8 @@ kinds! {
     SharedCount = "shared-count",
     /// Keys of neighbouring leaves are out of order.
     KeyOrder = "key-order",
+    /// A range of keys whose records are lost.
+    KeysLost = "keys-lost",
     /// A record with a key that the filesystem does not have.
     Key = "key",
     /// A record that cannot be decoded.
@@ -404,10 +406,10 @@ impl fmt::Display for Report {
             writeln!(f, "{} MiB of contents verified", self.scrubbed_bytes >> 20)?;
         }
         match (self.left, self.repaired) {
-            (0, 0) => write!(f, "clean, {:.1} s", self.seconds),
-            (0, n) => write!(f, "{n} problems repaired, {:.1} s", self.seconds),
-            (n, 0) => write!(f, "{n} problems found, {:.1} s", self.seconds),
-            (n, r) => write!(f, "{r} problems repaired, {n} left, {:.1} s", self.seconds),
+            (0, 0) => writeln!(f, "clean, {:.1} s", self.seconds),
+            (0, n) => writeln!(f, "{n} problems repaired, {:.1} s", self.seconds),
+            (n, 0) => writeln!(f, "{n} problems found, {:.1} s", self.seconds),
+            (n, r) => writeln!(f, "{r} problems repaired, {n} left, {:.1} s", self.seconds),
         }
     }
 }

@@ -15,7 +15,12 @@ pub(super) struct SharedRuns {
     extents: Vec<Run>,
     /// Runs with their counts, ascending.
     counts: Vec<(Run, u32)>,
+    /// Shared runs with blocks that are in use elsewhere, and not as shared ones.
+    pub contested: Vec<Run>,
 }
+
+/// Contested runs that are kept; others wait for the next round.
+const CONTESTED_MAX: usize = 10_000;
 
 impl SharedRuns {
     /// An extent marked as shared.
@@ -29,8 +34,14 @@ impl SharedRuns {
         self.counts.push((Run { start, len: shared.len }, shared.count));
     }
 
+    /// The records as they should be, by the ends of their runs.
+    pub fn true_records(&mut self) -> Vec<(u64, Shared)> {
+        let counts = self.true_counts();
+        counts.into_iter().map(|(run, count)| (run.end().0, Shared { len: run.len, count })).collect()
+    }
+
     /// The true counts: runs of blocks in two extents or more.
-    pub fn true_counts(&mut self) -> Vec<(Run, u32)> {
+    fn true_counts(&mut self) -> Vec<(Run, u32)> {
         let mut found: Vec<(Run, u32)> = Vec::new();
         self.sweep(|run, count| {
             if count > 1 {
@@ -76,7 +87,10 @@ impl SharedRuns {
             let twice = claims.claim(run);
             if twice > 0 {
                 let what = format!("{twice} shared blocks are in use elsewhere, and not as shared ones");
-                findings.add(ProblemKind::BlocksTwice, Place::blocks(run), what, Vec::new());
+                findings.add(ProblemKind::BlocksTwice, Place::blocks(run), what, vec![Fix::Contested]);
+                if self.contested.len() < CONTESTED_MAX {
+                    self.contested.push(run);
+                }
             }
         }
         let expected = self.true_counts();

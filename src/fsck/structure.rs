@@ -8,6 +8,7 @@ use super::fix::Fix;
 use super::image::{Image, PageError};
 use super::report::{Findings, Place, ProblemKind, Report};
 use super::{Progress, Stage};
+use crate::fs::format::AnyKey;
 use crate::page::format::PAGE_SIZE;
 use crate::page::node::Node;
 use crate::page::{PageBytes, PageId};
@@ -60,6 +61,45 @@ impl Row {
 pub(super) struct Gap {
     pub low: Vec<u8>,
     pub high: Option<Vec<u8>>,
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the records from ")?;
+        describe(f, &self.low)?;
+        match &self.high {
+            Some(high) => {
+                write!(f, " to ")?;
+                describe(f, high)
+            }
+            None => write!(f, " on"),
+        }
+    }
+}
+
+/// Says what a fence stands for; it may be the beginning of a key.
+fn describe(f: &mut std::fmt::Formatter<'_>, fence: &[u8]) -> std::fmt::Result {
+    for len in [10, 15, 17, 9, 1] {
+        let mut key = fence.to_vec();
+        key.resize(len.max(1), 0);
+        if fence.len() <= len
+            && let Some(key) = AnyKey::parse(&key)
+        {
+            return match key {
+                AnyKey::Inode(ino) => write!(f, "inode {}", ino.0),
+                AnyKey::Entry(group, _) => write!(f, "the names of group {group}"),
+                AnyKey::Xattr(ino, _) => write!(f, "the attributes of inode {}", ino.0),
+                AnyKey::Extent(ino, end) => write!(f, "byte {end} of inode {}", ino.0),
+                AnyKey::Shared(end) => write!(f, "the count of block {end}"),
+                AnyKey::Orphan(ino) => write!(f, "the orphan {}", ino.0),
+                AnyKey::State => write!(f, "the state"),
+            };
+        }
+    }
+    match fence {
+        [] => write!(f, "the first"),
+        fence => write!(f, "key {fence:02x?}"),
+    }
 }
 
 /// What the walk found.
@@ -229,8 +269,11 @@ impl Walk<'_> {
                 "its low fence is not its left sibling's high key"
             };
             self.add(ProblemKind::PageFence, id, what);
+            if until.is_some_and(|until| node.low() >= until) || node.high().is_some_and(|high| high <= low) {
+                return Next::Missing;
+            }
         }
-        self.take(id, low, node, below);
+        self.take(id, low.max(node.low()), node, below);
         let Some(high) = node.high() else {
             if until.is_some() {
                 self.add(ProblemKind::PageFence, id, "it has no high key, but is not the last of its level");

@@ -3,7 +3,7 @@
 use super::*;
 use crate::fs::format::*;
 use crate::fs::{Caller, Cookie, Fallocate, Fs, Ino, New, ROOT, RenameMode, SetAttributes, SetXattr, Time};
-use crate::storage::{Image as Bytes, MemStorage, Rng};
+use crate::storage::{MemStorage, Rng};
 use crate::tree::{Batch, FormatOptions, Options as TreeOptions, Tree};
 
 pub const ME: Caller =
@@ -260,7 +260,19 @@ pub fn look_at(storage: &Arc<MemStorage>) -> Report {
     report
 }
 
-fn same(a: &Bytes, b: &Bytes) -> bool {
+/// A copy of the image can be repaired, but for contents that have rotted, and is clean then.
+pub fn repaired(storage: &Arc<MemStorage>, before: &Report) {
+    let copy = Arc::new(MemStorage::from_image(storage.image()));
+    let all = Options { repair: Repair::All, scrub: true, force: true, progress: None };
+    let report = check(copy.clone(), &all).unwrap();
+    assert_eq!(report.is_clean(), before.is_clean(), "{before}\n{report}");
+    assert_eq!(report.left, report.count(ProblemKind::Data), "{report}");
+    let second = check(copy.clone(), &Options::default()).unwrap();
+    assert!(second.is_clean(), "{before}\n{report}\n{second}");
+    Fs::open(copy, &options()).unwrap().close().unwrap();
+}
+
+fn same(a: &crate::storage::Image, b: &crate::storage::Image) -> bool {
     a.to_vec().unwrap() == b.to_vec().unwrap()
 }
 
@@ -269,5 +281,102 @@ pub fn expect(storage: &Arc<MemStorage>, kinds: &[(ProblemKind, u64)]) -> Report
     let report = look_at(storage);
     assert_eq!(report.counts, kinds, "{report}");
     assert_eq!(report.exit_code(), if kinds.is_empty() { 0 } else { 4 });
+    repaired(storage, &report);
     report
+}
+
+/// What a filesystem holds, by path: kind, contents or target, attributes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Item {
+    pub ino: Ino,
+    pub kind: Kind,
+    pub body: Bytes,
+    pub xattrs: Vec<(Vec<u8>, Bytes)>,
+}
+
+impl Item {
+    fn brief(&self) -> (Kind, std::result::Result<(usize, u32), String>, Vec<usize>) {
+        let body = self.body.clone().map(|b| (b.len(), crc32fast::hash(&b)));
+        let xattrs = self.xattrs.iter().map(|(_, v)| v.as_ref().map_or(0, Vec::len));
+        (self.kind, body, xattrs.collect())
+    }
+}
+
+/// What reading gave, or why nothing.
+pub type Bytes = std::result::Result<Vec<u8>, String>;
+
+pub type Model = std::collections::BTreeMap<String, Item>;
+
+/// Everything in an image.
+pub fn model(storage: &Arc<MemStorage>) -> Model {
+    let copy = Arc::new(MemStorage::from_image(storage.image()));
+    let fs = Fs::open(copy, &options()).unwrap();
+    let mut model = Model::new();
+    let mut waiting = vec![(ROOT, String::new())];
+    while let Some((dir, path)) = waiting.pop() {
+        let mut entries = Vec::new();
+        fs.read_dir(dir, Cookie(2), |_, ino, kind, name| {
+            entries.push((ino, kind, String::from_utf8_lossy(name).into_owned()));
+            true
+        })
+        .unwrap();
+        for (ino, kind, name) in entries {
+            let path = format!("{path}/{name}");
+            let text = |e: crate::fs::FsError| e.to_string();
+            let body = match kind {
+                Kind::File => fs.attributes(ino).and_then(|a| fs.read(ino, 0, a.size as usize)).map_err(text),
+                Kind::Symlink => fs.read_link(ino).map_err(text),
+                _ => Ok(Vec::new()),
+            };
+            let mut xattrs: Vec<_> = fs
+                .list_xattrs(ino)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|name| (name.clone(), fs.get_xattr(ino, &name).map_err(text)))
+                .collect();
+            xattrs.sort();
+            if kind == Kind::Directory {
+                waiting.push((ino, path.clone()));
+            }
+            model.insert(path, Item { ino, kind, body, xattrs });
+        }
+    }
+    model
+}
+
+/// Paths of the model that are gone or different in the image, and what is there now.
+pub fn difference(before: &Model, storage: &Arc<MemStorage>) -> (Vec<(String, Item)>, Model) {
+    let after = model(storage);
+    let lost = before.iter().filter(|(path, item)| after.get(*path) != Some(item));
+    (lost.map(|(path, item)| (path.clone(), item.clone())).collect(), after)
+}
+
+/// What is not as it was has been reported: its inode, its name, or a directory above it.
+pub fn compare(before: &Model, storage: &Arc<MemStorage>, report: &Report, about: &str) {
+    let (lost, after) = difference(before, storage);
+    let moved: std::collections::BTreeMap<u64, &Item> = after.values().map(|i| (i.ino.0, i)).collect();
+    for (path, item) in lost {
+        // Elsewhere, and whole.
+        if moved.get(&item.ino.0) == Some(&&item) {
+            continue;
+        }
+        let listed = report
+            .problems
+            .iter()
+            .any(|p| p.place.ino == Some(item.ino.0) || p.what.contains(&format!("inode {}", item.ino.0)));
+        // A name and the inode it leads to lost together, with the leaf that both lay in: the key range says so.
+        let dropped =
+            report.problems.iter().any(|p| matches!(p.kind, ProblemKind::Page | ProblemKind::KeysLost));
+        let gone = !moved.contains_key(&item.ino.0);
+        assert!(
+            listed || gone && dropped,
+            "{about}: {path} is not what it was, but
+{:?}
+instead of
+{:?}
+{report}",
+            moved.get(&item.ino.0).map(|i| i.brief()),
+            item.brief()
+        );
+    }
 }

@@ -1,0 +1,434 @@
+//! Repairs of records: ordinary batches through the tree, so each is done or not, whenever power fails.
+//!
+//! Steps that set fields of one inode are put together. A step that meets something else than it expects is left out: the next
+//! round looks again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::fix::Fix;
+use super::shared::SharedRuns;
+use super::{Result, replay_options};
+use crate::fs::format::*;
+use crate::fs::name_hash;
+use crate::page::BLOCK_SIZE;
+use crate::storage::Storage;
+use crate::tree::{Batch, Tree};
+
+/// Records that one batch changes at the most.
+const BATCH_MAX: usize = 64;
+/// The directory for what has lost its name.
+const LOST_FOUND: &[u8] = b"lost+found";
+
+/// What became of it.
+#[derive(Default)]
+pub(super) struct Applied {
+    pub lost_names: u64,
+    pub reconnected: u64,
+}
+
+struct Apply<'a> {
+    tree: &'a Tree,
+    batch: Batch,
+    applied: Applied,
+    seed: [u8; 16],
+}
+
+/// Does the steps that change records.
+pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut SharedRuns) -> Result<Applied> {
+    let tree = Tree::open(storage.clone(), &replay_options())?;
+    let seed = tree.hash_seed();
+    let mut apply = Apply { tree: &tree, batch: Batch::new(), applied: Applied::default(), seed };
+    let root_first = fixes.contains(&Fix::Root);
+    if root_first {
+        // Names in it mean something again only now.
+        apply.root()?;
+    } else {
+        for fix in fixes {
+            apply.simple(fix)?;
+        }
+        apply.fields(fixes)?;
+        for fix in fixes {
+            apply.moves(fix)?;
+        }
+        if fixes.contains(&Fix::SharedCounts) {
+            apply.shared_counts(shared)?;
+        }
+    }
+    apply.flush()?;
+    let applied = apply.applied;
+    tree.close()?;
+    Ok(applied)
+}
+
+impl Apply<'_> {
+    fn flush(&mut self) -> Result<()> {
+        if !self.batch.is_empty() {
+            self.tree.apply(&self.batch)?;
+            self.batch.clear();
+        }
+        Ok(())
+    }
+
+    fn flush_if_full(&mut self) -> Result<()> {
+        if self.batch.len() >= BATCH_MAX { self.flush() } else { Ok(()) }
+    }
+
+    fn inode(&self, ino: Ino) -> Result<Option<Inode>> {
+        let record = self.tree.get(&inode_key(ino))?;
+        Ok(record.and_then(|record| Inode::decode(ino, &record).ok()))
+    }
+
+    /// Steps that need to know nothing else.
+    fn simple(&mut self, fix: &Fix) -> Result<()> {
+        match fix {
+            Fix::Delete(key) => self.batch.delete(key),
+            Fix::DeleteName(key) => {
+                self.batch.delete(key);
+                self.applied.lost_names += 1;
+            }
+            Fix::EntryKind(key, kind) => {
+                if let Some(entry) = self.tree.get(key)?.and_then(|r| Entry::decode(ROOT, &r).ok()) {
+                    self.batch.put(key, &Entry { kind: *kind, ..entry }.encode());
+                }
+            }
+            Fix::State(next) => self.batch.put(&state_key(), &next.to_be_bytes()),
+            Fix::Orphan(ino) => self.batch.put(&orphan_key(*ino), &Orphan::Unlinked.encode()),
+            _ => {}
+        }
+        self.flush_if_full()
+    }
+
+    /// Fields of inodes, those of one inode together.
+    fn fields(&mut self, fixes: &[Fix]) -> Result<()> {
+        let mut by_inode: BTreeMap<Ino, Vec<&Fix>> = BTreeMap::new();
+        for fix in fixes {
+            match fix {
+                Fix::Next(ino, _)
+                | Fix::Count(ino, _)
+                | Fix::Parent(ino, _)
+                | Fix::Links(ino, _)
+                | Fix::Size(ino, _)
+                | Fix::Blocks(ino, _)
+                | Fix::Xattrs(ino, _)
+                | Fix::Flags(ino, _) => by_inode.entry(*ino).or_default().push(fix),
+                _ => {}
+            }
+        }
+        for (ino, fixes) in by_inode {
+            let Some(mut inode) = self.inode(ino)? else { continue };
+            for fix in fixes {
+                match (fix, &mut inode.dir) {
+                    (Fix::Next(_, next), Some(dir)) => dir.next = *next,
+                    (Fix::Count(_, n), Some(dir)) => dir.count = *n,
+                    (Fix::Parent(_, parent), Some(dir)) => dir.parent = *parent,
+                    (Fix::Links(_, n), _) => inode.links = *n,
+                    (Fix::Size(_, n), _) => inode.size = *n,
+                    (Fix::Blocks(_, n), _) => inode.blocks = *n,
+                    (Fix::Xattrs(_, n), _) => inode.xattrs = *n,
+                    (Fix::Flags(_, n), _) => inode.flags = *n,
+                    _ => {}
+                }
+            }
+            self.batch.put(&inode_key(ino), &inode.encode());
+            self.flush_if_full()?;
+        }
+        self.flush()
+    }
+
+    /// Steps that look for places, numbers or blocks. Each is a batch.
+    fn moves(&mut self, fix: &Fix) -> Result<()> {
+        match fix {
+            Fix::MoveEntry(key) => self.move_entry(key)?,
+            Fix::NewBirths(ino) => self.new_group(*ino, |dir, group| (dir.births, dir.next) = (group, 1))?,
+            Fix::NewEntries(ino) => {
+                self.new_group(*ino, |dir, group| (dir.entries, dir.count) = (group, 0))?
+            }
+            Fix::Reconnect(ino, links) => self.reconnect(*ino, *links)?,
+            Fix::Adopt(group) => self.adopt(*group)?,
+            Fix::Unshare(key) => self.unshare(key)?,
+            _ => {}
+        }
+        self.flush()
+    }
+
+    /// The root again, as of a new image; counts follow in the next round.
+    fn root(&mut self) -> Result<()> {
+        let next = self.last_in_group(0)?.map_or(2, |last| last.saturating_add(1).max(2));
+        let info = DirInfo { entries: 0, births: 0, next, parent: ROOT, count: 0 };
+        let root = directory(info, 0o755, 2);
+        self.batch.put(&inode_key(ROOT), &root.encode());
+        Ok(())
+    }
+
+    /// The greatest number born in a group.
+    fn last_in_group(&self, group: u64) -> Result<Option<u32>> {
+        let mut cursor = self.tree.cursor();
+        cursor.seek(&inode_key(Ino::new(group, 0)))?;
+        let mut last = None;
+        while cursor.next()? {
+            match AnyKey::parse(cursor.key()) {
+                Some(AnyKey::Inode(ino)) if ino.group() == group => last = Some((ino.0 & 0xff_ffff) as u32),
+                _ => break,
+            }
+        }
+        Ok(last)
+    }
+
+    /// Takes a group's number.
+    fn group(&mut self) -> Result<u64> {
+        let record = self.tree.get(&state_key())?;
+        let next = record.and_then(|r| r.first_chunk().map(|b| u64::from_be_bytes(*b))).unwrap_or(GROUP_MAX);
+        if next >= GROUP_MAX {
+            return Err(crate::Error::NoSpace.into());
+        }
+        let mut batch = Batch::new();
+        batch.put(&state_key(), &(next + 1).to_be_bytes());
+        self.tree.apply(&batch)?;
+        Ok(next)
+    }
+
+    fn new_group(&mut self, ino: Ino, change: impl FnOnce(&mut DirInfo, u64)) -> Result<()> {
+        let group = self.group()?;
+        if let Some(mut inode) = self.inode(ino)?
+            && let Some(dir) = &mut inode.dir
+        {
+            change(dir, group);
+            self.batch.put(&inode_key(ino), &inode.encode());
+        }
+        Ok(())
+    }
+
+    /// A free place among the records of a name's hash; `Err` if the name is there already.
+    fn place(
+        &self,
+        name: &[u8],
+        key: impl Fn(u64) -> Vec<u8>,
+        is: impl Fn(&[u8]) -> bool,
+    ) -> Result<Option<Vec<u8>>> {
+        let hash = name_hash(&self.seed, name) << 8;
+        for slot in 0..SLOTS {
+            let key = key(hash | slot);
+            match self.tree.get(&key)? {
+                None => return Ok(Some(key)),
+                Some(record) if is(&record) => return Ok(None),
+                Some(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Moves an entry or attribute to the place of its hash. If its name is there already, or no place is free, it goes.
+    fn move_entry(&mut self, key: &[u8]) -> Result<()> {
+        let Some(record) = self.tree.get(key)? else { return Ok(()) };
+        let place = match AnyKey::parse(key) {
+            Some(AnyKey::Entry(group, _)) => {
+                let Ok(entry) = Entry::decode(ROOT, &record) else { return Ok(()) };
+                let same = |r: &[u8]| Entry::decode(ROOT, r).is_ok_and(|e| e.name == entry.name);
+                self.place(&entry.name, |place| entry_key(group, Cookie(place)), same)?
+            }
+            Some(AnyKey::Xattr(ino, _)) => {
+                let Ok(xattr) = Xattr::decode(ino, &record) else { return Ok(()) };
+                let same = |r: &[u8]| Xattr::decode(ino, r).is_ok_and(|x| x.name == xattr.name);
+                self.place(&xattr.name, |place| xattr_key(ino, place), same)?
+            }
+            _ => return Ok(()),
+        };
+        self.batch.delete(key);
+        match place {
+            Some(place) => self.batch.put(&place, &record),
+            None => self.applied.lost_names += 1,
+        }
+        Ok(())
+    }
+
+    /// The number and record of `lost+found`, which is made if need be.
+    fn lost_found(&mut self) -> Result<Option<(Ino, Inode)>> {
+        let Some(root) = self.inode(ROOT)? else { return Ok(None) };
+        let Some(info) = root.dir else { return Ok(None) };
+        let hash = name_hash(&self.seed, LOST_FOUND) << 8;
+        for slot in 0..SLOTS {
+            let record = self.tree.get(&entry_key(info.entries, Cookie(hash | slot)))?;
+            if let Some(entry) = record.and_then(|r| Entry::decode(ROOT, &r).ok())
+                && entry.name == LOST_FOUND
+            {
+                let inode = self.inode(entry.ino)?.filter(|inode| inode.dir.is_some());
+                return Ok(inode.map(|inode| (entry.ino, inode)));
+            }
+        }
+        let group = self.group()?;
+        let info = DirInfo { entries: group, births: group, next: 1, parent: ROOT, count: 0 };
+        let new = directory(info, 0o700, 2);
+        let ino = self.birth(ROOT, root, LOST_FOUND, new.clone())?;
+        Ok(ino.map(|ino| (ino, new)))
+    }
+
+    /// Makes a directory in another one.
+    fn birth(&mut self, parent: Ino, mut above: Inode, name: &[u8], new: Inode) -> Result<Option<Ino>> {
+        let Some(dir) = &mut above.dir else { return Ok(None) };
+        if dir.next >= BIRTHS_MAX {
+            (dir.births, dir.next) = (self.group()?, 1);
+        }
+        let last = self.last_in_group(dir.births)?.map_or(1, |last| last + 1);
+        dir.next = dir.next.max(last).max(1);
+        let ino = Ino::new(dir.births, dir.next);
+        dir.next += 1;
+        dir.count += 1;
+        let group = dir.entries;
+        above.links += 1;
+        let same = |r: &[u8]| Entry::decode(ROOT, r).is_ok_and(|e| e.name == name);
+        let Some(key) = self.place(name, |place| entry_key(group, Cookie(place)), same)? else {
+            return Ok(None);
+        };
+        self.batch.put(&key, &Entry { ino, kind: Kind::Directory, name: name.to_vec() }.encode());
+        self.batch.put(&inode_key(parent), &above.encode());
+        self.batch.put(&inode_key(ino), &new.encode());
+        self.flush()?;
+        Ok(Some(ino))
+    }
+
+    /// Gives an inode the name `#number` in `lost+found`.
+    fn reconnect(&mut self, ino: Ino, links: u32) -> Result<()> {
+        let Some((home, mut above)) = self.lost_found()? else { return Ok(()) };
+        let Some(mut inode) = self.inode(ino)?.filter(|_| ino != home) else { return Ok(()) };
+        let name = format!("#{}", ino.0).into_bytes();
+        let Some(dir) = &mut above.dir else { return Ok(()) };
+        let group = dir.entries;
+        dir.count += 1;
+        let same = |r: &[u8]| Entry::decode(ROOT, r).is_ok_and(|e| e.name == name);
+        let Some(key) = self.place(&name, |place| entry_key(group, Cookie(place)), same)? else {
+            return Ok(());
+        };
+        inode.links = links;
+        if let Some(dir) = &mut inode.dir {
+            dir.parent = home;
+            above.links += 1;
+        }
+        self.batch.put(&key, &Entry { ino, kind: inode.kind, name }.encode());
+        self.batch.put(&inode_key(home), &above.encode());
+        self.batch.put(&inode_key(ino), &inode.encode());
+        self.applied.reconnected += 1;
+        self.flush()
+    }
+
+    /// Makes a directory in `lost+found` whose entries are those of a group without a directory. Its counts follow in the
+    /// next round.
+    fn adopt(&mut self, group: u64) -> Result<()> {
+        let Some((home, above)) = self.lost_found()? else { return Ok(()) };
+        let births = self.group()?;
+        let info = DirInfo { entries: group, births, next: 1, parent: home, count: 0 };
+        let new = directory(info, 0o700, 2);
+        let name = format!("#group-{group}").into_bytes();
+        if self.birth(home, above, &name, new)?.is_some() {
+            self.applied.reconnected += 1;
+        }
+        Ok(())
+    }
+
+    /// Gives contents whose blocks are in use elsewhere, too, blocks of their own, if the checksums are right. If not, the blocks
+    /// hold something else by now, and the record goes.
+    fn unshare(&mut self, key: &[u8]) -> Result<()> {
+        let Some(record) = self.tree.get(key)? else { return Ok(()) };
+        match AnyKey::parse(key) {
+            Some(AnyKey::Extent(ino, end)) => {
+                let Ok(Extent::Blocks { len, start, crcs, .. }) = Extent::decode(ino, end, &record) else {
+                    return Ok(());
+                };
+                let mut bytes = vec![0; crcs.len() * BLOCK_SIZE];
+                let right = self.tree.read_blocks(start, &mut bytes).is_ok()
+                    && bytes.chunks(BLOCK_SIZE).zip(&crcs).all(|(b, crc)| crc32fast::hash(b) == *crc);
+                let moved = if right && !crcs.is_empty() { self.copy(&bytes)? } else { None };
+                match moved {
+                    Some(start) => {
+                        let extent = Extent::Blocks { len, start, shared: false, crcs };
+                        self.batch.put(key, &extent.encode());
+                    }
+                    None => self.batch.delete(key),
+                }
+            }
+            Some(AnyKey::Xattr(ino, _)) => {
+                let Ok(xattr) = Xattr::decode(ino, &record) else { return Ok(()) };
+                let XattrValue::Blocks { len, start, crc } = xattr.value else { return Ok(()) };
+                let mut bytes = vec![0; (len as usize).next_multiple_of(BLOCK_SIZE)];
+                let right = self.tree.read_blocks(start, &mut bytes).is_ok()
+                    && crc32fast::hash(&bytes[..len as usize]) == crc;
+                match if right { self.copy(&bytes)? } else { None } {
+                    Some(start) => {
+                        let value = XattrValue::Blocks { len, start, crc };
+                        self.batch.put(key, &Xattr { value, ..xattr }.encode());
+                    }
+                    None => self.batch.delete(key),
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Writes contents to new blocks, in one run; `None` if there is none.
+    fn copy(&mut self, bytes: &[u8]) -> Result<Option<crate::page::BlockNo>> {
+        let want = (bytes.len() / BLOCK_SIZE) as u32;
+        let run = match self.tree.reserve_blocks(want) {
+            Ok(run) if run.len == want => run,
+            Ok(run) => {
+                self.tree.unreserve_blocks(run);
+                return Ok(None);
+            }
+            Err(crate::Error::NoSpace) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        self.tree.write_blocks(run.start, bytes)?;
+        self.batch.allocate(run);
+        Ok(Some(run.start))
+    }
+
+    /// Writes the counts of shared blocks as they are, in the order of their places. What stands there and is right stays.
+    fn shared_counts(&mut self, shared: &mut SharedRuns) -> Result<()> {
+        let mut changes: BTreeMap<u64, Option<Shared>> =
+            shared.true_records().into_iter().map(|(end, count)| (end, Some(count))).collect();
+        let mut cursor = self.tree.cursor();
+        cursor.seek(&shared_key(0))?;
+        while cursor.next()? {
+            let Some(end) = shared_end(cursor.key()) else { break };
+            let found = Shared::decode(end, cursor.value()).ok();
+            match changes.get(&end) {
+                Some(right) if *right == found => drop(changes.remove(&end)),
+                Some(_) => {}
+                None => drop(changes.insert(end, None)),
+            }
+        }
+        drop(cursor);
+        for (end, count) in changes {
+            match count {
+                Some(count) => self.batch.put(&shared_key(end), &count.encode()),
+                None => self.batch.delete(&shared_key(end)),
+            }
+            self.flush_if_full()?;
+        }
+        Ok(())
+    }
+}
+
+/// A new directory's record.
+fn directory(info: DirInfo, mode: u16, links: u32) -> Inode {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = Time { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
+    Inode {
+        kind: Kind::Directory,
+        flags: 0,
+        mode,
+        uid: 0,
+        gid: 0,
+        links,
+        size: 0,
+        blocks: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        rdev: 0,
+        xattrs: 0,
+        dir: Some(info),
+        target: Vec::new(),
+    }
+}

@@ -1,0 +1,403 @@
+//! A new tree from the leaves that are whole.
+//!
+//! All leaves that the walk has reached count. Where some are missing, the image is searched for others: pages that are marked as in
+//! use, belong to this image, and are reached from nowhere; where several cover the same keys, the newest counts. The new tree is
+//! written to space that is free by the bitmaps *and* by what is in use, so nothing that a later run might still want is overwritten.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::blocks::Claims;
+use super::image::Image;
+use super::structure::{Gap, Structure};
+use super::switch::{self, Target, failed};
+use super::{FsckError, Progress, Result, Stage};
+use crate::error::Error;
+use crate::fs::format::*;
+use crate::page::bitmap::Bitmap;
+use crate::page::format::*;
+use crate::page::node::{Node, NodeBuilder, NodeSpec, separator};
+use crate::page::{BLOCK_SIZE, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
+use crate::storage::Storage;
+
+/// Free bytes left in a page.
+const SLACK: usize = PAGE_SIZE / 16;
+
+/// A leaf, or the part of one, that goes into the new tree: its keys from `low` on and below `high`.
+struct Source {
+    id: PageId,
+    low: Vec<u8>,
+    high: Option<Vec<u8>>,
+}
+
+/// Builds a new tree and makes it the image's. Returns the ranges of keys that are lost.
+pub(super) fn rebuild(
+    storage: &dyn Storage,
+    image: &Image,
+    structure: &Structure,
+    progress: &dyn Fn(Progress),
+) -> Result<Vec<Gap>> {
+    let maps = Maps { image, believed: !image.repair_unfinished };
+    let (sources, lost) = sources(image, structure, &maps, progress)?;
+    let mut claims = Claims::new(image);
+    for source in &sources {
+        claims.claim(source.id.run());
+    }
+    each_record(image, &sources, |key, value| {
+        if let Some(run) = run_of(key, value).filter(|run| image.is_valid_run(*run)) {
+            claims.claim(run);
+        }
+        Ok(())
+    })?;
+    let end = image.end.max(Lsn(image.superblock.log_size));
+    let mut build = Build {
+        storage,
+        image,
+        places: Places { maps: &maps, taken: &claims, group: 0, page: 0, bitmap: None, careful: true },
+        pages: Claims::new(image),
+        groups: image.superblock.groups,
+        levels: Vec::new(),
+        end,
+    };
+    each_record(image, &sources, |key, value| build.add(0, key, value))?;
+    let root = build.finish()?;
+    storage.sync().map_err(failed)?;
+    let (pages, groups) = (build.pages, build.groups);
+    let mut used = pages.clone();
+    each_record(image, &sources, |key, value| {
+        if let Some(run) = run_of(key, value).filter(|run| image.is_valid_run(*run)) {
+            used.claim(run);
+        }
+        Ok(())
+    })?;
+    switch::switch(storage, image, &Target { root, end, groups, claims: &used, pages: &pages })?;
+    Ok(lost)
+}
+
+/// The blocks that a record names.
+fn run_of(key: &[u8], value: &[u8]) -> Option<Run> {
+    match AnyKey::parse(key)? {
+        AnyKey::Extent(ino, end) => Extent::decode(ino, end, value).ok()?.run(),
+        AnyKey::Xattr(ino, _) => Xattr::decode(ino, value).ok()?.run(),
+        _ => None,
+    }
+}
+
+/// Calls `f` with all records of the sources, in key order, each key once.
+fn each_record(
+    image: &Image,
+    sources: &[Source],
+    mut f: impl FnMut(&[u8], &[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let (mut key, mut last) = (Vec::new(), None::<Vec<u8>>);
+    for source in sources {
+        image.storage().read_at(source.id.offset(), &mut page[..]).map_err(|_| FsckError::Changed)?;
+        if !is_leaf(image, source.id, &page) {
+            return Err(FsckError::Changed);
+        }
+        let node = Node(&page);
+        for i in 0..node.count() {
+            node.key_into(i, &mut key);
+            let inside = key >= source.low && source.high.as_ref().is_none_or(|high| key < *high);
+            if !inside || last.as_ref().is_some_and(|last| key <= *last) {
+                continue;
+            }
+            f(&key, node.value(i))?;
+            let last = last.get_or_insert_default();
+            last.clear();
+            last.extend_from_slice(&key);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a page is a whole leaf of this image, whatever its LSN.
+fn is_leaf(image: &Image, id: PageId, page: &PageBytes) -> bool {
+    verify_seal(page, id, image.superblock.image()).is_ok()
+        && image.superblock.is_data_page(id)
+        && Node(page).validate().is_ok()
+        && Node(page).level() == 0
+        && !Node(page).is_dead()
+}
+
+/// The bitmaps as they are on the image.
+struct Maps<'a> {
+    image: &'a Image,
+    /// Whether they are to be believed at all.
+    believed: bool,
+}
+
+impl Maps<'_> {
+    /// The bitmap of a group, if it is whole.
+    fn read(&self, group: u32) -> Option<Box<PageBytes>> {
+        let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        let id = self.image.superblock.bitmap_page(group);
+        let whole = self.believed && self.image.read_page(id, &mut page).is_ok();
+        whole.then_some(page)
+    }
+}
+
+/// What the new tree is made of, in key order, and the ranges of keys for which nothing was found.
+fn sources(
+    image: &Image,
+    structure: &Structure,
+    maps: &Maps<'_>,
+    progress: &dyn Fn(Progress),
+) -> Result<(Vec<Source>, Vec<Gap>)> {
+    let leaves = &structure.leaves;
+    let mut found: BTreeMap<Vec<u8>, Source> = BTreeMap::new();
+    for i in 0..leaves.len() {
+        let high = (i + 1 < leaves.len()).then(|| leaves.low(i + 1).to_vec());
+        let low = leaves.low(i).to_vec();
+        found.insert(low.clone(), Source { id: leaves.id(i), low, high });
+    }
+    if structure.gaps.is_empty() {
+        return Ok((found.into_values().collect(), Vec::new()));
+    }
+    let mut candidates = search(image, structure, maps, progress)?;
+    // Newest first: each takes what no newer one has.
+    candidates.sort_unstable_by_key(|(lsn, id)| (std::cmp::Reverse(*lsn), *id));
+    let mut open: BTreeMap<Vec<u8>, Option<Vec<u8>>> =
+        structure.gaps.iter().map(|gap| (gap.low.clone(), gap.high.clone())).collect();
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    for (_, id) in candidates {
+        image.storage().read_at(id.offset(), &mut page[..]).map_err(|_| FsckError::Changed)?;
+        if !is_leaf(image, id, &page) {
+            return Err(FsckError::Changed);
+        }
+        let (low, high) = (Node(&page).low(), Node(&page).high());
+        for (from, to) in take(&mut open, low, high) {
+            found.insert(from.clone(), Source { id, low: from, high: to });
+        }
+    }
+    // A leaf beside a gap keeps to its own side of it.
+    let mut sources: Vec<Source> = found.into_values().collect();
+    for i in 1..sources.len() {
+        let next = sources[i].low.clone();
+        let high = &mut sources[i - 1].high;
+        if high.as_ref().is_none_or(|high| *high > next) {
+            *high = Some(next);
+        }
+    }
+    let lost = open.into_iter().map(|(low, high)| Gap { low, high }).collect();
+    Ok((sources, lost))
+}
+
+/// Takes what lies between two keys out of the open ranges.
+fn take(
+    open: &mut BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    low: &[u8],
+    high: Option<&[u8]>,
+) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    let overlaps = |begin: &[u8], end: &Option<Vec<u8>>| {
+        high.is_none_or(|high| begin < high) && end.as_ref().is_none_or(|end| end.as_slice() > low)
+    };
+    let hit: Vec<Vec<u8>> = open.iter().filter(|(b, e)| overlaps(b, e)).map(|(b, _)| b.clone()).collect();
+    let mut taken = Vec::new();
+    for begin in hit {
+        let Some(end) = open.remove(&begin) else { continue };
+        let from = if begin.as_slice() < low { low.to_vec() } else { begin.clone() };
+        let to = match (&end, high) {
+            (Some(end), Some(high)) => Some(end.as_slice().min(high).to_vec()),
+            (Some(end), None) => Some(end.clone()),
+            (None, high) => high.map(<[u8]>::to_vec),
+        };
+        if begin < from {
+            open.insert(begin, Some(from.clone()));
+        }
+        if let Some(to) = to.clone()
+            && end.as_ref().is_none_or(|end| to < *end)
+        {
+            open.insert(to, end);
+        }
+        taken.push((from, to));
+    }
+    taken
+}
+
+/// Leaves of this image that are marked as in use and not reached, and those that were reached at a wrong place.
+fn search(
+    image: &Image,
+    structure: &Structure,
+    maps: &Maps<'_>,
+    progress: &dyn Fn(Progress),
+) -> Result<Vec<(Lsn, PageId)>> {
+    let reached: HashSet<PageId> = (0..structure.leaves.len()).map(|i| structure.leaves.id(i)).collect();
+    let mut candidates = Vec::new();
+    let mut chunk = vec![0; CHUNK_SIZE];
+    for group in 0..image.superblock.groups {
+        let bitmap = maps.read(group);
+        let first = image.superblock.bitmap_page(group);
+        let exist = image.superblock.group_blocks(group);
+        let mut at = 0;
+        while at + BLOCKS_PER_PAGE <= exist {
+            let n = BLOCKS_PER_CHUNK.min(exist - at);
+            let free = bitmap.as_ref().is_some_and(|map| Bitmap(map).state(at, n) == Some(false));
+            let bytes = &mut chunk[..n as usize * BLOCK_SIZE];
+            let offset = first.offset() + at as u64 * BLOCK_SIZE as u64;
+            if !free && image.storage().read_at(offset, bytes).is_ok() {
+                for (i, page) in bytes.as_chunks::<PAGE_SIZE>().0.iter().enumerate() {
+                    let within = at + i as u32 * BLOCKS_PER_PAGE;
+                    let id = PageId(first.0 + (within / BLOCKS_PER_PAGE) as u64);
+                    let used = bitmap
+                        .as_ref()
+                        .is_none_or(|map| Bitmap(map).state(within, BLOCKS_PER_PAGE) == Some(true));
+                    if used && !reached.contains(&id) && is_leaf(image, id, page) {
+                        candidates.push((page_lsn(page), id));
+                    }
+                }
+            }
+            at += n;
+        }
+        progress(Progress {
+            stage: Stage::Repair,
+            done: group as u64,
+            total: image.superblock.groups as u64,
+        });
+    }
+    Ok(candidates)
+}
+
+/// Hands out pages that are free by the bitmaps and by what is in use.
+struct Places<'a> {
+    maps: &'a Maps<'a>,
+    taken: &'a Claims,
+    group: u32,
+    page: u32,
+    bitmap: Option<Box<PageBytes>>,
+    /// First only where the bitmap is whole; then anywhere that nothing known is in use.
+    careful: bool,
+}
+
+impl Places<'_> {
+    fn next(&mut self, groups: u32) -> Option<PageId> {
+        loop {
+            if self.group >= groups {
+                if !self.careful {
+                    return None;
+                }
+                (self.careful, self.group, self.page, self.bitmap) = (false, 0, 0, None);
+            }
+            let image = self.maps.image;
+            let exist = image.superblock.group_blocks(self.group) / BLOCKS_PER_PAGE;
+            if self.page == 0 {
+                self.bitmap = self.maps.read(self.group);
+            }
+            // What was handed out in the first round lies in groups with a whole bitmap.
+            let skip = self.bitmap.is_some() != self.careful;
+            while !skip && self.page + 1 < exist {
+                self.page += 1;
+                let within = self.page * BLOCKS_PER_PAGE;
+                let id = PageId(image.superblock.bitmap_page(self.group).0 + self.page as u64);
+                let free = self
+                    .bitmap
+                    .as_ref()
+                    .is_none_or(|map| Bitmap(map).state(within, BLOCKS_PER_PAGE) == Some(false));
+                if free && self.taken.is_free(id.run()) {
+                    return Some(id);
+                }
+            }
+            (self.group, self.page, self.bitmap) = (self.group + 1, 0, None);
+        }
+    }
+}
+
+/// One level of the new tree, from left to right.
+struct Level {
+    records: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: usize,
+    low: Vec<u8>,
+    id: PageId,
+}
+
+struct Build<'a> {
+    storage: &'a dyn Storage,
+    image: &'a Image,
+    places: Places<'a>,
+    /// The pages of the new tree.
+    pages: Claims,
+    groups: u32,
+    levels: Vec<Level>,
+    end: Lsn,
+}
+
+impl Build<'_> {
+    fn page(&mut self) -> Result<PageId> {
+        loop {
+            if let Some(id) = self.places.next(self.groups) {
+                self.pages.claim(id.run());
+                return Ok(id);
+            }
+            // A group that was never used: it gets its bitmap with the others.
+            if self.groups >= self.image.superblock.group_count() {
+                return Err(Error::NoSpace.into());
+            }
+            (self.places.group, self.places.page) = (self.groups, 0);
+            self.groups += 1;
+        }
+    }
+
+    fn level(&mut self, low: &[u8]) -> Result<Level> {
+        Ok(Level { records: Vec::new(), bytes: 0, low: low.to_vec(), id: self.page()? })
+    }
+
+    fn add(&mut self, at: usize, key: &[u8], value: &[u8]) -> Result<()> {
+        if at == self.levels.len() {
+            let level = self.level(&[])?;
+            self.levels.push(level);
+        }
+        let size = SLOT_SIZE + RECORD_HEADER + key.len() + value.len();
+        let level = &self.levels[at];
+        let fences = 2 * KEY_MAX.min(key.len() + level.low.len() + 8);
+        if level.bytes + size + HEADER_SIZE + fences > PAGE_SIZE - SLACK && !level.records.is_empty() {
+            let boundary = match level.records.last() {
+                Some((last, _)) if at == 0 => separator(last, key).to_vec(),
+                _ => key.to_vec(),
+            };
+            let next = self.level(&boundary)?;
+            let right = next.id;
+            let full = std::mem::replace(&mut self.levels[at], next);
+            self.emit(&full, at as u8, Some(&boundary), right)?;
+            self.add(at + 1, &full.low, &full.id.0.to_be_bytes())?;
+        }
+        let level = &mut self.levels[at];
+        level.bytes += size;
+        level.records.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    fn emit(&mut self, level: &Level, number: u8, high: Option<&[u8]>, right: PageId) -> Result<()> {
+        let image = self.image.superblock.image();
+        let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        let spec = NodeSpec { id: level.id, image, level: number, flags: 0, low: &level.low, high, right };
+        let mut builder = NodeBuilder::new(&mut page, spec);
+        for (key, value) in &level.records {
+            if !builder.push(key, value) {
+                return Err(Error::corrupt(level.id, "records do not fit into their new page").into());
+            }
+        }
+        builder.finish();
+        set_page_lsn(&mut page, self.end);
+        seal(&mut page);
+        self.storage.write_at(level.id.offset(), &page[..]).map_err(failed)
+    }
+
+    /// Ends all levels; the only page of the highest is the root.
+    fn finish(&mut self) -> Result<PageId> {
+        if self.levels.is_empty() {
+            let level = self.level(&[])?;
+            self.levels.push(level);
+        }
+        let mut at = 0;
+        loop {
+            let placeholder = Level { records: Vec::new(), bytes: 0, low: Vec::new(), id: PageId::NONE };
+            let level = std::mem::replace(&mut self.levels[at], placeholder);
+            self.emit(&level, at as u8, None, PageId::NONE)?;
+            at += 1;
+            if at == self.levels.len() {
+                return Ok(level.id);
+            }
+            self.add(at, &level.low, &level.id.0.to_be_bytes())?;
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Repairing: rounds of looking and doing, until a look finds nothing that can be done.
+//!
+//! Each round does what it can rely on, in this order: a tree that is damaged is built again, and nothing else; otherwise the log is
+//! replayed, superblocks and bitmaps are written again, and then records are repaired through the tree. The last look is
+//! what the report says of the image as it is now.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::apply;
+use super::fix::Fix;
+use super::rebuild;
+use super::records::Records;
+use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
+use super::structure::Gap;
+use super::switch::{self, Target};
+use super::{Looked, Options, Progress, Repair, Result, look, replay_options};
+use crate::fs::format::*;
+use crate::page::Run;
+use crate::storage::Storage;
+use crate::tree::Tree;
+
+/// Rounds after which a repair gives up: damage that comes back with each.
+const ROUNDS_MAX: usize = 20;
+
+/// What a round has done.
+enum Done {
+    /// Nothing: there is nothing to do, or it is not to be done.
+    Nothing,
+    /// Something: another look is needed.
+    Something,
+    /// The tree is a new one, without these ranges of keys.
+    Rebuilt(Vec<Gap>),
+}
+
+/// Everything that was found in all rounds.
+#[derive(Default)]
+struct History {
+    problems: Vec<Problem>,
+    counts: BTreeMap<ProblemKind, u64>,
+    /// What only a look at all contents finds, and nothing repairs.
+    rotten: Vec<Problem>,
+    rotten_count: u64,
+    report: Option<Report>,
+    lost_names: u64,
+    reconnected: u64,
+    did: bool,
+}
+
+/// Repairs what the options say.
+pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Result<Report> {
+    let mut history = History::default();
+    let mut options = *options;
+    let mut lost = Vec::new();
+    for round in 0.. {
+        let mut looked = look(storage, &options, std::mem::take(&mut lost))?;
+        history.note(&looked, options.scrub && looked.complete);
+        let last = round + 1 == ROUNDS_MAX;
+        let done = if last { Done::Nothing } else { history.act(storage, &options, &mut looked)? };
+        // After the first complete look all contents have been seen; a round that follows looks at everything else.
+        options.scrub &= !looked.complete;
+        options.force = true;
+        match done {
+            Done::Nothing => return Ok(history.finish(looked)),
+            Done::Something => {}
+            Done::Rebuilt(gaps) => lost = gaps,
+        }
+    }
+    unreachable!("the last round does nothing")
+}
+
+impl History {
+    /// Remembers what a round has found.
+    fn note(&mut self, looked: &Looked, scrubbed: bool) {
+        for problem in &looked.findings.problems {
+            let seen =
+                |p: &Problem| p.kind == problem.kind && p.place == problem.place && p.what == problem.what;
+            let listed = self.problems.iter().filter(|p| p.kind == problem.kind).count();
+            if listed < LISTED_MAX && !self.problems.iter().any(seen) {
+                self.problems.push(problem.clone());
+            }
+        }
+        for (kind, n) in &looked.findings.counts {
+            let count = self.counts.entry(*kind).or_default();
+            *count = (*count).max(*n);
+        }
+        if scrubbed {
+            let rotten = looked.findings.problems.iter().filter(|p| p.kind == ProblemKind::Data);
+            self.rotten = rotten.cloned().collect();
+            self.rotten_count = looked.findings.counts.get(&ProblemKind::Data).copied().unwrap_or(0);
+        }
+        if looked.complete && (self.report.is_none() || scrubbed) {
+            self.report = Some(looked.report.clone());
+        }
+    }
+
+    /// Does what can be done.
+    fn act(
+        &mut self,
+        storage: &Arc<dyn Storage>,
+        options: &Options<'_>,
+        looked: &mut Looked,
+    ) -> Result<Done> {
+        let silent = |_: Progress| {};
+        let progress = options.progress.unwrap_or(&silent);
+        let mut did = false;
+        let fixes = std::mem::take(&mut looked.findings.fixes);
+        for fix in &fixes {
+            if let Fix::Superblock(which) = fix {
+                switch::restore_superblock(&**storage, *which)?;
+                did = true;
+            }
+        }
+        if !looked.is_sound() {
+            if options.repair == Repair::All {
+                self.did = true;
+                let lost = rebuild::rebuild(&**storage, &looked.image, &looked.structure, progress)?;
+                return Ok(Done::Rebuilt(lost));
+            }
+            self.did |= did;
+            return Ok(if did { Done::Something } else { Done::Nothing });
+        }
+        if looked.image.needs_replay {
+            Tree::open(storage.clone(), &replay_options())?.close()?;
+        }
+        for fix in &fixes {
+            if let Fix::Doublewrite(half) = fix {
+                switch::empty_half(&**storage, &looked.image.superblock, *half)?;
+                did = true;
+            }
+        }
+        if fixes.contains(&Fix::Bitmaps) {
+            self.bitmaps(storage, looked)?;
+            did = true;
+        }
+        did |= self.records(storage, options, looked, fixes)?;
+        self.did |= did;
+        Ok(if did { Done::Something } else { Done::Nothing })
+    }
+
+    /// Writes the bitmaps again. The tree stays, so the switch is to the same root.
+    fn bitmaps(&mut self, storage: &Arc<dyn Storage>, looked: &Looked) -> Result<()> {
+        let image = &looked.image;
+        let pages = looked.pages.as_ref().unwrap_or(&looked.claims);
+        let target = Target {
+            root: image.superblock.root,
+            end: switch::end_of(&**storage)?.max(image.end),
+            groups: image.superblock.groups,
+            claims: &looked.claims,
+            pages,
+        };
+        switch::switch(&**storage, image, &target)
+    }
+
+    /// Repairs records; whether any was changed.
+    fn records(
+        &mut self,
+        storage: &Arc<dyn Storage>,
+        options: &Options<'_>,
+        looked: &mut Looked,
+        fixes: Vec<Fix>,
+    ) -> Result<bool> {
+        // A user has to decide about the rest first: counts follow from it.
+        if options.repair == Repair::Safe && looked.findings.unsafe_fixes > 0 {
+            return Ok(false);
+        }
+        let elsewhere =
+            |f: &Fix| matches!(f, Fix::Superblock(_) | Fix::Doublewrite(_) | Fix::Bitmaps | Fix::Tree);
+        let mut fixes: Vec<Fix> = fixes.into_iter().filter(|f| !elsewhere(f)).collect();
+        if fixes.contains(&Fix::Contested) {
+            contested(looked, &mut fixes)?;
+        }
+        if fixes.is_empty() {
+            return Ok(false);
+        }
+        let applied = apply::apply(storage, &fixes, &mut looked.shared)?;
+        self.lost_names += applied.lost_names;
+        self.reconnected += applied.reconnected;
+        Ok(true)
+    }
+
+    /// The report: what was found in all rounds, and what of it the last one still found.
+    fn finish(self, looked: Looked) -> Report {
+        let mut report =
+            if self.did { looked.report.clone() } else { self.report.clone().unwrap_or_default() };
+        if let Some(first) = &self.report {
+            report.replay = first.replay.clone();
+            report.scrubbed_bytes = first.scrubbed_bytes;
+        }
+        let left: u64 = looked.findings.total();
+        let carried =
+            self.did && self.rotten_count > 0 && !looked.findings.counts.contains_key(&ProblemKind::Data);
+        let rotten = if carried { self.rotten_count } else { 0 };
+        let still = |p: &Problem| {
+            let same = |q: &Problem| p.kind == q.kind && p.place == q.place && p.what == q.what;
+            looked.findings.problems.iter().any(same) || carried && self.rotten.iter().any(same)
+        };
+        let found: u64 = self.counts.values().sum();
+        report.problems = self.problems.clone();
+        for problem in &mut report.problems {
+            problem.outcome = if still(problem) { Outcome::Left } else { Outcome::Repaired };
+        }
+        report.counts = self.counts.iter().map(|(k, n)| (*k, *n)).collect();
+        report.left = left + rotten;
+        report.repaired = found.saturating_sub(report.left).max((self.did && found > 0) as u64);
+        report.lost_names = self.lost_names;
+        report.reconnected = self.reconnected;
+        report
+    }
+}
+
+/// Contents that are not marked as shared, and lie in blocks that others share: they get blocks of their own. If there are none,
+/// the tree itself lies there, and the shared ones move.
+fn contested(looked: &Looked, fixes: &mut Vec<Fix>) -> Result<()> {
+    let runs = &looked.shared.contested;
+    let overlaps = |run: Run| runs.iter().any(|r| r.start < run.end() && run.start < r.end());
+    let (mut own, mut shared) = (Vec::new(), Vec::new());
+    let mut records = Records::new(&looked.image, &looked.structure.leaves, &xattr_key(Ino(0), 0)[..1])?;
+    while records.next()? {
+        match AnyKey::parse(records.key()) {
+            Some(AnyKey::Extent(ino, end)) => {
+                let Ok(extent) = Extent::decode(ino, end, records.value()) else { continue };
+                if extent.run().is_some_and(overlaps) {
+                    let list = if matches!(extent, Extent::Blocks { shared: true, .. }) {
+                        &mut shared
+                    } else {
+                        &mut own
+                    };
+                    list.push(Fix::Unshare(records.key().to_vec()));
+                }
+            }
+            Some(AnyKey::Xattr(ino, _)) => {
+                let Ok(xattr) = Xattr::decode(ino, records.value()) else { continue };
+                if xattr.run().is_some_and(overlaps) {
+                    own.push(Fix::Unshare(records.key().to_vec()));
+                }
+            }
+            Some(AnyKey::Shared(_) | AnyKey::Orphan(_) | AnyKey::State) => break,
+            _ => {}
+        }
+    }
+    fixes.extend(if own.is_empty() { shared } else { own });
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The steps of a repair that write past the log: superblocks, bitmaps, and the change to another tree.
+//!
+//! The order makes them safe against a crash at any point:
+//!
+//! 1. Pages of a new tree lie in free space and are synced: nothing refers to them.
+//! 2. Both superblocks are written, one after the other and synced, with the root, an empty log of a new incarnation, and the mark
+//!    that a repair is under way. From the first one on the new tree counts, and nobody opens the image.
+//! 3. The bitmap pages are written in place, and the doublewrite headers emptied. A torn one does not matter: while the mark
+//!    stands, nobody believes them, and the next run writes them again.
+//! 4. Both superblocks are written again without the mark.
+
+use super::blocks::Claims;
+use super::image::{Image, read_superblocks};
+use super::{FsckError, Result};
+use crate::error::Error;
+use crate::page::bitmap::BitmapMut;
+use crate::page::format::*;
+use crate::page::superblock::*;
+use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
+use crate::storage::Storage;
+
+pub(super) fn failed(e: std::io::Error) -> FsckError {
+    FsckError::Engine(Error::io("writing the repaired image", e))
+}
+
+/// Writes a superblock to the place of its sequence number, durably.
+fn write_superblock(storage: &dyn Storage, superblock: &Superblock) -> Result<()> {
+    let at = SUPERBLOCK_OFFSETS[superblock.sequence as usize % 2];
+    storage.write_at(at, &superblock.encode()).map_err(failed)?;
+    storage.sync().map_err(failed)
+}
+
+/// Writes both, each with a greater sequence number; the older place first.
+fn write_both(storage: &dyn Storage, superblock: &mut Superblock) -> Result<()> {
+    for _ in 0..2 {
+        if superblock.sequence >= COUNTER_MAX {
+            return Err(Error::corrupt("superblock", "its sequence number cannot grow any more").into());
+        }
+        superblock.sequence += 1;
+        write_superblock(storage, superblock)?;
+    }
+    Ok(())
+}
+
+/// Writes superblock `which` again from the other one, which counts.
+pub(super) fn restore_superblock(storage: &dyn Storage, which: usize) -> Result<()> {
+    let both = read_superblocks(storage)?;
+    let [first, second] = &both;
+    let (Ok(whole), 0 | 1) = (if which == 0 { second } else { first }, which) else { return Ok(()) };
+    let mut twin = whole.clone();
+    // It must not count before the other one, nor lie at the wrong place.
+    twin.sequence = whole.sequence.saturating_sub(1);
+    let at = SUPERBLOCK_OFFSETS[which];
+    storage.write_at(at, &twin.encode()).map_err(failed)?;
+    storage.sync().map_err(failed)
+}
+
+/// Empties a doublewrite half, of which nothing is needed.
+pub(super) fn empty_half(storage: &dyn Storage, superblock: &Superblock, half: usize) -> Result<()> {
+    storage.write_at(superblock.doublewrite_offset(half), &[0; PAGE_SIZE]).map_err(failed)?;
+    storage.sync().map_err(failed)
+}
+
+/// What the image is to become.
+pub(super) struct Target<'a> {
+    /// The tree's root.
+    pub root: PageId,
+    /// The end of the empty log.
+    pub end: Lsn,
+    /// Groups with a bitmap page.
+    pub groups: u32,
+    /// All blocks that are in use.
+    pub claims: &'a Claims,
+    /// Those of them that are pages of the tree.
+    pub pages: &'a Claims,
+}
+
+/// Steps 2 to 4. Whatever the log holds is dropped: what counts of it is in the tree.
+pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) -> Result<()> {
+    let mut superblock = newest(storage)?;
+    superblock.root = target.root;
+    superblock.groups = target.groups;
+    (superblock.checkpoint, superblock.floor) = (target.end, target.end);
+    superblock.incarnation = match superblock.incarnation.checked_add(1) {
+        Some(next) if next < u32::MAX => next,
+        _ => return Err(Error::corrupt("superblock", "its incarnation cannot grow any more").into()),
+    };
+    superblock.clean = true;
+    superblock.incompat |= INCOMPAT_REPAIR;
+    write_both(storage, &mut superblock)?;
+    write_bitmaps(storage, image, target)?;
+    for half in 0..2 {
+        empty_half(storage, &superblock, half)?;
+    }
+    superblock.incompat &= !INCOMPAT_REPAIR;
+    write_both(storage, &mut superblock)
+}
+
+fn newest(storage: &dyn Storage) -> Result<Superblock> {
+    let both = read_superblocks(storage)?;
+    let newest = both.into_iter().filter_map(|s| s.ok()).max_by_key(|s| s.sequence);
+    newest.ok_or(FsckError::Changed)
+}
+
+fn write_bitmaps(storage: &dyn Storage, image: &Image, target: &Target<'_>) -> Result<()> {
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let superblock = &image.superblock;
+    for group in 0..target.groups {
+        let id = superblock.bitmap_page(group);
+        let mut bitmap = BitmapMut(&mut page);
+        bitmap.init(id, superblock.image(), BLOCKS_PER_PAGE, superblock.group_blocks(group));
+        let words = target.claims.group(group);
+        for (i, word) in words.into_iter().flatten().enumerate() {
+            let mut left = *word;
+            while left != 0 {
+                let (from, len) = (left.trailing_zeros(), (left >> left.trailing_zeros()).trailing_ones());
+                bitmap.set(i as u32 * 64 + from, len, true);
+                left &= !((!0u64 >> (64 - len)) << from);
+            }
+        }
+        for chunk in 0..CHUNKS_PER_GROUP {
+            if holds_pages_only(target, group, chunk) {
+                // The host may refuse: then the chunk is not set aside for pages.
+                let at = id.offset() + chunk as u64 * CHUNK_SIZE as u64;
+                if storage.allocate(at, CHUNK_SIZE as u64).is_ok() {
+                    bitmap.set_chunks(chunk * BLOCKS_PER_CHUNK, 1, true);
+                }
+            }
+        }
+        set_page_lsn(&mut page, target.end);
+        seal(&mut page);
+        storage.write_at(id.offset(), &page[..]).map_err(failed)?;
+    }
+    storage.sync().map_err(failed)
+}
+
+/// Whether a chunk holds pages of the tree and nothing else.
+fn holds_pages_only(target: &Target<'_>, group: u32, chunk: u32) -> bool {
+    const WORDS_PER_CHUNK: usize = BLOCKS_PER_CHUNK as usize / 64;
+    let first = chunk as usize * WORDS_PER_CHUNK;
+    let (Some(all), Some(pages)) = (target.claims.group(group), target.pages.group(group)) else {
+        return false;
+    };
+    let (all, pages) = (&all[first..first + WORDS_PER_CHUNK], &pages[first..first + WORDS_PER_CHUNK]);
+    pages.iter().any(|w| *w != 0) && all == pages
+}
+
+/// The end of the log of an image that was closed in order.
+pub(super) fn end_of(storage: &dyn Storage) -> Result<Lsn> {
+    let superblock = newest(storage)?;
+    Ok(superblock.checkpoint.max(superblock.floor))
+}

@@ -1,0 +1,246 @@
+//! After a repair a second run finds nothing, the filesystem opens, and what was not damaged is still there.
+
+use super::support::*;
+use super::*;
+use crate::fs::{Fs, ROOT};
+use crate::page::format::*;
+use crate::page::superblock::Superblock;
+use crate::page::{PAGE_SIZE, PageBytes, PageId};
+use crate::storage::sim::Policy;
+use crate::storage::{MemStorage, Rng, SimStorage};
+
+const ALL: Options<'static> = Options { repair: Repair::All, scrub: false, force: true, progress: None };
+
+fn superblock(storage: &dyn Storage) -> Superblock {
+    crate::pool::read_superblock(storage).unwrap()
+}
+
+/// Pages that carry this image's mark and are whole.
+fn pages(storage: &dyn Storage) -> Vec<PageId> {
+    let s = superblock(storage);
+    let mut bytes: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let mut found = Vec::new();
+    for n in s.data_offset() / PAGE_SIZE as u64..s.size / PAGE_SIZE as u64 {
+        storage.read_at(n * PAGE_SIZE as u64, &mut bytes[..]).unwrap();
+        if verify_seal(&bytes, PageId(n), s.image()).is_ok() {
+            found.push(PageId(n));
+        }
+    }
+    found
+}
+
+/// Damages an image in one random way.
+fn damage(storage: &dyn Storage, s: &Superblock, pages: &[PageId], rng: &mut Rng) -> String {
+    let id = pages[rng.index(pages.len())];
+    let mut bytes: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    storage.read_at(id.offset(), &mut bytes[..]).unwrap();
+    match rng.below(7) {
+        0 => {
+            bytes[rng.index(PAGE_SIZE)] ^= 1 << rng.below(8);
+            storage.write_at(id.offset(), &bytes[..]).unwrap();
+            format!("a bit of {id}")
+        }
+        1 => {
+            storage.write_at(id.offset(), &[0; PAGE_SIZE]).unwrap();
+            format!("{id} is zeros")
+        }
+        2 => {
+            for _ in 0..1 + rng.below(4) {
+                let limit = [64, 200, PAGE_SIZE][rng.index(3)];
+                bytes[rng.index(limit)] = rng.next_u64() as u8;
+            }
+            seal(&mut bytes);
+            storage.write_at(id.offset(), &bytes[..]).unwrap();
+            format!("bytes of {id}, with a right checksum")
+        }
+        3 => {
+            let other = pages[rng.index(pages.len())];
+            let mut second: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+            storage.read_at(other.offset(), &mut second[..]).unwrap();
+            storage.write_at(id.offset(), &second[..]).unwrap();
+            storage.write_at(other.offset(), &bytes[..]).unwrap();
+            format!("{id} and {other} are exchanged")
+        }
+        4 => {
+            storage.write_at(s.root.offset() + 3000, b"rot").unwrap();
+            "the root".into()
+        }
+        5 => {
+            let id = s.bitmap_page(0);
+            storage.write_at(id.offset() + rng.below(9000), &[rng.next_u64() as u8; 9]).unwrap();
+            "the bitmap".into()
+        }
+        _ => {
+            let at = [0, PAGE_SIZE as u64][rng.index(2)];
+            storage.write_at(at + rng.below(512), &[rng.next_u64() as u8]).unwrap();
+            "a superblock".into()
+        }
+    }
+}
+
+/// `BTFS_IMAGES` damaged images.
+#[test]
+fn whatever_is_damaged_the_rest_is_still_there() {
+    let images: u64 = std::env::var("BTFS_IMAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let only: Option<u64> = std::env::var("BTFS_SEED").ok().and_then(|n| n.parse().ok());
+    let bases: Vec<_> = (0..3).map(|seed| sample(200 + seed, 1200)).collect();
+    let models: Vec<Model> = bases.iter().map(model).collect();
+    let marked: Vec<_> = bases.iter().map(|b| pages(&**b)).collect();
+    for seed in only.map_or(0..images, |s| s..s + 1) {
+        let mut rng = Rng::new(seed);
+        let n = rng.index(bases.len());
+        let storage = Arc::new(MemStorage::from_image(bases[n].image()));
+        let mut what = Vec::new();
+        for _ in 0..1 + rng.below(3) {
+            what.push(damage(&*storage, &superblock(&*bases[n]), &marked[n], &mut rng));
+        }
+        // Without any superblock nothing can be done.
+        if what.iter().filter(|w| w.contains("superblock")).count() > 1
+            && check(storage.clone(), &Options::default()).is_err()
+        {
+            continue;
+        }
+        let before = check(storage.clone(), &Options::default()).unwrap();
+        let report = check(storage.clone(), &ALL).unwrap();
+        assert_eq!(report.left, 0, "seed {seed}, {what:?}: {report}");
+        assert_eq!(report.is_clean(), before.is_clean(), "seed {seed}, {what:?}: {before} {report}");
+        // Nobody can tell that a record with a right checksum was changed, if it still means something.
+        let forged = what.iter().any(|w| w.ends_with("right checksum"));
+        let second = check(storage.clone(), &Options { scrub: !forged, ..Options::default() }).unwrap();
+        assert!(second.is_clean(), "seed {seed}, {what:?}: {report}\nsecond: {second}");
+        if !forged {
+            compare(&models[n], &storage, &report, &format!("seed {seed}, {what:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_lost_root_loses_nothing() {
+    let storage = sample(11, 1500);
+    let model = model(&storage);
+    storage.write_at(superblock(&*storage).root.offset(), &[0; PAGE_SIZE]).unwrap();
+    let report = check(storage.clone(), &ALL).unwrap();
+    assert_eq!((report.left, report.repaired > 0, report.exit_code()), (0, true, 1), "{report}");
+    assert!(look_at(&storage).is_clean());
+    let (lost, _) = difference(&model, &storage);
+    assert!(lost.is_empty(), "{lost:?}: {report}");
+}
+
+#[test]
+fn safe_repairs_take_nothing_away() {
+    let safe = Options { repair: Repair::Safe, force: true, ..Options::default() };
+    // The bitmap.
+    let k = known();
+    let id = superblock(&*k.storage).bitmap_page(0);
+    k.storage.write_at(id.offset() + 700, b"rot").unwrap();
+    let report = check(k.storage.clone(), &safe).unwrap();
+    assert_eq!((report.left, report.repaired), (0, 1), "{report}");
+    assert!(look_at(&k.storage).is_clean());
+    // Counts.
+    let k = known();
+    forge_inode(&k.storage, k.file, |i| (i.links, i.blocks) = (9, 9));
+    let report = check(k.storage.clone(), &safe).unwrap();
+    assert_eq!((report.left, report.repaired), (0, 2), "{report}");
+    assert!(look_at(&k.storage).is_clean());
+    // A damaged leaf is left to the user, and nothing is written.
+    let k = known();
+    k.storage.write_at(superblock(&*k.storage).root.offset() + 3000, b"rot").unwrap();
+    let before = k.storage.image().to_vec().unwrap();
+    let report = check(k.storage.clone(), &safe).unwrap();
+    assert_eq!(report.exit_code(), 4, "{report}");
+    assert!(before == k.storage.image().to_vec().unwrap());
+    // Closed in order and not forced: only the superblocks are looked at.
+    let k = known();
+    let report = check(k.storage, &Options { force: false, ..safe }).unwrap();
+    assert_eq!((report.exit_code(), report.inodes), (0, 0));
+}
+
+#[test]
+fn a_log_is_replayed_for_good() {
+    let storage = Arc::new(MemStorage::new(SIZE));
+    let mut world = World::new(storage.clone(), SIZE, 9);
+    (0..300).for_each(|_| world.step());
+    world.fs.sync().unwrap();
+    drop(world);
+    let report = check(storage.clone(), &Options { repair: Repair::Safe, ..Options::default() }).unwrap();
+    assert_eq!((report.exit_code(), report.replay.is_some()), (0, true), "{report}");
+    assert!(superblock(&*storage).clean);
+}
+
+/// Whatever a power cut leaves of a repair, the next one ends it. `BTFS_CUTS` cuts an image.
+#[test]
+fn a_repair_that_is_interrupted_can_be_done_again() {
+    let wanted: u64 = std::env::var("BTFS_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
+    let base = sample(300, 1200);
+    let model = model(&base);
+    let marked = pages(&*base);
+    for seed in 0..6 {
+        let mut rng = Rng::new(seed);
+        let damaged = Arc::new(MemStorage::from_image(base.image()));
+        let what = match seed {
+            0 => {
+                damaged.write_at(superblock(&*damaged).root.offset(), &[0; PAGE_SIZE]).unwrap();
+                "root".to_string()
+            }
+            1 => {
+                let id = superblock(&*damaged).bitmap_page(0);
+                damaged.write_at(id.offset() + 600, &[0x55; 999]).unwrap();
+                "bitmap".to_string()
+            }
+            _ => damage(&*damaged, &superblock(&*base), &marked, &mut rng),
+        };
+        let comparable = !what.ends_with("right checksum");
+        let sim = Arc::new(SimStorage::from_image(damaged.image()));
+        sim.start_recording();
+        let whole = check(sim.clone(), &ALL).unwrap();
+        let recording = sim.finish_recording().unwrap();
+        let cuts = recording.cuts().end() - recording.cuts().start();
+        let every = (cuts / wanted).max(1);
+        let mut cursor = recording.cursor();
+        while cursor.advance() {
+            let near_end = cursor.index() + 12 >= *recording.cuts().end();
+            if !cursor.index().is_multiple_of(every) && !near_end {
+                continue;
+            }
+            let storage = Arc::new(MemStorage::from_image(cursor.crash(&mut rng, Policy::Any)));
+            let about = format!("seed {seed}, {what}, cut {} of {cuts}", cursor.index());
+            let again = check(storage.clone(), &ALL).unwrap_or_else(|e| panic!("{about}: {e}"));
+            assert_eq!(again.left, 0, "{about}: {again}");
+            let scrub = Options { scrub: comparable, ..Options::default() };
+            let second = check(storage.clone(), &scrub).unwrap();
+            assert!(second.is_clean(), "{about}: {whole}\n{again}\nsecond: {second}");
+            let mut both = whole.clone();
+            both.problems.extend(again.problems);
+            if comparable {
+                compare(&model, &storage, &both, &about);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_lost_its_name_is_found_in_lost_and_found() {
+    let k = known();
+    forge(&k.storage, |_, batch| batch.delete(&crate::fs::format::inode_key(k.inner)));
+    let report = check(k.storage.clone(), &ALL).unwrap();
+    assert_eq!(report.left, 0, "{report}");
+    assert!(look_at(&k.storage).is_clean());
+    let fs = Fs::open(k.storage, &options()).unwrap();
+    let home = fs.lookup(ROOT, b"lost+found").unwrap();
+    let mut found = Vec::new();
+    let mut below = Vec::new();
+    fs.read_dir(home, crate::fs::Cookie(2), |_, ino, _, name| {
+        below.push((ino, String::from_utf8_lossy(name).into_owned()));
+        true
+    })
+    .unwrap();
+    assert_eq!(below.len(), 1, "{below:?}");
+    assert!(below[0].1.starts_with("#group-"), "{below:?}");
+    fs.read_dir(below[0].0, crate::fs::Cookie(2), |_, ino, _, name| {
+        found.push((ino, name.to_vec()));
+        true
+    })
+    .unwrap();
+    assert_eq!(found, [(k.other, b"other".to_vec())], "names below a lost directory are kept");
+    assert_eq!(fs.read(k.other, 0, 5000).unwrap(), [8; 4096]);
+}
