@@ -203,9 +203,9 @@ impl Apply<'_> {
     fn place(
         &self,
         name: &[u8],
-        key: impl Fn(u64) -> Vec<u8>,
+        key: impl Fn(u64) -> Key,
         is: impl Fn(&[u8]) -> bool,
-    ) -> Result<Option<Vec<u8>>> {
+    ) -> Result<Option<Key>> {
         let hash = name_hash(&self.seed, name) << 8;
         for slot in 0..SLOTS {
             let key = key(hash | slot);

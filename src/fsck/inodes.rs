@@ -306,7 +306,7 @@ impl Pass<'_> {
                 inode.target.len() as u64 + contents.target,
                 inode.size
             );
-            self.findings.add(Problem::Target, place(), what, vec![Fix::Delete(inode_key(ino))]);
+            self.findings.add(Problem::Target, place(), what, vec![Fix::Delete(inode_key(ino).to_vec())]);
         }
         if inode.kind == Kind::File && inode.size > 0 {
             self.lost_ranges(ino, inode, contents, blocks);

@@ -233,7 +233,7 @@ impl Names<'_> {
         self.seen[above].subdirs -= 1;
         self.inodes.names[slot] &= STRAY;
         self.seen[child].parent = 0;
-        Some(entry_key(self.inodes.dirs[above].info.entries, Cookie(self.seen[child].cookie)))
+        Some(entry_key(self.inodes.dirs[above].info.entries, Cookie(self.seen[child].cookie)).to_vec())
     }
 
     fn root(&mut self) {
@@ -312,7 +312,7 @@ impl Names<'_> {
             // The counts of the directory that it leaves are right as long as it is there.
             let (parent, seen) = (self.inodes.dirs[above], self.seen[above]);
             let key = entry_key(parent.info.entries, Cookie(self.seen[dir].cookie));
-            fixes.push(Fix::Delete(key));
+            fixes.push(Fix::Delete(key.to_vec()));
             fixes.push(Fix::Count(parent.ino, seen.entries.saturating_sub(1)));
             fixes.push(Fix::Links(parent.ino, 1 + seen.subdirs));
         }
