@@ -136,6 +136,7 @@ pub const FILESYSTEM: Required = &[
             "death of the process",
             "second cut",
             "third cut",
+            "closed after recovery",
             "block reused after recovery",
             "requests there was no room for",
         ],

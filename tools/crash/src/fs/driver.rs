@@ -334,7 +334,7 @@ impl Driver {
     fn reopen(&mut self) -> Result<(), String> {
         self.open_files.clear();
         let allowed = Allowed { first: self.acknowledged, last: self.applied() };
-        let look = Look { fsck: true, scrub: false, structure: true };
+        let look = Look { fsck: true, structure: true, ..Look::default() };
         let found = verify::open(&self.sim, &self.options, look)?;
         let state = verify::find(&found.model, &self.done.history, allowed)?;
         let model = self.done.history[state].clone();

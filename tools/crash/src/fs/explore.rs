@@ -102,8 +102,7 @@ impl<'a> Explorer<'a> {
             let options = plan.options(path.hash());
             set_timer(plan.timer);
             sim.start_recording();
-            let look = Look { fsck: false, scrub: false, structure: false };
-            let fs = verify::open(&sim, &options, look)?.fs;
+            let fs = verify::open(&sim, &options, Look::default())?.fs;
             let recovery_end = sim.operations();
             let (model, seed) = (prepared.model, path.hash());
             let mut driver = Driver::resume(sim.clone(), options, fs, model, Vec::new(), FIRST_CLOCK, seed);
@@ -195,7 +194,9 @@ impl<'a> Explorer<'a> {
             sim.note(Allowed { first: 0, last: before.len() }.pack());
             sim.start_recording();
         }
-        let look = Look { fsck: true, scrub: rng.chance(1, 4), structure: rng.chance(1, 4) };
+        let (scrub, structure, read_only) = (rng.chance(1, 4), rng.chance(1, 4), rng.chance(1, 8));
+        let look = Look { fsck: true, scrub, structure, read_only };
+        let closes = then == Then::Stop && rng.chance(1, 8);
         let opened = guarded(&path, "recovery", || {
             set_timer(self.plan.timer);
             let opened = verify::open(&sim, &self.plan.options(path.hash()), look)?;
@@ -214,6 +215,11 @@ impl<'a> Explorer<'a> {
         self.count_found(recorded, &opened, state);
         // The model also knows what cannot be read.
         opened.model = history[state].clone();
+        if closes {
+            self.coverage.count("closed after recovery");
+            let options = self.plan.options(path.hash());
+            return guarded(&path, "closing after recovery", || verify::close(&sim, &options, opened));
+        }
         self.go_on(path, &sim, opened, then, before, past.written)
     }
 

@@ -140,7 +140,7 @@ impl Base {
         driver.close()?;
         let sim = Arc::new(SimStorage::from_image(sim.image()));
         verify::check_image(&sim, true)?;
-        let look = Look { fsck: false, scrub: false, structure: true };
+        let look = Look { structure: true, ..Look::default() };
         let found = verify::open(&Arc::new(SimStorage::from_image(sim.image())), &options, look)?;
         match found.model.hash() == model.hash() {
             true => Ok(Prepared { image: sim.image(), model }),

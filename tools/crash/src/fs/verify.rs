@@ -25,7 +25,7 @@ pub struct Opened {
 }
 
 /// How thoroughly a state is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// Checks the image with fsck as it was left, the log replayed in memory.
     pub fsck: bool,
@@ -33,6 +33,8 @@ pub struct Look {
     pub scrub: bool,
     /// Checks the tree, and the free space, after opening.
     pub structure: bool,
+    /// Opens it read-only before: not a byte is written, and the same is to be seen.
+    pub read_only: bool,
 }
 
 /// Checks an image, opens it, and reads everything in it.
@@ -43,10 +45,42 @@ pub fn open(sim: &Arc<SimStorage>, options: &Options, look: Look) -> Result<Open
     if look.fsck {
         check_image(sim, look.scrub)?;
     }
+    let before = if look.read_only { Some(read_only(sim, options)?) } else { None };
     let fs = Fs::open(sim.clone(), options).map_err(|e| format!("opening: {e}"))?;
     let model = read(&fs)?;
+    if let Some(before) = before.filter(|before| before.hash() != model.hash()) {
+        return Err(format!(
+            "opened read-only it is another state: {}",
+            before.differences(&model).join("; ")
+        ));
+    }
     let report = if look.structure { Some(check_structure(&fs, sim)?) } else { None };
     Ok(Opened { fs, model, report })
+}
+
+/// Reads everything in an image that is opened read-only.
+fn read_only(sim: &Arc<SimStorage>, options: &Options) -> Result<Model, String> {
+    let operations = sim.operations();
+    let options = Options { read_only: true, ..options.clone() };
+    let fs = Fs::open(sim.clone(), &options).map_err(|e| format!("opening read-only: {e}"))?;
+    let model = read(&fs).map_err(|e| format!("opened read-only: {e}"))?;
+    drop(fs);
+    if sim.operations() == operations { Ok(model) } else { Err("opened read-only, and written to".into()) }
+}
+
+/// Closes a filesystem in order, checks the image with fsck, and reads all of it again.
+///
+/// # Errors
+/// What is wrong.
+pub fn close(sim: &Arc<SimStorage>, options: &Options, opened: Opened) -> Result<(), String> {
+    opened.fs.close().map_err(|e| format!("closing: {e}"))?;
+    check_image(sim, true)?;
+    let look = Look { structure: true, ..Look::default() };
+    let again = open(sim, options, look)?;
+    match again.model.hash() == opened.model.hash() && again.fs.tree().recovery().clean {
+        true => Ok(()),
+        false => Err(format!("closed and opened: {}", again.model.differences(&opened.model).join("; "))),
+    }
 }
 
 /// Checks an image with fsck, which writes nothing.
