@@ -7,3 +7,4 @@ pub mod random;
 pub mod runner;
 pub mod shell;
 pub mod sys;
+pub mod writes;

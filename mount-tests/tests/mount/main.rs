@@ -4,14 +4,16 @@ mod crash;
 mod damage;
 mod data;
 mod directories;
+mod disks;
 mod files;
 mod lifecycle;
 mod programs;
+mod recorded;
 mod shell_tools;
 mod suites;
 
 fn main() {
-    let modules: [fn() -> Vec<btfs_mount_tests::runner::Case>; 9] = [
+    let modules: [fn() -> Vec<btfs_mount_tests::runner::Case>; 11] = [
         shell_tools::cases,
         data::cases,
         files::cases,
@@ -21,6 +23,8 @@ fn main() {
         suites::cases,
         crash::cases,
         damage::cases,
+        disks::cases,
+        recorded::cases,
     ];
     let cases: Vec<_> = modules.iter().flat_map(|cases| cases()).collect();
     std::process::exit(btfs_mount_tests::runner::main(&cases));

@@ -1,10 +1,13 @@
 //! Tests of the checker. Each is named after what a user would lose if it failed.
 
 mod clean;
+mod faults;
+mod flip_repairs;
 mod flips;
 mod pages;
 mod records;
 mod repair;
+mod snapshot;
 mod support;
 
 use super::*;
