@@ -484,7 +484,7 @@ impl Fs {
         if mode != RenameMode::Exchange {
             batch.delete(&entry_key(from_group, cookie));
             if self.tree.defects().has(Defect::RenameInTwoBatches) {
-                self.tree.apply(&batch)?;
+                self.tree.apply(batch)?;
             }
             dir_mut(&mut old_above)?.count -= 1;
             dir_mut(new_above.as_mut().unwrap_or(&mut old_above))?.count += 1;
