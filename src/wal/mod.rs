@@ -475,10 +475,27 @@ impl Log {
                 let expected = std::mem::replace(&mut state.expected, 0);
                 self.lead(&mut state);
                 state.expected = state.expected.max(expected);
+            } else if self.mark_end(&mut state) {
+                self.lead(&mut state);
             }
         }
         state.has_writer = false;
         self.serve(&mut state);
+    }
+
+    /// Appends a mark behind the last group if nobody has appended anything behind it: without one, damage to that group would be
+    /// taken for the log's end. A mark needs none itself.
+    fn mark_end(&self, state: &mut State) -> bool {
+        let durable = self.durable.load(Ordering::SeqCst);
+        let room = state.end + state.reserved + MARK_SIZE as u64 <= state.tail + self.place.size;
+        if durable <= state.marked + MARK_SIZE as u64 || !room {
+            return false;
+        }
+        state.marked = durable;
+        let mark = durable.to_be_bytes();
+        self.push(state, format::hash_body(&mark), &mark, Kind::Mark);
+        self.end.store(state.end, Ordering::SeqCst);
+        true
     }
 
     /// Ends the background writer.

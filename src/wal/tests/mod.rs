@@ -370,6 +370,29 @@ fn what_nobody_commits_is_durable_after_the_interval() {
 }
 
 #[test]
+fn damage_to_what_was_committed_last_is_found_when_the_log_has_been_idle() {
+    let storage = storage();
+    let log = log(&storage, 1, START);
+    std::thread::scope(|scope| {
+        scope.spawn(|| log.run_writer(Duration::from_millis(5)));
+        let end = append(&log, b"somebody's last work");
+        log.commit(end).unwrap();
+        let began = std::time::Instant::now();
+        while log.durable() <= end {
+            assert!(began.elapsed() < Duration::from_secs(20), "no mark follows");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let marked = log.end();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(log.end(), marked, "a mark is followed by others for ever");
+        log.stop();
+    });
+    scan_from(&*storage, START, 1, START).unwrap();
+    overwrite(&*storage, Lsn(START.0 + 30), &[0x55]);
+    scan_from(&*storage, START, 1, START).unwrap_err();
+}
+
+#[test]
 fn a_log_of_forged_headers_does_not_keep_the_opening_busy() {
     let storage = Arc::new(MemStorage::new(48 << 20));
     let place = Place { offset: 0, size: 40 << 20 };
