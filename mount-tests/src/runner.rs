@@ -198,6 +198,10 @@ fn start(case: &Case, base: PathBuf) -> Running<'_> {
     let log = File::create(base.join("log")).expect("a log");
     let pid = sys::fork(|| {
         sys::detach_into(&log);
+        if sys::is_root() {
+            // Programs that look at all mounts, like a stressor that syncs them, must not meet one that another case kills.
+            sys::private_mounts().expect("a mount namespace of the case's own");
+        }
         let mut mount = Mount::plan(&base, case.options, case.by_user);
         let fusermount = || Command::new("fusermount3").arg("-V").output().is_ok_and(|o| o.status.success());
         if case.by_user && Peer::chosen() == Peer::Btfs && !fusermount() {
