@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use clap::Parser;
 
-use super::{CliResult, Failure, log_to_stderr};
+use super::{CliResult, Failure, image, log_to_stderr};
 use crate::fsck::{self, Options, Progress, Repair, Stage};
-use crate::storage::{FileStorage, OpenMode};
+use crate::storage::OpenMode;
 
 /// Exit status for wrong arguments.
 pub const USAGE: u8 = 16;
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> CliResult {
         _ => Repair::No,
     };
     let mode = if repair == Repair::No { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let storage = FileStorage::open(&args.image, mode).map_err(|e| Failure::open(OPERATIONAL, &e))?;
+    let storage = image::open_released(&args.image, mode).map_err(|e| Failure::open(OPERATIONAL, &e))?;
     let terminal = std::io::stderr().is_terminal() && !args.json;
     let show = |progress: Progress| {
         // Nobody is told if the terminal has gone.

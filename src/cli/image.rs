@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 
@@ -66,6 +67,28 @@ fn superblock(image: &Path) -> Result<Superblock, Failure> {
         SuperblockError::Features(f) => format!("it needs features that this program lacks ({f:#x})"),
     };
     found.ok_or_else(|| Failure::new(status::SYSTEM, format_args!("{}: {reason}", image.display())))
+}
+
+/// How long to wait for a daemon that finishes after umount(8).
+const FINISHING: Duration = Duration::from_secs(15);
+
+/// Opens an image. umount(8) returns before the daemon has written everything: if a daemon has the image and no mount shows it, this
+/// waits until it has finished.
+pub fn open_released(image: &Path, mode: OpenMode) -> Result<FileStorage, OpenError> {
+    let begun = Instant::now();
+    let path = image.canonicalize().unwrap_or_else(|_| image.to_owned());
+    loop {
+        match FileStorage::open(image, mode) {
+            Err(OpenError::InUse { holder: Some(holder), .. })
+                if holder.name == "btfs"
+                    && begun.elapsed() < FINISHING
+                    && mounts::find_source(&path).is_none() =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Whether an image was closed in order.

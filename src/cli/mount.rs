@@ -199,7 +199,7 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
     })?;
     let dir = prepare_dir(dir)?;
     let mode = if options.flags.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let storage = FileStorage::open(&image, mode).map_err(|e| Failure::open(status::MOUNT, &e))?;
+    let storage = image::open_released(&image, mode).map_err(|e| Failure::open(status::MOUNT, &e))?;
     let parent = match background {
         Background::Yes => daemon::split()?,
         Background::No { .. } => Parent::none(),
