@@ -1,5 +1,4 @@
 //! The system calls that the standard library does not offer. All `unsafe` code of the tests is here.
-#![allow(clippy::missing_panics_doc)]
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;

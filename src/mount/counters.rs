@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// The kinds of requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each is named like the request of the kernel that it counts")]
 pub enum Request {
     Lookup,
     Forget,
