@@ -7,7 +7,6 @@ mod cleanup;
 mod driver;
 mod floor;
 mod options;
-mod random;
 mod report;
 mod rows;
 mod systems;

@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-use crate::random::{Permutation, Random, Zipf, mix};
+use btfs_bench_common::random::{Permutation, Random, Zipf, mix};
 
 pub const KEY_LEN: usize = 24;
 pub const VALUE_LEN: usize = 150;
@@ -106,7 +106,7 @@ impl DataSet {
         value[..8].copy_from_slice(&key[..8]);
         let mut random = Random::new(version ^ word(&key[8..16]));
         for chunk in value[8..].chunks_mut(8) {
-            chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
+            chunk.copy_from_slice(&random.draw().to_le_bytes()[..chunk.len()]);
         }
         value
     }

@@ -9,7 +9,6 @@ mod driver;
 mod engines;
 mod options;
 mod protocol;
-mod random;
 mod report;
 mod rows;
 mod worker;

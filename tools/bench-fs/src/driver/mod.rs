@@ -1,6 +1,5 @@
 //! Runs the rows: makes the systems of each group, lets them take turns, and collects what was measured.
 
-mod machine;
 mod results;
 mod watchdog;
 
@@ -34,7 +33,7 @@ pub fn run(options: &Options, plan: Plan) -> Result<Results> {
         image_size: plan.image_bytes,
     };
     let source = SourceTree::create(dir.path(), plan.tree_files).context("making the source tree")?;
-    let mut machine = machine::describe(dir.path());
+    let mut machine = btfs_bench_common::machine::describe("images", dir.path());
     let mount_options = if options.mount_options.is_empty() { "default" } else { &options.mount_options };
     machine.push(format!("btfs mounted with {mount_options} options"));
     machine.push(format!(

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::sys::{Dir, Name};
 use super::{Bench, Measurement, tree};
-use crate::random::Permutation;
+use btfs_bench_common::random::Permutation;
 
 const PREFIX: &str = "file-";
 /// What each file gets.
@@ -29,7 +29,7 @@ pub fn create(bench: &mut Bench<'_>) -> Result<Measurement> {
 pub fn stat_warm(bench: &mut Bench<'_>) -> Result<Measurement> {
     let (dir, files) = (Dir::open(&path(bench))?, bench.plan.dir_files);
     let order = Permutation::new(files, SEED);
-    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.stat(&Name::new(PREFIX, order.of(n))))?))
+    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.stat(&Name::new(PREFIX, order.forward(n))))?))
 }
 
 pub fn write(bench: &mut Bench<'_>) -> Result<Measurement> {
@@ -56,7 +56,7 @@ pub fn stat_cold(bench: &mut Bench<'_>) -> Result<Measurement> {
     bench.system.make_cold()?;
     let (dir, files) = (Dir::open(&path(bench))?, bench.plan.dir_files);
     let order = Permutation::new(files, SEED);
-    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.stat(&Name::new(PREFIX, order.of(n))))?))
+    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.stat(&Name::new(PREFIX, order.forward(n))))?))
 }
 
 pub fn tar_cold(bench: &mut Bench<'_>) -> Result<Measurement> {

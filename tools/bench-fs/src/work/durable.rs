@@ -8,7 +8,7 @@ use rusqlite::Connection;
 
 use super::sys::Dir;
 use super::{Bench, Measurement};
-use crate::random::Random;
+use btfs_bench_common::random::Random;
 
 const BLOCK: u64 = 4096;
 /// Small enough for the floor to keep.

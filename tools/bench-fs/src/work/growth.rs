@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::sys::{Dir, Name};
 use super::{Bench, Measurement};
-use crate::random::Permutation;
+use btfs_bench_common::random::Permutation;
 
 /// Files that are there.
 const OLD: &str = "old-";
@@ -53,7 +53,7 @@ fn stat(bench: &mut Bench<'_>, size: Size) -> Result<Measurement> {
     let dir = Dir::open(&size.path(bench))?;
     let order = Permutation::new(size.files(bench), 23);
     let files = bench.plan.growth_small;
-    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.stat(&Name::new(OLD, order.of(n))))?))
+    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.stat(&Name::new(OLD, order.forward(n))))?))
 }
 
 /// With names that the kernel knows.
@@ -61,8 +61,8 @@ fn unlink(bench: &mut Bench<'_>, size: Size) -> Result<Measurement> {
     let dir = Dir::open(&size.path(bench))?;
     let order = Permutation::new(size.files(bench), 23);
     let files = bench.plan.growth_small;
-    (0..files).try_for_each(|n| dir.stat(&Name::new(OLD, order.of(n))))?;
-    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.unlink(&Name::new(OLD, order.of(n))))?))
+    (0..files).try_for_each(|n| dir.stat(&Name::new(OLD, order.forward(n))))?;
+    bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.unlink(&Name::new(OLD, order.forward(n))))?))
 }
 
 pub fn create_small(bench: &mut Bench<'_>) -> Result<Measurement> {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 
 use super::{Bench, Measurement};
-use crate::random::{Permutation, Random};
+use btfs_bench_common::random::{Permutation, Random};
 
 const BUFFER: usize = 1 << 20;
 const BLOCK: u64 = 4096;
@@ -20,7 +20,7 @@ fn path(bench: &Bench<'_>) -> PathBuf {
 
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
-    (0..len / 8).flat_map(|_| random.next().to_le_bytes()).collect()
+    (0..len / 8).flat_map(|_| random.draw().to_le_bytes()).collect()
 }
 
 /// With the fsync at the end.
@@ -65,7 +65,7 @@ pub fn read_random_cold(bench: &mut Bench<'_>) -> Result<Measurement> {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
     let mut buffer = [0; BLOCK as usize];
     bench.measure(count, |_| {
-        Ok((0..count).try_for_each(|n| file.read_exact_at(&mut buffer, order.of(n) * BLOCK))?)
+        Ok((0..count).try_for_each(|n| file.read_exact_at(&mut buffer, order.forward(n) * BLOCK))?)
     })
 }
 
@@ -78,7 +78,7 @@ pub fn write_random(bench: &mut Bench<'_>) -> Result<Measurement> {
     let file = OpenOptions::new().write(true).open(path(bench))?;
     let data = noise(BLOCK as usize, 17);
     bench.measure(count, |_| {
-        (0..count).try_for_each(|n| file.write_all_at(&data, order.of(n) * BLOCK))?;
+        (0..count).try_for_each(|n| file.write_all_at(&data, order.forward(n) * BLOCK))?;
         Ok(file.sync_all()?)
     })
 }

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Measurement};
-use crate::random::Random;
 use crate::systems::run;
+use btfs_bench_common::random::Random;
 
 const FILES_PER_DIR: f64 = 12.5;
 const SIZE_MEDIAN: f64 = 4096.0;
@@ -67,7 +67,7 @@ fn text(random: &mut Random, size: usize) -> Vec<u8> {
     ];
     let mut text = Vec::with_capacity(size + 16);
     while text.len() < size {
-        let n = random.next();
+        let n = random.draw();
         text.extend_from_slice(WORDS[n as usize % WORDS.len()].as_bytes());
         if n >> 60 < 5 {
             text.extend_from_slice(format!("{:x}", (n >> 8) as u16).as_bytes());

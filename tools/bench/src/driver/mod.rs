@@ -3,7 +3,6 @@
 mod cgroup;
 mod child;
 mod cleanup;
-mod machine;
 mod results;
 
 use std::path::{Path, PathBuf};
@@ -30,7 +29,8 @@ pub fn run(options: &Options, plan: Plan) -> Result<Results> {
     cleanup::install()?;
     let dir = RunDir::create(&options.dir)?;
     let cgroups = plan.memory_limit.map(Cgroups::find).transpose()?;
-    let machine = machine::describe(dir.path());
+    let mut machine = btfs_bench_common::machine::describe("databases", dir.path());
+    machine.push(env!("ENGINE_VERSIONS").to_owned());
     let mut driver = Driver {
         dir: dir.path().to_owned(),
         cgroups,

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::{Outcome, Task, read, threads};
 use crate::data::{Lane, RECORD_LEN};
 use crate::engines::{Durability, Figures};
-use crate::random::{Random, mix};
+use btfs_bench_common::random::{Random, mix};
 
 const WRITERS: usize = 8;
 const BATCH: u64 = 10;

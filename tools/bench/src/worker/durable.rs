@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use super::{Outcome, Task, threads};
 use crate::data::{Lane, RECORD_LEN};
 use crate::engines::{CheckpointStyle, Durability, Figures};
-use crate::random::{Random, mix};
+use btfs_bench_common::random::{Random, mix};
 
 const WRITES: u64 = 4_000;
 const WRITERS: usize = 8;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::protocol::Measurement;
-use crate::random::{Random, mix};
+use btfs_bench_common::random::{Random, mix};
 
 pub const SETTINGS: &str = "pwritev2 with RWF_DSYNC, buffered, one write behind the other in a file of 64 MiB written and synced before";
 
@@ -25,7 +25,7 @@ impl Floor {
         let path = dir.join("floor");
         let mut file = File::create_new(&path)?;
         let mut random = Random::new(mix(1));
-        let chunk: Vec<u8> = std::iter::repeat_with(|| random.next() as u8).take(1 << 20).collect();
+        let chunk: Vec<u8> = std::iter::repeat_with(|| random.draw() as u8).take(1 << 20).collect();
         for _ in 0..FILE_LEN / chunk.len() as u64 {
             file.write_all(&chunk)?;
         }

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use super::{Outcome, Task, threads};
 use crate::data::{DataSet, Distribution, KEY_LEN, Lane, belongs, consume};
 use crate::engines::{Engine, Reader};
-use crate::random::{Random, mix};
+use btfs_bench_common::random::{Random, mix};
 
 /// Gets within one read transaction.
 pub const REFRESH_EVERY: usize = 1000;

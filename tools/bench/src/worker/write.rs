@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::{Outcome, Task};
 use crate::data::{Change, Lane, RECORD_LEN};
 use crate::engines::Durability;
-use crate::random::{Random, mix};
+use btfs_bench_common::random::{Random, mix};
 
 const BATCH: u64 = 1000;
 const OVERWRITES: u64 = 300_000;

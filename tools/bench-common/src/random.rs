@@ -12,11 +12,13 @@ pub fn mix(x: u64) -> u64 {
 pub struct Random(u64);
 
 impl Random {
+    /// The sequence of this seed.
     pub fn new(seed: u64) -> Self {
         Random(mix(seed))
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// The next number.
+    pub fn draw(&mut self) -> u64 {
         let result = mix(self.0);
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         result
@@ -24,12 +26,19 @@ impl Random {
 
     /// A number in `0..bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(bound)) >> 64) as u64
+    }
+
+    /// A log-normal number: its logarithm has the median's as mean, and this deviation.
+    pub fn log_normal(&mut self, median: f64, deviation: f64) -> f64 {
+        let radius = (-2.0 * (1.0 - self.fraction()).ln()).sqrt();
+        let normal = radius * (self.fraction() * std::f64::consts::TAU).cos();
+        median * (deviation * normal).exp()
     }
 
     /// A number in `[0, 1)`.
     fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -41,12 +50,14 @@ pub struct Permutation {
 }
 
 impl Permutation {
+    /// The order of `0..len` of this seed.
     pub fn new(len: u64, seed: u64) -> Self {
         let bits = 64 - len.saturating_sub(1).leading_zeros();
         let keys = [0, 1, 2, 3].map(|round| mix(seed ^ mix(round)));
         Permutation { len, half_bits: bits.div_ceil(2).max(1), keys }
     }
 
+    /// Where `x` goes.
     pub fn forward(&self, x: u64) -> u64 {
         self.walk(x, |mut left, mut right| {
             for key in self.keys {
@@ -56,6 +67,7 @@ impl Permutation {
         })
     }
 
+    /// What goes to `x`.
     pub fn backward(&self, x: u64) -> u64 {
         self.walk(x, |mut left, mut right| {
             for key in self.keys.into_iter().rev() {
@@ -92,6 +104,7 @@ pub struct Zipf {
 }
 
 impl Zipf {
+    /// The distribution over `0..n` with this skew.
     pub fn new(n: u64, theta: f64) -> Self {
         let zeta = |n: u64| (1..=n).map(|i| (i as f64).powf(-theta)).sum::<f64>();
         let zeta_n = zeta(n);
@@ -99,6 +112,7 @@ impl Zipf {
         Zipf { n: n as f64, theta, alpha: 1.0 / (1.0 - theta), zeta_n, eta }
     }
 
+    /// A rank.
     pub fn rank(&self, random: &mut Random) -> u64 {
         let u = random.fraction();
         let scaled = u * self.zeta_n;

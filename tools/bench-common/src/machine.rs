@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// The machine, the file system of the databases, and the versions of the engines; one fact a line.
-pub fn describe(dir: &Path) -> Vec<String> {
+/// The machine, and the filesystem in which `what` lies; one fact a line.
+pub fn describe(what: &str, dir: &Path) -> Vec<String> {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let processor = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".to_owned());
     let memory_kib = field("/proc/meminfo", "MemTotal")
@@ -13,8 +13,7 @@ pub fn describe(dir: &Path) -> Vec<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     vec![
         format!("{cores} cores, {processor}, {} GiB of memory, Linux {}", memory_kib >> 20, kernel.trim()),
-        format!("databases on {}", file_system(dir).unwrap_or_else(|| "an unknown file system".to_owned())),
-        env!("ENGINE_VERSIONS").to_owned(),
+        format!("{what} on {}", file_system(dir).unwrap_or_else(|| "an unknown file system".to_owned())),
     ]
 }
 

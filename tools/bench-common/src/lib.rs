@@ -1,0 +1,4 @@
+//! What the benchmarks share: random numbers, and a description of the machine.
+
+pub mod machine;
+pub mod random;
