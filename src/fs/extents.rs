@@ -57,6 +57,11 @@ impl Mapped {
         self.extent.run().map(|run| BlockNo(run.start.0 + (at - self.begin) / BLOCK))
     }
 
+    /// Whether this extent has that block at the byte at `at`.
+    fn has_at(&self, at: u64, block: Option<BlockNo>) -> bool {
+        self.begin <= at && at < self.end && self.block_at(at) == block
+    }
+
     /// The part of the extent between two multiples of the block size (or its own ends).
     pub fn part(&self, from: u64, to: u64) -> Option<Mapped> {
         let (from, to) = (from.max(self.begin), to.min(self.end));
@@ -126,10 +131,8 @@ impl Remap {
 /// Where the blocks of new extents come from.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'r> {
-    /// They are to be allocated.
+    /// These are to be allocated; what else the new extents use are the blocks of unwritten extents in the same place.
     Reserved(&'r [Run]),
-    /// They are those of the unwritten extent in the same place.
-    InPlace,
     /// They belong to other extents, too.
     Shared,
 }
@@ -348,7 +351,6 @@ impl Inner {
                     remap.batch.allocate(*run);
                 }
             }
-            Source::InPlace => {}
             Source::Shared => {
                 for run in new.iter().filter_map(|m| m.extent.run()) {
                     remap.gained += run.len as u64;
@@ -356,11 +358,13 @@ impl Inner {
                 }
             }
         }
-        if !matches!(source, Source::InPlace) {
-            for gone in old.iter().filter_map(|m| m.part(from, to)) {
-                if let Some(run) = gone.extent.run() {
-                    remap.lose(run, gone.is_shared());
-                }
+        for gone in old.iter().filter_map(|m| m.part(from, to)) {
+            let stays =
+                gone.is_unwritten() && new.iter().any(|m| m.has_at(gone.begin, gone.block_at(gone.begin)));
+            if let Some(run) = gone.extent.run()
+                && !stays
+            {
+                remap.lose(run, gone.is_shared());
             }
         }
         let before = old.iter().filter_map(|m| m.part(0, from));
