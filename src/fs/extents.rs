@@ -6,7 +6,7 @@
 //! - **E3** Every stored block that is read is verified against its CRC-32 before a byte of it is returned.
 //! - **E4** A block belongs to one extent, unless all extents that it belongs to say that it may be shared (`shared.rs`).
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use super::Inner;
 use super::error::{FsError, Result};
@@ -271,9 +271,10 @@ impl Inner {
 
     /// Reads whole blocks of several extents to their places in `out`. Where overwrites have moved some blocks elsewhere, what they
     /// left is read in one piece, together with the dead blocks in the gaps, which the moved ones then replace: one long read and
-    /// some short ones instead of many of both.
+    /// some short ones instead of many of both. The short ones are announced, so that the disk serves them side by side.
     fn read_parts(&self, ino: Ino, parts: &[Part<'_>], out: &mut [u8]) -> Result<()> {
         let mut done = vec![false; parts.len()];
+        let mut reads: Vec<(BlockNo, Range<usize>)> = Vec::new();
         for i in 0..parts.len() {
             if done[i] {
                 continue;
@@ -289,7 +290,13 @@ impl Inner {
                     end = parts[j].end();
                 }
             }
-            self.tree.read_blocks(parts[i].first, &mut out[parts[i].at..end])?;
+            reads.push((parts[i].first, parts[i].at..end));
+        }
+        for (first, range) in &reads[1..] {
+            self.tree.will_read_blocks(*first, (range.len() / BLOCK_SIZE) as u32);
+        }
+        for (first, range) in reads {
+            self.tree.read_blocks(first, &mut out[range])?;
         }
         parts.iter().try_for_each(|p| verify(ino, p.first, p.crcs, &out[p.at..p.end()]))
     }

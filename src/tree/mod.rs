@@ -262,6 +262,11 @@ impl Tree {
         self.pool.storage().read_at(start.offset(), data).map_err(|e| Error::io("reading data", e))
     }
 
+    /// Whole blocks will be read soon, so they may be fetched meanwhile.
+    pub fn will_read_blocks(&self, start: BlockNo, count: u32) {
+        self.pool.storage().will_read(start.offset(), count as u64 * BLOCK_SIZE as u64);
+    }
+
     fn check_blocks(&self, start: BlockNo, len: usize) -> Result<()> {
         let geometry = self.pool.geometry();
         let end = geometry.size / BLOCK_SIZE as u64;
