@@ -311,6 +311,7 @@ impl Pool {
             table: PageTable::new(count),
             free_frames: FreeFrames::all(count),
             ring: Mutex::new(VecDeque::new()),
+            prefetcher: Prefetcher::default(),
             hand: AtomicUsize::new(0),
             budget: AtomicUsize::new(0),
             dirty_max: count / 4 * 3,
