@@ -14,9 +14,11 @@ mod flush;
 pub mod frames;
 mod grow;
 mod order;
+mod readers;
 mod recovery;
 mod space;
 mod table;
+mod thread_slot;
 pub mod transaction;
 
 pub use epoch::{Alive, Counter, Epochs};
