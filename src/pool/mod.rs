@@ -15,9 +15,11 @@ pub mod frames;
 mod grow;
 mod order;
 mod prefetch;
+mod readers;
 mod recovery;
 mod space;
 mod table;
+mod thread_slot;
 pub mod transaction;
 
 pub use epoch::{Alive, Counter, Epochs};
