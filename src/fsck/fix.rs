@@ -9,6 +9,12 @@ use crate::fs::format::{Ino, Kind};
 pub(super) enum Fix {
     /// Write a superblock again from its twin.
     Superblock(usize),
+    /// Write both superblocks again from what was found out without them.
+    Superblocks,
+    /// Make the file so many bytes long.
+    Extend(u64),
+    /// Give all names the places that the superblock's hash seed says.
+    Rehash,
     /// Empty a doublewrite half.
     Doublewrite(usize),
     /// Write all bitmap pages again from what is in use.
@@ -88,6 +94,9 @@ impl fmt::Display for Fix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fix::Superblock(_) => write!(f, "write it again from the other one"),
+            Fix::Superblocks => write!(f, "write both again from what is left"),
+            Fix::Extend(len) => write!(f, "make the file {len} bytes long"),
+            Fix::Rehash => write!(f, "give all names new places"),
             Fix::Doublewrite(_) => write!(f, "empty the doublewrite half"),
             Fix::Bitmaps => write!(f, "write the bitmaps again from what is in use"),
             Fix::Tree => write!(f, "build the tree again from the leaves that are whole"),

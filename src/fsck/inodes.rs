@@ -13,7 +13,7 @@ use super::structure::{Gap, Structure};
 use super::{Progress, Result, Stage};
 use crate::fs::acl::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
 use crate::fs::format::*;
-use crate::page::{BLOCK_SIZE, Run};
+use crate::page::{BLOCK_SIZE, BlockNo, Run};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
@@ -391,7 +391,9 @@ impl Pass<'_> {
         self.report.xattrs += 1;
         let name = String::from_utf8_lossy(&xattr.name).into_owned();
         let delete = || vec![Fix::Delete(key.to_vec())];
-        if crate::fs::name_hash(&self.image.superblock.hash_seed, &xattr.name) != place >> 8 {
+        if !self.image.seed_lost
+            && crate::fs::name_hash(&self.image.superblock.hash_seed, &xattr.name) != place >> 8
+        {
             let what = format!("attribute {name:?} is not at the place of its name");
             self.findings.add(
                 Problem::XattrHash,
@@ -405,7 +407,8 @@ impl Pass<'_> {
         }
         let Some(run) = xattr.run() else { return };
         let XattrValue::Blocks { len, crc, .. } = xattr.value else { return };
-        if self.claim(ino, run, key, &format!("attribute {name:?}")) && self.scrub_xattrs {
+        let behind = self.image.short.is_some_and(|held| run.end().0 * BLOCK > held);
+        if self.claim(ino, run, key, &format!("attribute {name:?}")) && (self.scrub_xattrs || behind) {
             let mut value = vec![0; run.len as usize * BLOCK_SIZE];
             let read = self.image.read_blocks(run, &mut value);
             self.report.scrubbed_bytes += value.len() as u64;
@@ -501,12 +504,42 @@ impl Pass<'_> {
         }
         let Some(run) = extent.run() else { return };
         contents.blocks += run.len as u64;
+        self.behind_the_end(ino, begin, run, extent);
         if is_shared(extent) && self.image.is_valid_run(run) {
             self.shared.extent(run);
             self.report.data_bytes += run.len as u64 * BLOCK;
             return;
         }
         contents.broken |= !self.claim(ino, run, key, &format!("the extent of bytes {begin} to {end}"));
+    }
+}
+
+impl Pass<'_> {
+    /// Reports what of an extent lay behind the end of a file that is too short. Blocks that only hold zeros are as they were.
+    fn behind_the_end(&mut self, ino: Ino, begin: u64, run: Run, extent: &Extent) {
+        let (Some(held), Extent::Blocks { crcs, .. }) = (self.image.short, extent) else { return };
+        if run.end().0 * BLOCK <= held || !self.image.is_valid_run(run) {
+            return;
+        }
+        let mut block = [0; BLOCK_SIZE];
+        let mut lost: Option<(u64, u64)> = None;
+        for (i, crc) in crcs.iter().enumerate() {
+            let at = BlockNo(run.start.0 + i as u64);
+            let gone = at.offset() + BLOCK > held && {
+                let read = self.image.read_blocks(Run { start: at, len: 1 }, &mut block);
+                read.is_err() || crc32fast::hash(&block) != *crc
+            };
+            if gone {
+                let first = lost.map_or(i as u64, |(first, _)| first);
+                lost = Some((first, i as u64 + 1));
+            }
+        }
+        if let Some((from, to)) = lost {
+            let mut place = Place::range(ino.0, begin + from * BLOCK, begin + to * BLOCK);
+            place.blocks = Some(Run { start: BlockNo(run.start.0 + from), len: (to - from) as u32 });
+            let what = "contents lay behind the end of the file";
+            self.findings.add(Problem::Lost, place, what, vec![Fix::Accept]);
+        }
     }
 }
 

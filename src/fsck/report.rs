@@ -30,6 +30,12 @@ macro_rules! kinds {
 kinds! {
     /// One of the two superblocks cannot be used.
     Superblock = "superblock",
+    /// Neither superblock can be used.
+    SuperblocksLost = "superblocks-lost",
+    /// The file is shorter than the image.
+    FileShort = "file-short",
+    /// Names do not lie where the superblock's hash seed puts them.
+    HashSeed = "hash-seed",
     /// The two superblocks describe different images.
     SuperblockTwin = "superblock-twin",
     /// A repair was begun and not finished.

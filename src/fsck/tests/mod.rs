@@ -7,6 +7,7 @@ mod flips;
 mod pages;
 mod records;
 mod repair;
+mod salvage;
 mod snapshot;
 mod support;
 
