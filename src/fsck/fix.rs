@@ -61,6 +61,10 @@ pub(super) enum Fix {
     Adopt(u64),
     /// What is left stays as it is.
     Accept,
+    /// Blocks of an extent, by its key, counted from its first one, are given up: reading them is an error.
+    Lose(Vec<u8>, u32, u32),
+    /// What is not mapped of a range of a file is given up.
+    LoseRange(Ino, u64, u64),
     /// Give the blocks of an extent or attribute, by its key, new places of their own.
     Unshare(Vec<u8>),
     /// Do the same for all contents that lie in shared blocks and are not marked as shared.
@@ -120,6 +124,9 @@ impl fmt::Display for Fix {
             Fix::Reconnect(ino, _) => write!(f, "name it lost+found/#{}", ino.0),
             Fix::Adopt(group) => write!(f, "make the directory lost+found/#group-{group} of it"),
             Fix::Accept => write!(f, "what is left is kept"),
+            Fix::Lose(..) | Fix::LoseRange(..) => {
+                write!(f, "mark it as lost: reading it is an error until it is written again")
+            }
             Fix::Unshare(_) | Fix::Contested => {
                 write!(f, "copy it to blocks of its own if its checksum is right, else delete it")
             }

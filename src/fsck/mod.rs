@@ -125,7 +125,7 @@ pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report>
     let started = Instant::now();
     let mut report = match options.repair {
         Repair::No => {
-            let mut looked = look(&storage, options, &mut Known::default())?;
+            let mut looked = look(&storage, options, &Earlier::default())?;
             looked.report.left = looked.findings.total();
             looked.report.counts = looked.findings.counts.into_iter().collect();
             looked.report.problems = looked.findings.problems;
@@ -168,7 +168,7 @@ impl Looked {
 
 /// What a repair knows from the rounds before, for what is to be said of it.
 #[derive(Default)]
-struct Known {
+struct Earlier {
     /// Ranges of keys that it has had to give up.
     lost: Vec<Gap>,
     /// The bytes that the file had before it was made longer.
@@ -176,7 +176,7 @@ struct Known {
 }
 
 /// One check without repair.
-fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &mut Known) -> Result<Looked> {
+fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> Result<Looked> {
     let silent = |_: Progress| {};
     let progress = options.progress.unwrap_or(&silent);
     let (mut findings, mut report) = (Findings::default(), Report::default());
@@ -205,7 +205,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &mut Known) ->
         looked.complete = false;
         return Ok(looked);
     }
-    looked.walk(options, std::mem::take(&mut known.lost), progress)?;
+    looked.walk(options, known.lost.clone(), progress)?;
     // Everything would be said of a tree that is built again anyway. Without superblocks they come first, with the bitmaps.
     let first = looked.image.salvaged && looked.structure.sound && looked.image.log_whole;
     if options.repair == Repair::All && !looked.is_sound() && !first {
@@ -248,7 +248,8 @@ impl Looked {
             scrub::scrub(image, structure, findings, report, progress)?;
         }
         if let Some(inodes) = &found {
-            paths::name(image, structure, inodes, &mut findings.problems)?;
+            let places = findings.problems.iter_mut().map(|p| &mut p.place).chain(&mut report.lost);
+            paths::name(image, structure, inodes, places)?;
         }
         Ok(())
     }

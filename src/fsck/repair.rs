@@ -14,7 +14,7 @@ use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
 use super::structure::Gap;
 use super::switch::{self, Target};
-use super::{Known, Looked, Options, Progress, Repair, Result, look, replay_options};
+use super::{Earlier, Looked, Options, Progress, Repair, Result, look, replay_options};
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::Run;
@@ -52,17 +52,21 @@ struct History {
 pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Result<Report> {
     let mut history = History::default();
     let mut options = *options;
-    let mut known = Known::default();
+    let mut known = Earlier::default();
     for round in 0.. {
-        let mut looked = look(storage, &options, &mut known)?;
+        let mut looked = look(storage, &options, &known)?;
         history.note(&looked, options.scrub && looked.complete);
         let last = round + 1 == ROUNDS_MAX;
+        let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
         let done = if last { Done::Nothing } else { history.act(storage, &options, &mut looked)? };
         // After the first complete look all contents have been seen; a round that follows looks at everything else.
         options.scrub &= !looked.complete;
         options.force = true;
-        // Contents behind the old end are dealt with once, when their records can be.
-        let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged;
+        // What was lost is dealt with once, when records can be; not in a round that only makes a root directory, or has too much to do.
+        let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged && !unfinished;
+        if dealt_with {
+            known.lost.clear();
+        }
         known.short = looked.image.short.filter(|_| !dealt_with);
         match done {
             Done::Nothing => return Ok(history.finish(looked)),

@@ -4,6 +4,7 @@ mod clean;
 mod faults;
 mod flip_repairs;
 mod flips;
+mod lost;
 mod pages;
 mod records;
 mod repair;
