@@ -52,6 +52,11 @@ impl Mapped {
         matches!(&self.extent, Extent::Blocks { shared: true, .. })
     }
 
+    /// Given up by a repair.
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.extent, Extent::Lost { .. })
+    }
+
     /// The block that holds the byte at `at`, a multiple of the block size inside the extent.
     pub fn block_at(&self, at: u64) -> Option<BlockNo> {
         self.extent.run().map(|run| BlockNo(run.start.0 + (at - self.begin) / BLOCK))
@@ -77,6 +82,7 @@ impl Mapped {
                 let crcs = crcs.get(skip as usize..skip as usize + blocks).unwrap_or(&[]).to_vec();
                 Extent::Blocks { len, start: BlockNo(start.0 + skip), shared: *shared, crcs }
             }
+            Extent::Lost { .. } => Extent::Lost { len: to - from },
         };
         Some(Mapped::new(from, extent))
     }
@@ -261,6 +267,10 @@ impl Inner {
                 Extent::Blocks { .. } if is_read(from) => {}
                 Extent::Blocks { start, crcs, .. } => {
                     self.read_verified(ino, *start, crcs, from - mapped.begin, out, want)?;
+                }
+                Extent::Lost { .. } => {
+                    let reason = format_args!("its bytes {} to {} were lost", mapped.begin, mapped.end);
+                    return Err(FsError::damaged(ino, reason));
                 }
             }
             at = to;

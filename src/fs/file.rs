@@ -241,6 +241,15 @@ impl Inner {
         batch: &mut Batch,
     ) -> Result<Vec<Mapped>> {
         let (from, to) = piece.blocks();
+        // Lost contents need not be read where all of them are written again.
+        let replaced = |m: &Mapped| m.is_lost() && m.begin >= piece.offset && m.end <= piece.end();
+        let rest: Vec<Mapped>;
+        let old = if old.iter().any(replaced) {
+            rest = old.iter().filter(|m| !replaced(m)).cloned().collect();
+            &rest
+        } else {
+            old
+        };
         let whole = piece.offset == from && piece.end() == to;
         let aligned = piece.data.as_ptr().addr().is_multiple_of(BLOCK_SIZE);
         let mut write = |bytes: &[u8]| self.write_new(place, (from, to.min(size)), bytes, taken, batch);
@@ -447,6 +456,14 @@ impl Fs {
     }
 }
 
+impl Fs {
+    /// The rest of the contents at `at` that a repair has given up, if they are such: where they end.
+    pub(super) fn lost_until(&self, ino: Ino, at: u64) -> Result<Option<u64>> {
+        let found = self.extents_in(ino, at, at.saturating_add(1), 1)?;
+        Ok(found.first().filter(|m| m.is_lost()).map(|m| m.end))
+    }
+}
+
 impl Inner {
     /// Whole blocks of the range become holes, parts of blocks zeros.
     fn make_hole(
@@ -556,7 +573,7 @@ impl Place<'_> {
 /// Whether the file has blocks of its own for the whole range, so that to replace them gives as many back.
 fn is_allocated(old: &[Mapped], (from, to): (u64, u64)) -> bool {
     let mut at = from;
-    for m in old.iter().filter(|m| !m.is_inline() && !m.is_shared()) {
+    for m in old.iter().filter(|m| m.extent.run().is_some() && !m.is_shared()) {
         if m.begin <= at && m.block_end() > at {
             at = m.block_end();
         }
@@ -574,5 +591,6 @@ fn shortened(m: &Mapped, size: u64) -> Extent {
             let crcs = crcs.get(..blocks).unwrap_or(&[]).to_vec();
             Extent::Blocks { len, start: *start, shared: *shared, crcs }
         }
+        Extent::Lost { .. } => Extent::Lost { len: size - m.begin },
     }
 }
