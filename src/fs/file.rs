@@ -244,12 +244,11 @@ impl Inner {
         // Lost contents need not be read where all of them are written again.
         let replaced = |m: &Mapped| m.is_lost() && m.begin >= piece.offset && m.end <= piece.end();
         let rest: Vec<Mapped>;
-        let old = if old.iter().any(replaced) {
-            rest = old.iter().filter(|m| !replaced(m)).cloned().collect();
-            &rest
-        } else {
-            old
-        };
+        let mut place = place;
+        if place.old.iter().any(replaced) {
+            rest = place.old.iter().filter(|m| !replaced(m)).cloned().collect();
+            place.old = &rest;
+        }
         let whole = piece.offset == from && piece.end() == to;
         let aligned = piece.data.as_ptr().addr().is_multiple_of(BLOCK_SIZE);
         let mut write = |bytes: &[u8]| self.write_new(place, (from, to.min(size)), bytes, taken, batch);
