@@ -92,7 +92,7 @@ impl Image {
         }
         let mut image = Image {
             storage: below.clone(),
-            end: superblock.checkpoint.max(superblock.floor),
+            end: if superblock.clean { superblock.checkpoint } else { superblock.floor },
             superblock,
             replay: None,
             log_whole: true,
