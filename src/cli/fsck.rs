@@ -63,6 +63,7 @@ pub fn run(args: &Args) -> CliResult {
     let show = |progress: Progress| {
         // Nobody is told if the terminal has gone.
         let stage = match progress.stage {
+            Stage::Search => "searching",
             Stage::Tree => "tree",
             Stage::Inodes => "inodes",
             Stage::Names => "names",

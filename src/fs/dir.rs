@@ -238,10 +238,11 @@ impl Fs {
         let mut nodes: Vec<&Node> = entries.iter().map(|(_, node, _)| &**node).filter(unread).collect();
         nodes.sort_unstable_by_key(|node| node.ino);
         nodes.dedup_by_key(|node| node.ino);
+        let keys: Vec<_> = nodes.iter().map(|node| inode_key(node.ino)).collect();
+        self.tree.will_get(&keys)?;
         let mut cursor = self.tree.cursor();
         let mut before: Option<Ino> = None;
-        for node in nodes {
-            let key = inode_key(node.ino);
+        for (node, key) in nodes.into_iter().zip(keys) {
             // To a neighbour it is a few steps, elsewhere a descent.
             if before.is_none_or(|at| at.group() != node.ino.group() || node.ino.0 - at.0 > NEAR) {
                 cursor.seek(&key)?;

@@ -6,7 +6,7 @@
 //! - **E3** Every stored block that is read is verified against its CRC-32 before a byte of it is returned.
 //! - **E4** A block belongs to one extent, unless all extents that it belongs to say that it may be shared (`shared.rs`).
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use super::Inner;
 use super::error::{FsError, Result};
@@ -52,9 +52,19 @@ impl Mapped {
         matches!(&self.extent, Extent::Blocks { shared: true, .. })
     }
 
+    /// Given up by a repair.
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.extent, Extent::Lost { .. })
+    }
+
     /// The block that holds the byte at `at`, a multiple of the block size inside the extent.
     pub fn block_at(&self, at: u64) -> Option<BlockNo> {
         self.extent.run().map(|run| BlockNo(run.start.0 + (at - self.begin) / BLOCK))
+    }
+
+    /// Whether this extent has that block at the byte at `at`.
+    fn has_at(&self, at: u64, block: Option<BlockNo>) -> bool {
+        self.begin <= at && at < self.end && self.block_at(at) == block
     }
 
     /// The part of the extent between two multiples of the block size (or its own ends).
@@ -72,6 +82,7 @@ impl Mapped {
                 let crcs = crcs.get(skip as usize..skip as usize + blocks).unwrap_or(&[]).to_vec();
                 Extent::Blocks { len, start: BlockNo(start.0 + skip), shared: *shared, crcs }
             }
+            Extent::Lost { .. } => Extent::Lost { len: to - from },
         };
         Some(Mapped::new(from, extent))
     }
@@ -126,10 +137,8 @@ impl Remap {
 /// Where the blocks of new extents come from.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'r> {
-    /// They are to be allocated.
+    /// These are to be allocated; what else the new extents use are the blocks of unwritten extents in the same place.
     Reserved(&'r [Run]),
-    /// They are those of the unwritten extent in the same place.
-    InPlace,
     /// They belong to other extents, too.
     Shared,
 }
@@ -259,6 +268,10 @@ impl Inner {
                 Extent::Blocks { start, crcs, .. } => {
                     self.read_verified(ino, *start, crcs, from - mapped.begin, out, want)?;
                 }
+                Extent::Lost { .. } => {
+                    let reason = format_args!("its bytes {} to {} were lost", mapped.begin, mapped.end);
+                    return Err(FsError::damaged(ino, reason));
+                }
             }
             at = to;
         }
@@ -268,9 +281,10 @@ impl Inner {
 
     /// Reads whole blocks of several extents to their places in `out`. Where overwrites have moved some blocks elsewhere, what they
     /// left is read in one piece, together with the dead blocks in the gaps, which the moved ones then replace: one long read and
-    /// some short ones instead of many of both.
+    /// some short ones instead of many of both. The short ones are announced, so that the disk serves them side by side.
     fn read_parts(&self, ino: Ino, parts: &[Part<'_>], out: &mut [u8]) -> Result<()> {
         let mut done = vec![false; parts.len()];
+        let mut reads: Vec<(BlockNo, Range<usize>)> = Vec::new();
         for i in 0..parts.len() {
             if done[i] {
                 continue;
@@ -286,7 +300,13 @@ impl Inner {
                     end = parts[j].end();
                 }
             }
-            self.tree.read_blocks(parts[i].first, &mut out[parts[i].at..end])?;
+            reads.push((parts[i].first, parts[i].at..end));
+        }
+        for (first, range) in &reads[1..] {
+            self.tree.will_read_blocks(*first, (range.len() / BLOCK_SIZE) as u32);
+        }
+        for (first, range) in reads {
+            self.tree.read_blocks(first, &mut out[range])?;
         }
         parts.iter().try_for_each(|p| verify(ino, p.first, p.crcs, &out[p.at..p.end()]))
     }
@@ -348,7 +368,6 @@ impl Inner {
                     remap.batch.allocate(*run);
                 }
             }
-            Source::InPlace => {}
             Source::Shared => {
                 for run in new.iter().filter_map(|m| m.extent.run()) {
                     remap.gained += run.len as u64;
@@ -356,11 +375,13 @@ impl Inner {
                 }
             }
         }
-        if !matches!(source, Source::InPlace) {
-            for gone in old.iter().filter_map(|m| m.part(from, to)) {
-                if let Some(run) = gone.extent.run() {
-                    remap.lose(run, gone.is_shared());
-                }
+        for gone in old.iter().filter_map(|m| m.part(from, to)) {
+            let stays =
+                gone.is_unwritten() && new.iter().any(|m| m.has_at(gone.begin, gone.block_at(gone.begin)));
+            if let Some(run) = gone.extent.run()
+                && !stays
+            {
+                remap.lose(run, gone.is_shared());
             }
         }
         let before = old.iter().filter_map(|m| m.part(0, from));

@@ -8,7 +8,7 @@ use super::format::*;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, clear_suid};
 use crate::defects::Defect;
-use crate::page::{BLOCK_SIZE, BlockNo, Run};
+use crate::page::{BLOCK_SIZE, Run};
 use crate::storage::AlignedBuf;
 use crate::tree::Batch;
 
@@ -85,8 +85,8 @@ impl Fs {
         Ok(len)
     }
 
-    /// Writes. Clears suid and sgid unless the caller is privileged. After an error a part of a write that is longer than 1 MiB, or that fills
-    /// allocated space, may have been done.
+    /// Writes. Clears suid and sgid unless the caller is privileged. After an error a part of a write that is longer than 1 MiB, or
+    /// than 64 KiB in a full image, may have been done.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
@@ -149,8 +149,9 @@ impl Inner {
         Ok(())
     }
 
-    /// One atomic write of the piece or, at a border between what is allocated and what is not, of its first part. Returns how
-    /// many bytes. On entry and exit the inode is locked for changes.
+    /// One atomic write of the piece or, where the file is in very small pieces, of its first part. Returns how many bytes. What was
+    /// allocated and not written is written in place, so that it can be written also when the image is full. On entry and exit
+    /// the inode is locked for changes.
     fn write_piece(
         &self,
         node: &Node,
@@ -177,9 +178,7 @@ impl Inner {
             }
             _ => piece,
         };
-        let (piece, in_place) = unwritten_part(piece, &old);
-        let urgent = piece.urgent && in_place.is_none();
-        if urgent && !is_allocated(&old, piece.blocks()) {
+        if piece.urgent && !is_allocated(&old, piece.blocks()) {
             return Err(FsError::NoSpace);
         }
         let grown = (piece.end() > inode.size && piece.offset > 0).then_some(inode.blocks);
@@ -187,13 +186,12 @@ impl Inner {
         if self.tree.defects().has(Defect::SizeBeforeContents) {
             self.update(&mut Batch::new(), node, state, inode.clone())?;
         }
-        let place = Place { ino: node.ino, grown, in_place, urgent };
+        let place = Place { ino: node.ino, old: &old, grown, urgent: piece.urgent };
         let (mut taken, mut batch) = (Vec::new(), Batch::new());
         let written = self
-            .write_blocks_of(piece, place, &old, inode.size, &mut taken, &mut batch)
+            .write_blocks_of(piece, place, inode.size, &mut taken, &mut batch)
             .and_then(|new| {
-                let source = if in_place.is_some() { Source::InPlace } else { Source::Reserved(&taken) };
-                self.replace(node.ino, piece.blocks(), &old, new, source, batch)
+                self.replace(node.ino, piece.blocks(), &old, new, Source::Reserved(&taken), batch)
             })
             .and_then(|remap| self.apply_remap(remap, node, state, inode));
         match written {
@@ -237,13 +235,21 @@ impl Inner {
     fn write_blocks_of(
         &self,
         piece: Piece<'_>,
-        place: Place,
-        old: &[Mapped],
+        place: Place<'_>,
         size: u64,
         taken: &mut Vec<Run>,
         batch: &mut Batch,
     ) -> Result<Vec<Mapped>> {
         let (from, to) = piece.blocks();
+        // Lost contents need not be read where all of them are written again.
+        let replaced = |m: &Mapped| m.is_lost() && m.begin >= piece.offset && m.end <= piece.end();
+        let rest: Vec<Mapped>;
+        let old = if old.iter().any(replaced) {
+            rest = old.iter().filter(|m| !replaced(m)).cloned().collect();
+            &rest
+        } else {
+            old
+        };
         let whole = piece.offset == from && piece.end() == to;
         let aligned = piece.data.as_ptr().addr().is_multiple_of(BLOCK_SIZE);
         let mut write = |bytes: &[u8]| self.write_new(place, (from, to.min(size)), bytes, taken, batch);
@@ -252,11 +258,11 @@ impl Inner {
         }
         let assemble = |bytes: &mut [u8]| {
             if piece.offset > from {
-                self.read_mapped(place.ino, old, from, &mut bytes[..BLOCK_SIZE], BLOCK_SIZE)?;
+                self.read_mapped(place.ino, place.old, from, &mut bytes[..BLOCK_SIZE], BLOCK_SIZE)?;
             }
             if piece.end() < to && (to - from > BLOCK || piece.offset == from) {
                 let last = bytes.len() - BLOCK_SIZE;
-                self.read_mapped(place.ino, old, to - BLOCK, &mut bytes[last..], BLOCK_SIZE)?;
+                self.read_mapped(place.ino, place.old, to - BLOCK, &mut bytes[last..], BLOCK_SIZE)?;
             }
             let begin = (piece.offset - from) as usize;
             bytes[begin..begin + piece.data.len()].copy_from_slice(piece.data);
@@ -279,7 +285,7 @@ impl Inner {
     /// an unwritten extent (E2). `taken` gets the new ones, for the batch or to be given back; `batch` may get the contents as well.
     fn write_new(
         &self,
-        place: Place,
+        place: Place<'_>,
         (begin, end): (u64, u64),
         data: &[u8],
         taken: &mut Vec<Run>,
@@ -288,14 +294,16 @@ impl Inner {
         let mut extents = Vec::new();
         let mut done = 0;
         while done < data.len() {
-            let left = ((data.len() - done) / BLOCK_SIZE).min(EXTENT_BLOCKS_MAX as usize) as u32;
-            let run = match place.in_place {
-                Some(start) => Run { start: BlockNo(start.0 + (done / BLOCK_SIZE) as u64), len: left },
-                None => {
+            let from = begin + done as u64;
+            let left = begin + data.len() as u64 - from;
+            let run = match place.unwritten(from) {
+                Unwritten::Here(run) => Run { len: run.len.min((left / BLOCK) as u32), ..run },
+                Unwritten::Next(at) => {
+                    let want = (left.min(at - from) / BLOCK).min(EXTENT_BLOCKS_MAX as u64) as u32;
                     let run = if place.urgent {
-                        self.take_blocks_urgently(left)?
+                        self.take_blocks_urgently(want)?
                     } else {
-                        self.take_blocks(place.ino, place.grown, left)?
+                        self.take_blocks(place.ino, place.grown, want)?
                     };
                     taken.push(run);
                     run
@@ -303,7 +311,6 @@ impl Inner {
             };
             let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
             self.tree.write_blocks_logged(run.start, piece, batch)?;
-            let from = begin + done as u64;
             let len = (piece.len() as u64).min(end - from) as u32;
             let crcs = piece.chunks(BLOCK_SIZE).map(crc32fast::hash).collect();
             extents.push(Mapped::new(from, Extent::Blocks { len, start: run.start, shared: false, crcs }));
@@ -449,6 +456,14 @@ impl Fs {
     }
 }
 
+impl Fs {
+    /// The rest of the contents at `at` that a repair has given up, if they are such: where they end.
+    pub(super) fn lost_until(&self, ino: Ino, at: u64) -> Result<Option<u64>> {
+        let found = self.extents_in(ino, at, at.saturating_add(1), 1)?;
+        Ok(found.first().filter(|m| m.is_lost()).map(|m| m.end))
+    }
+}
+
 impl Inner {
     /// Whole blocks of the range become holes, parts of blocks zeros.
     fn make_hole(
@@ -522,32 +537,43 @@ impl Inner {
 
 /// How the blocks of a write are found.
 #[derive(Clone, Copy)]
-struct Place {
+struct Place<'o> {
     ino: Ino,
+    /// What the write replaces.
+    old: &'o [Mapped],
     /// The blocks that the file has, if this makes it grow.
     grown: Option<u64>,
-    /// The first block, if they are those of an unwritten extent.
-    in_place: Option<BlockNo>,
     /// From the image's reserve.
     urgent: bool,
 }
 
-/// The first part of a piece that lies in one unwritten extent, and that one's block; or the part before the first unwritten
-/// extent. What was allocated and not written is written in place, so that it can be written also when the image is full.
-fn unwritten_part<'d>(piece: Piece<'d>, old: &[Mapped]) -> (Piece<'d>, Option<BlockNo>) {
-    let (from, to) = piece.blocks();
-    let next = old.iter().find(|m| m.is_unwritten() && m.block_end() > from && m.begin < to);
-    match next {
-        None => (piece, None),
-        Some(m) if m.begin > from => (piece.first(m.begin - piece.offset), None),
-        Some(m) => (piece.first(m.block_end() - piece.offset), m.block_at(from)),
+/// Blocks of a file that are allocated and were never written.
+enum Unwritten {
+    /// These stand where it was asked for.
+    Here(Run),
+    /// The next ones begin at this byte of the file.
+    Next(u64),
+}
+
+impl Place<'_> {
+    /// The unwritten blocks at a byte of the file or behind it.
+    fn unwritten(&self, at: u64) -> Unwritten {
+        let Some(next) = self.old.iter().find(|m| m.is_unwritten() && m.block_end() > at) else {
+            return Unwritten::Next(u64::MAX);
+        };
+        match next.block_at(at) {
+            Some(start) if next.begin <= at => {
+                Unwritten::Here(Run { start, len: ((next.block_end() - at) / BLOCK) as u32 })
+            }
+            _ => Unwritten::Next(next.begin),
+        }
     }
 }
 
 /// Whether the file has blocks of its own for the whole range, so that to replace them gives as many back.
 fn is_allocated(old: &[Mapped], (from, to): (u64, u64)) -> bool {
     let mut at = from;
-    for m in old.iter().filter(|m| !m.is_inline() && !m.is_shared()) {
+    for m in old.iter().filter(|m| m.extent.run().is_some() && !m.is_shared()) {
         if m.begin <= at && m.block_end() > at {
             at = m.block_end();
         }
@@ -565,5 +591,6 @@ fn shortened(m: &Mapped, size: u64) -> Extent {
             let crcs = crcs.get(..blocks).unwrap_or(&[]).to_vec();
             Extent::Blocks { len, start: *start, shared: *shared, crcs }
         }
+        Extent::Lost { .. } => Extent::Lost { len: size - m.begin },
     }
 }

@@ -495,10 +495,16 @@ pub enum Extent {
         /// CRC-32 of each stored block. Empty: the blocks are allocated but not written, and read as zeros.
         crcs: Vec<u32>,
     },
+    /// Contents that a repair has had to give up: reading them is an error. Begins at a multiple of the block size.
+    Lost {
+        /// Length in bytes, at least 1.
+        len: u64,
+    },
 }
 
 const EXTENT_INLINE: u8 = 0;
 const EXTENT_BLOCKS: u8 = 1;
+const EXTENT_LOST: u8 = 2;
 const FLAG_UNWRITTEN: u8 = 1;
 const FLAG_SHARED: u8 = 2;
 /// Behind the length and the first block come 8 bytes for a birth LSN, written as zeros and not looked at.
@@ -512,13 +518,14 @@ impl Extent {
         match self {
             Extent::Inline(bytes) => bytes.len() as u64,
             Extent::Blocks { len, .. } => *len as u64,
+            Extent::Lost { len } => *len,
         }
     }
 
     /// The blocks it lies in.
     pub fn run(&self) -> Option<Run> {
         match self {
-            Extent::Inline(_) => None,
+            Extent::Inline(_) | Extent::Lost { .. } => None,
             Extent::Blocks { len, start, .. } => {
                 Some(Run { start: *start, len: len.div_ceil(BLOCK_SIZE as u32) })
             }
@@ -540,6 +547,9 @@ impl Extent {
                 for crc in crcs {
                     w.u32(*crc);
                 }
+            }
+            Extent::Lost { len } => {
+                w.bytes(&[EXTENT_LOST, 0, 0, 0]).u32(0).u64(*len);
             }
         }
         w.0
@@ -574,6 +584,12 @@ impl Extent {
                     && end <= FILE_SIZE_MAX
                     && start.0 < 1 << 50;
                 fits.then_some(Extent::Blocks { len, start, shared: b[1] == FLAG_SHARED, crcs })
+            }
+            EXTENT_LOST if b.len() == 16 && b[1..8] == [0; 7] => {
+                let len = get_u64(b, 8);
+                let begin = end.checked_sub(len)?;
+                let fits = len > 0 && begin.is_multiple_of(BLOCK_SIZE as u64) && end <= FILE_SIZE_MAX;
+                fits.then_some(Extent::Lost { len })
             }
             _ => None,
         }

@@ -81,7 +81,7 @@ impl Fs {
             }
             seen += 1;
             if let Some(ino) = inode_of_key(key)
-                && Inode::decode(ino, record).is_ok_and(|inode| inode.kind == Kind::File && inode.blocks > 0)
+                && Inode::decode(ino, record).is_ok_and(|inode| inode.kind == Kind::File && inode.size > 0)
             {
                 files.push(ino);
             }
@@ -97,7 +97,16 @@ impl Fs {
         while !progress.stop.load(Ordering::Relaxed) {
             // Holes cost nothing.
             match self.seek(ino, at, true) {
-                Ok(Some(data)) => at = data / PIECE as u64 * PIECE as u64,
+                Ok(Some(data)) => match self.lost_until(ino, data) {
+                    Ok(Some(end)) => {
+                        progress.damaged.fetch_add(1, Ordering::Relaxed);
+                        let path = self.path_of(ino);
+                        log::error!("scrub: {path} (inode {}): bytes {data} to {end} were lost", ino.0);
+                        at = end;
+                        continue;
+                    }
+                    _ => at = data / PIECE as u64 * PIECE as u64,
+                },
                 Ok(None) | Err(FsError::NotFound) => break,
                 Err(e) => {
                     progress.damaged.fetch_add(1, Ordering::Relaxed);

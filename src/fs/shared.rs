@@ -156,6 +156,10 @@ impl Inner {
             Some(last) if found.len() == SHARES_PER_BATCH => last.block_end().min(end),
             _ => end,
         };
+        if let Some(lost) = found.iter().find(|m| m.is_lost() && m.begin < until) {
+            let reason = format_args!("its bytes {} to {} were lost", lost.begin, lost.end);
+            return Err(FsError::damaged(from, reason));
+        }
         found.retain(|m| !m.is_unwritten());
         // First, in a batch of its own, the extents say that they may be shared: true in any case, and when the same file is
         // copied to, the second batch can change the same records.

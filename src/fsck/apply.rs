@@ -11,7 +11,7 @@ use super::shared::SharedRuns;
 use super::{Result, replay_options};
 use crate::fs::format::*;
 use crate::fs::name_hash;
-use crate::page::BLOCK_SIZE;
+use crate::page::{BLOCK_SIZE, BlockNo, Run};
 use crate::storage::Storage;
 use crate::tree::{Batch, Tree};
 
@@ -147,6 +147,8 @@ impl Apply<'_> {
             Fix::Reconnect(ino, links) => self.reconnect(*ino, *links)?,
             Fix::Adopt(group) => self.adopt(*group)?,
             Fix::Unshare(key) => self.unshare(key)?,
+            Fix::Lose(key, from, to) => self.lose(key, *from, *to)?,
+            Fix::LoseRange(ino, from, to) => self.lose_range(*ino, *from, *to)?,
             _ => {}
         }
         self.flush()
@@ -365,8 +367,69 @@ impl Apply<'_> {
         Ok(())
     }
 
+    /// Gives up blocks of an extent. Shared ones are freed when the counts are written again.
+    fn lose(&mut self, key: &[u8], from: u32, to: u32) -> Result<()> {
+        let Some(record) = self.tree.get(key)? else { return Ok(()) };
+        let Some(AnyKey::Extent(ino, end)) = AnyKey::parse(key) else { return Ok(()) };
+        let Ok(Extent::Blocks { len, start, shared, crcs }) = Extent::decode(ino, end, &record) else {
+            return Ok(());
+        };
+        if from >= to || to as usize > crcs.len() {
+            return Ok(());
+        }
+        let begin = end - len as u64;
+        let (lost, behind) =
+            (from as u64 * BLOCK_SIZE as u64, (to as u64 * BLOCK_SIZE as u64).min(len as u64));
+        self.batch.delete(key);
+        if from > 0 {
+            let crcs = crcs[..from as usize].to_vec();
+            let before = Extent::Blocks { len: lost as u32, start, shared, crcs };
+            self.batch.put(&extent_key(ino, begin + lost), &before.encode());
+        }
+        let hole = Extent::Lost { len: behind - lost };
+        self.batch.put(&extent_key(ino, begin + behind), &hole.encode());
+        if behind < len as u64 {
+            let crcs = crcs[to as usize..].to_vec();
+            let start = BlockNo(start.0 + to as u64);
+            let rest = Extent::Blocks { len: len - behind as u32, start, shared, crcs };
+            self.batch.put(key, &rest.encode());
+        }
+        if !shared {
+            self.batch.free(Run { start: BlockNo(start.0 + from as u64), len: to - from });
+        }
+        Ok(())
+    }
+
+    /// Gives up what is not mapped of a file between two bytes.
+    fn lose_range(&mut self, ino: Ino, from: u64, to: u64) -> Result<()> {
+        const BLOCK: u64 = BLOCK_SIZE as u64;
+        let Some(inode) = self.inode(ino)?.filter(|inode| inode.kind == Kind::File) else { return Ok(()) };
+        let until = to.next_multiple_of(BLOCK).min(inode.size);
+        let mut at = from / BLOCK * BLOCK;
+        let tree = self.tree;
+        let mut cursor = tree.cursor();
+        cursor.seek(&extent_key(ino, at + 1))?;
+        while at < until {
+            let next = if cursor.next()? { AnyKey::parse(cursor.key()) } else { None };
+            let (begin, end) = match next {
+                Some(AnyKey::Extent(owner, end)) if owner == ino => {
+                    let Ok(extent) = Extent::decode(ino, end, cursor.value()) else { return Ok(()) };
+                    (end.saturating_sub(extent.length()), end)
+                }
+                _ => (u64::MAX, u64::MAX),
+            };
+            let hole = begin.min(until);
+            if hole > at {
+                self.batch.put(&extent_key(ino, hole), &Extent::Lost { len: hole - at }.encode());
+            }
+            at = at.max(end.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX));
+            self.flush_if_full()?;
+        }
+        Ok(())
+    }
+
     /// Writes contents to new blocks, in one run; `None` if there is none.
-    fn copy(&mut self, bytes: &[u8]) -> Result<Option<crate::page::BlockNo>> {
+    fn copy(&mut self, bytes: &[u8]) -> Result<Option<BlockNo>> {
         let want = (bytes.len() / BLOCK_SIZE) as u32;
         let run = match self.tree.reserve_blocks(want) {
             Ok(run) if run.len == want => run,

@@ -53,6 +53,11 @@ impl Claims {
         self.groups.get(group as usize).and_then(|g| g.as_deref())
     }
 
+    /// One more than the last group with a claimed block, at least one.
+    pub fn groups(&self) -> u32 {
+        self.groups.iter().rposition(|g| g.is_some()).map_or(1, |last| last as u32 + 1)
+    }
+
     /// Whether none of a run's blocks is claimed.
     pub fn is_free(&self, run: Run) -> bool {
         let start = run.start.0 - self.first;

@@ -9,6 +9,12 @@ use crate::fs::format::{Ino, Kind};
 pub(super) enum Fix {
     /// Write a superblock again from its twin.
     Superblock(usize),
+    /// Write both superblocks again from what was found out without them.
+    Superblocks,
+    /// Make the file so many bytes long.
+    Extend(u64),
+    /// Give all names the places that the superblock's hash seed says.
+    Rehash,
     /// Empty a doublewrite half.
     Doublewrite(usize),
     /// Write all bitmap pages again from what is in use.
@@ -55,6 +61,10 @@ pub(super) enum Fix {
     Adopt(u64),
     /// What is left stays as it is.
     Accept,
+    /// Blocks of an extent, by its key, counted from its first one, are given up: reading them is an error.
+    Lose(Vec<u8>, u32, u32),
+    /// What is not mapped of a range of a file is given up.
+    LoseRange(Ino, u64, u64),
     /// Give the blocks of an extent or attribute, by its key, new places of their own.
     Unshare(Vec<u8>),
     /// Do the same for all contents that lie in shared blocks and are not marked as shared.
@@ -88,6 +98,9 @@ impl fmt::Display for Fix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fix::Superblock(_) => write!(f, "write it again from the other one"),
+            Fix::Superblocks => write!(f, "write both again from what is left"),
+            Fix::Extend(len) => write!(f, "make the file {len} bytes long"),
+            Fix::Rehash => write!(f, "give all names new places"),
             Fix::Doublewrite(_) => write!(f, "empty the doublewrite half"),
             Fix::Bitmaps => write!(f, "write the bitmaps again from what is in use"),
             Fix::Tree => write!(f, "build the tree again from the leaves that are whole"),
@@ -111,6 +124,9 @@ impl fmt::Display for Fix {
             Fix::Reconnect(ino, _) => write!(f, "name it lost+found/#{}", ino.0),
             Fix::Adopt(group) => write!(f, "make the directory lost+found/#group-{group} of it"),
             Fix::Accept => write!(f, "what is left is kept"),
+            Fix::Lose(..) | Fix::LoseRange(..) => {
+                write!(f, "mark it as lost: reading it is an error until it is written again")
+            }
             Fix::Unshare(_) | Fix::Contested => {
                 write!(f, "copy it to blocks of its own if its checksum is right, else delete it")
             }

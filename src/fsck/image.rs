@@ -3,9 +3,12 @@
 
 use std::sync::Arc;
 
+use super::blocks::Claims;
 use super::fix::Fix;
 use super::report::{Findings, Place, ProblemKind};
-use super::{FsckError, REPLAY_CACHE, Result, replay};
+use super::salvage::{self, Salvaged};
+use super::short::Extended;
+use super::{FsckError, Progress, REPLAY_CACHE, Result, replay};
 use crate::error::Error;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
@@ -30,6 +33,16 @@ pub(super) struct Image {
     pub needs_replay: bool,
     /// A repair was interrupted: the bitmaps are not to be believed.
     pub repair_unfinished: bool,
+    /// Bytes of the file, if it is shorter than the image.
+    pub short: Option<u64>,
+    /// There was no superblock.
+    pub salvaged: bool,
+    /// Hash seeds that may be the right one instead of the superblock's.
+    pub seeds: Vec<[u8; 16]>,
+    /// The superblock's seed is a new one, which names do not know.
+    pub seed_lost: bool,
+    /// Blocks of contents that replaying the log has changed. Only if it was not replayed as opening would replay it.
+    pub contents: Vec<Run>,
 }
 
 /// Why a page cannot be used.
@@ -40,7 +53,7 @@ pub(super) enum PageError {
     Beyond,
 }
 
-/// The two superblocks, as they are.
+/// The two superblocks, as they are. The image may be longer than the file.
 pub(super) fn read_superblocks(
     storage: &dyn Storage,
 ) -> Result<[std::result::Result<Superblock, SuperblockError>; 2]> {
@@ -52,11 +65,31 @@ pub(super) fn read_superblocks(
             continue;
         }
         *found = match storage.read_at(at, &mut bytes) {
-            Ok(()) => Superblock::decode(&bytes, len),
+            Ok(()) => Superblock::decode(&bytes, u64::MAX),
             Err(_) => Err(SuperblockError::Damaged("cannot be read")),
         };
     }
     Ok(both)
+}
+
+/// What is written to it stays in memory.
+fn overlay(below: &Arc<dyn Storage>) -> Result<OverlayStorage<Arc<dyn Storage>>> {
+    Ok(OverlayStorage::new(below.clone()).map_err(|e| Error::io("reading the image's size", e))?)
+}
+
+/// The storage in the length that the image says, and the one that it has, if that is less.
+fn whole_length(
+    below: &Arc<dyn Storage>,
+    superblock: &Superblock,
+    findings: &mut Findings,
+) -> Result<(Arc<dyn Storage>, Option<u64>)> {
+    let held = below.len().map_err(|e| Error::io("reading the image's size", e))?;
+    if held >= superblock.size {
+        return Ok((below.clone(), None));
+    }
+    let what = format!("the file has {held} bytes, the image {}: the rest is lost", superblock.size);
+    findings.add(ProblemKind::FileShort, Place::image(), what, vec![Fix::Extend(superblock.size)]);
+    Ok((Arc::new(Extended::new(below.clone(), held, superblock.size)), Some(held)))
 }
 
 /// The superblock that counts, whether or not a repair is under way.
@@ -68,14 +101,15 @@ impl Image {
     /// Reads superblocks, doublewrite area and log. Nothing is written to the storage.
     ///
     /// # Errors
-    /// Not an image, or one of a newer version; both superblocks damaged.
-    pub fn open(below: &Arc<dyn Storage>, findings: &mut Findings) -> Result<Image> {
+    /// Not an image, or one of a newer version.
+    pub fn open(
+        below: &Arc<dyn Storage>,
+        findings: &mut Findings,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Image> {
         let both = read_superblocks(&**below)?;
         let Some(superblock) = newest(&both) else {
-            return Err(FsckError::Engine(match crate::pool::read_superblock(&**below) {
-                Err(e) => e,
-                Ok(_) => Error::corrupt("both superblocks", "they read differently the second time"),
-            }));
+            return Image::salvage(below, &both, findings, progress);
         };
         if superblock.ro_compat != 0 {
             let features = superblock.ro_compat;
@@ -84,33 +118,83 @@ impl Image {
             ))));
         }
         check_superblocks(&both, findings)?;
-        check_doublewrite(&**below, &superblock, findings)?;
+        let (below, short) = whole_length(below, &superblock, findings)?;
+        check_doublewrite(&*below, &superblock, findings)?;
         let repair_unfinished = superblock.under_repair();
         if repair_unfinished {
             let what = "a repair was interrupted, and the image cannot be mounted until it is finished";
             findings.add(ProblemKind::RepairUnfinished, Place::image(), what, vec![Fix::Bitmaps]);
         }
-        let mut image = Image {
-            storage: below.clone(),
+        let mut image = Image::new(below.clone(), superblock);
+        (image.short, image.repair_unfinished) = (short, repair_unfinished);
+        if !image.superblock.clean && !repair_unfinished {
+            image.needs_replay = true;
+            image.replay_log(&below, findings)?;
+        }
+        Ok(image)
+    }
+
+    fn new(storage: Arc<dyn Storage>, superblock: Superblock) -> Image {
+        Image {
+            storage,
             end: if superblock.clean { superblock.checkpoint } else { superblock.floor },
             superblock,
             replay: None,
             log_whole: true,
             needs_replay: false,
-            repair_unfinished,
+            repair_unfinished: false,
+            short: None,
+            salvaged: false,
+            seeds: Vec::new(),
+            seed_lost: false,
+            contents: Vec::new(),
+        }
+    }
+
+    /// Reads an image without superblocks.
+    fn salvage(
+        below: &Arc<dyn Storage>,
+        both: &[std::result::Result<Superblock, SuperblockError>; 2],
+        findings: &mut Findings,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Image> {
+        let newer = |s: &std::result::Result<Superblock, SuperblockError>| {
+            matches!(s, Err(SuperblockError::Version(_) | SuperblockError::Features(_)))
         };
-        if !image.superblock.clean && !repair_unfinished {
-            image.needs_replay = true;
-            image.replay_log(below, findings)?;
+        let found = if both.iter().any(newer) { None } else { salvage::find(&**below, progress)? };
+        let Some(Salvaged { superblock, seeds, log }) = found else {
+            return Err(FsckError::Engine(match crate::pool::read_superblock(&**below) {
+                Err(e) => e,
+                Ok(_) => Error::corrupt("both superblocks", "they read differently the second time"),
+            }));
+        };
+        let what = format!(
+            "both superblocks are lost; pages of an image of {} bytes with an identity of {:016x} are there",
+            superblock.size,
+            superblock.image()
+        );
+        findings.add(ProblemKind::SuperblocksLost, Place::image(), what, vec![Fix::Superblocks]);
+        let (below, short) = whole_length(below, &superblock, findings)?;
+        check_doublewrite(&*below, &superblock, findings)?;
+        let mut image = Image::new(below.clone(), superblock);
+        (image.short, image.salvaged, image.seeds) = (short, true, seeds);
+        let storage: Arc<dyn Storage> = Arc::new(overlay(&below)?);
+        let mut before = image.superblock.clone();
+        before.checkpoint = log.pieces.first().map_or(log.end, |piece| piece.start);
+        let replayed = replay::replay_lost(&*storage, &before, &log)?;
+        if log.torn && replayed.changed {
+            let what = "records of the log are missing that were durable";
+            findings.add(ProblemKind::Log, Place::image(), what, vec![Fix::Tree]);
+        }
+        if replayed.changed {
+            (image.storage, image.log_whole, image.contents) = (storage, false, replayed.contents);
         }
         Ok(image)
     }
 
     /// Replays the log in memory: as opening the image would, or, if that refuses, as far as it goes.
     fn replay_log(&mut self, below: &Arc<dyn Storage>, findings: &mut Findings) -> Result<()> {
-        let overlay =
-            || OverlayStorage::new(below.clone()).map_err(|e| Error::io("reading the image's size", e));
-        let storage: Arc<dyn Storage> = Arc::new(overlay()?);
+        let storage: Arc<dyn Storage> = Arc::new(overlay(below)?);
         let options = PoolOptions { cache_size: REPLAY_CACHE, background: false, ..PoolOptions::default() };
         match Pool::open(storage.clone(), &options) {
             Ok((pool, report)) => {
@@ -122,12 +206,13 @@ impl Image {
             }
             Err(error) if error.is_corrupt() => {
                 findings.add(ProblemKind::Log, Place::image(), &error, vec![Fix::Tree]);
-                let storage: Arc<dyn Storage> = Arc::new(overlay()?);
+                let storage: Arc<dyn Storage> = Arc::new(overlay(below)?);
                 let replayed = replay::replay(&*storage, &self.superblock)?;
                 self.superblock.groups = replayed.groups;
                 self.end = replayed.end;
                 self.storage = storage;
                 self.log_whole = false;
+                self.contents = replayed.contents;
             }
             Err(error) => return Err(error.into()),
         }
@@ -169,6 +254,11 @@ impl Image {
         group < self.superblock.groups as u64
             && within >= BLOCKS_PER_PAGE as u64
             && within + run.len as u64 <= self.superblock.group_blocks(group as u32) as u64
+    }
+
+    /// Groups that need a bitmap page if these blocks are in use.
+    pub fn groups_of(&self, claims: &Claims) -> u32 {
+        if self.salvaged { claims.groups() } else { self.superblock.groups }
     }
 
     /// The first block of group 0.

@@ -13,7 +13,7 @@ use super::structure::{Gap, Structure};
 use super::{Progress, Result, Stage};
 use crate::fs::acl::{ACL_ACCESS, ACL_DEFAULT, Acl, CAPABILITY};
 use crate::fs::format::*;
-use crate::page::{BLOCK_SIZE, Run};
+use crate::page::{BLOCK_SIZE, BlockNo, Run};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
@@ -126,6 +126,10 @@ struct Contents {
     /// The end of the last extent's blocks, and of the last written byte.
     block_end: u64,
     written_end: u64,
+    /// Blocks that extents cover.
+    mapped: u64,
+    /// One of them begins at byte 0.
+    from_start: bool,
     /// Bytes of pieces of a link's target.
     target: u64,
     extents: u64,
@@ -313,24 +317,36 @@ impl Pass<'_> {
         }
     }
 
-    /// Where leaves are missing, contents may be: what is not there reads as zeros.
+    /// Where leaves are missing, contents may be. What is not there must not pass for a hole, which reads as zeros.
     fn lost_ranges(&mut self, ino: Ino, inode: &Inode, contents: &Contents, blocks: u64) {
-        // All blocks are there, and short contents too: whatever is missing is a hole.
-        let short = inode.size <= INLINE_MAX as u64 && contents.extents == 0;
-        if self.structure.gaps.is_empty() || blocks >= inode.blocks && !short {
+        // If all blocks are there, only contents that lay in the tree itself can be missing.
+        let missing = blocks < inode.blocks;
+        if !missing && contents.from_start {
             return;
         }
-        let (first, last) = (extent_key(ino, 0), extent_key(ino, u64::MAX));
+        let what = "contents may be lost where there are holes now";
+        if self.structure.gaps.is_empty() {
+            // An earlier run, which was cut off, may have known where.
+            if missing && contents.mapped < inode.size.div_ceil(BLOCK) {
+                let fixes = vec![Fix::LoseRange(ino, 0, inode.size)];
+                self.findings.add(Problem::Lost, Place::range(ino.0, 0, inode.size), what, fixes);
+            }
+            return;
+        }
+        let last = if missing { u64::MAX } else { INLINE_MAX as u64 };
+        let (first, last) = (extent_key(ino, 0), extent_key(ino, last));
         for gap in &self.structure.gaps {
             if *gap.low > *last || gap.high.as_ref().is_some_and(|high| **high <= *first) {
                 continue;
             }
-            let (from, to) = range_of(gap, ino, inode.size);
+            let (from, to) = match missing {
+                true => range_of(gap, ino, inode.size),
+                false => (0, inode.size.min(INLINE_MAX as u64)),
+            };
             if from < to {
                 self.found.lost = true;
                 let place = Place::range(ino.0, from, to);
-                let what = "contents may be lost, and read as zeros where they are";
-                self.findings.add(Problem::Lost, place, what, vec![Fix::Accept]);
+                self.findings.add(Problem::Lost, place, what, vec![Fix::LoseRange(ino, from, to)]);
             }
         }
     }
@@ -392,7 +408,9 @@ impl Pass<'_> {
         self.report.xattrs += 1;
         let name = String::from_utf8_lossy(&xattr.name).into_owned();
         let delete = || vec![Fix::Delete(key.to_vec())];
-        if crate::fs::name_hash(&self.image.superblock.hash_seed, &xattr.name) != place >> 8 {
+        if !self.image.seed_lost
+            && crate::fs::name_hash(&self.image.superblock.hash_seed, &xattr.name) != place >> 8
+        {
             let what = format!("attribute {name:?} is not at the place of its name");
             self.findings.add(
                 Problem::XattrHash,
@@ -406,7 +424,8 @@ impl Pass<'_> {
         }
         let Some(run) = xattr.run() else { return };
         let XattrValue::Blocks { len, crc, .. } = xattr.value else { return };
-        if self.claim(ino, run, key, &format!("attribute {name:?}")) && self.scrub_xattrs {
+        let behind = self.image.short.is_some_and(|held| run.end().0 * BLOCK > held);
+        if self.claim(ino, run, key, &format!("attribute {name:?}")) && (self.scrub_xattrs || behind) {
             let mut value = vec![0; run.len as usize * BLOCK_SIZE];
             let read = self.image.read_blocks(run, &mut value);
             self.report.scrubbed_bytes += value.len() as u64;
@@ -518,18 +537,54 @@ impl Pass<'_> {
             let what = "an extent begins before the one in front of it ends";
             self.findings.add(Problem::Extent, place, what, vec![Fix::Delete(key.to_vec())]);
         }
+        contents.from_start |= begin == 0;
+        contents.mapped = contents.mapped.saturating_add((end - begin).div_ceil(BLOCK));
         contents.block_end = contents.block_end.max(end.next_multiple_of(BLOCK));
         if is_written(extent) {
             contents.written_end = contents.written_end.max(end);
         }
+        if let Extent::Lost { len } = extent {
+            self.report.note_lost(Place::range(ino.0, begin, end), *len);
+        }
         let Some(run) = extent.run() else { return };
         contents.blocks += run.len as u64;
+        self.behind_the_end(ino, begin, key, run, extent);
         if is_shared(extent) && self.image.is_valid_run(run) {
             self.shared.extent(run);
             self.report.data_bytes += run.len as u64 * BLOCK;
             return;
         }
         contents.broken |= !self.claim(ino, run, key, &format!("the extent of bytes {begin} to {end}"));
+    }
+}
+
+impl Pass<'_> {
+    /// Reports what of an extent lay behind the end of a file that is too short. Blocks that only hold zeros are as they were.
+    fn behind_the_end(&mut self, ino: Ino, begin: u64, key: &[u8], run: Run, extent: &Extent) {
+        let (Some(held), Extent::Blocks { crcs, .. }) = (self.image.short, extent) else { return };
+        if run.end().0 * BLOCK <= held || !self.image.is_valid_run(run) {
+            return;
+        }
+        let mut block = [0; BLOCK_SIZE];
+        let mut lost: Option<(u64, u64)> = None;
+        for (i, crc) in crcs.iter().enumerate() {
+            let at = BlockNo(run.start.0 + i as u64);
+            let gone = at.offset() + BLOCK > held && {
+                let read = self.image.read_blocks(Run { start: at, len: 1 }, &mut block);
+                read.is_err() || crc32fast::hash(&block) != *crc
+            };
+            if gone {
+                let first = lost.map_or(i as u64, |(first, _)| first);
+                lost = Some((first, i as u64 + 1));
+            }
+        }
+        if let Some((from, to)) = lost {
+            let mut place = Place::range(ino.0, begin + from * BLOCK, begin + to * BLOCK);
+            place.blocks = Some(Run { start: BlockNo(run.start.0 + from), len: (to - from) as u32 });
+            let what = "contents lay behind the end of the file";
+            let fixes = vec![Fix::Lose(key.to_vec(), from as u32, to as u32)];
+            self.findings.add(Problem::Lost, place, what, fixes);
+        }
     }
 }
 

@@ -21,15 +21,20 @@ mod blocks;
 mod fix;
 mod image;
 mod inodes;
+mod lostlog;
 mod names;
 mod paths;
 mod rebuild;
 mod records;
+mod rehash;
 mod repair;
 mod replay;
 mod report;
+mod salvage;
 mod scrub;
+mod seed;
 mod shared;
+mod short;
 mod structure;
 mod switch;
 
@@ -50,7 +55,7 @@ pub type Result<T> = std::result::Result<T, FsckError>;
 /// Why an image could not be checked. fsck(8) calls this an operational error: exit status 8.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FsckError {
-    /// It is not an image, or one of a newer version; both superblocks are damaged; reading or writing failed.
+    /// It is not an image and nothing of one is left, or it is one of a newer version; reading or writing failed.
     #[error("{0}")]
     Engine(#[from] crate::Error),
     /// What was read before reads differently now.
@@ -73,6 +78,8 @@ pub enum Repair {
 /// What a check is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
+    /// Searching for an image whose superblocks are lost, in bytes.
+    Search,
     /// Pages of the tree.
     Tree,
     /// Inodes.
@@ -118,7 +125,7 @@ pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report>
     let started = Instant::now();
     let mut report = match options.repair {
         Repair::No => {
-            let mut looked = look(&storage, options, Vec::new())?;
+            let mut looked = look(&storage, options, &Earlier::default())?;
             looked.report.left = looked.findings.total();
             looked.report.counts = looked.findings.counts.into_iter().collect();
             looked.report.problems = looked.findings.problems;
@@ -155,16 +162,27 @@ struct Looked {
 impl Looked {
     /// Everything that the tree holds is known.
     fn is_sound(&self) -> bool {
-        self.structure.sound && self.image.log_whole
+        self.structure.sound && self.image.log_whole && !self.image.seed_lost
     }
 }
 
-/// One check without repair. `lost`: ranges of keys that the repair has had to give up, for what is to be said of them.
-fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, lost: Vec<Gap>) -> Result<Looked> {
+/// What a repair knows from the rounds before, for what is to be said of it.
+#[derive(Default)]
+struct Earlier {
+    /// Ranges of keys that it has had to give up.
+    lost: Vec<Gap>,
+    /// The bytes that the file had before it was made longer.
+    short: Option<u64>,
+}
+
+/// One check without repair.
+fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> Result<Looked> {
     let silent = |_: Progress| {};
     let progress = options.progress.unwrap_or(&silent);
     let (mut findings, mut report) = (Findings::default(), Report::default());
-    let image = Image::open(storage, &mut findings)?;
+    let mut image = Image::open(storage, &mut findings, progress)?;
+    let extend = image.short.is_some() && options.repair == Repair::All;
+    image.short = image.short.or(known.short);
     report.replay = image.replay.clone();
     let at_boot = options.repair == Repair::Safe && !options.force;
     let mut looked = Looked {
@@ -182,9 +200,15 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, lost: Vec<Gap>) -> Re
         looked.structure.sound = true;
         return Ok(looked);
     }
-    looked.walk(options, lost, progress);
-    // Everything would be said of a tree that is built again anyway.
-    if options.repair == Repair::All && !looked.is_sound() {
+    // The rest is looked at when the file is as long as it should be.
+    if extend {
+        looked.complete = false;
+        return Ok(looked);
+    }
+    looked.walk(options, known.lost.clone(), progress)?;
+    // Everything would be said of a tree that is built again anyway. Without superblocks they come first, with the bitmaps.
+    let first = looked.image.salvaged && looked.structure.sound && looked.image.log_whole;
+    if options.repair == Repair::All && !looked.is_sound() && !first {
         looked.complete = false;
         return Ok(looked);
     }
@@ -193,19 +217,21 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, lost: Vec<Gap>) -> Re
 }
 
 impl Looked {
-    fn walk(&mut self, options: &Options<'_>, lost: Vec<Gap>, progress: &dyn Fn(Progress)) {
+    fn walk(&mut self, options: &Options<'_>, lost: Vec<Gap>, progress: &dyn Fn(Progress)) -> Result<()> {
         let Looked { image, claims, findings, report, .. } = self;
         self.structure = structure::walk(image, claims, findings, report, progress);
+        seed::choose(image, &self.structure, findings)?;
         for gap in &lost {
             let what = format!("{gap} are lost");
             findings.add(ProblemKind::KeysLost, Place::image(), what, vec![fix::Fix::Accept]);
         }
         self.structure.gaps.extend(lost);
         self.pages = (options.repair != Repair::No).then(|| claims.clone());
+        Ok(())
     }
 
     fn records(&mut self, options: &Options<'_>, progress: &dyn Fn(Progress)) -> Result<()> {
-        let sound = self.is_sound();
+        let sound = self.structure.sound && self.image.log_whole;
         let Looked { image, structure, findings, report, claims, shared, .. } = self;
         let mut found = None;
         if structure.leaves.len() > 0 {
@@ -215,14 +241,15 @@ impl Looked {
             found = Some(inodes);
         }
         shared.check(image, claims, findings);
-        if !image.repair_unfinished {
+        if !image.repair_unfinished && !image.salvaged {
             blocks::check_bitmaps(image, claims, sound, findings);
         }
         if options.scrub {
             scrub::scrub(image, structure, findings, report, progress)?;
         }
         if let Some(inodes) = &found {
-            paths::name(image, structure, inodes, &mut findings.problems)?;
+            let places = findings.problems.iter_mut().map(|p| &mut p.place).chain(&mut report.lost);
+            paths::name(image, structure, inodes, places)?;
         }
         Ok(())
     }

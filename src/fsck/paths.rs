@@ -6,22 +6,23 @@ use super::Result;
 use super::image::Image;
 use super::inodes::Inodes;
 use super::records::Records;
-use super::report::Problem;
+use super::report::Place;
 use super::structure::Structure;
 use crate::fs::format::*;
 
 /// Directories on the way to the root, at the most.
 const DEPTH_MAX: usize = 1000;
 
-/// Fills in the paths of the problems' inodes, as far as they have any. Two passes over the names.
-pub(super) fn name(
+/// Fills in the paths of the places' inodes, as far as they have any. Two passes over the names.
+pub(super) fn name<'p>(
     image: &Image,
     structure: &Structure,
     inodes: &Inodes,
-    problems: &mut [Problem],
+    places: impl Iterator<Item = &'p mut Place>,
 ) -> Result<()> {
+    let places: Vec<&mut Place> = places.collect();
     let mut wanted: BTreeMap<u64, Option<(u64, Vec<u8>)>> =
-        problems.iter().filter_map(|p| p.place.ino).map(|ino| (ino, None)).collect();
+        places.iter().filter_map(|p| p.ino).map(|ino| (ino, None)).collect();
     if wanted.is_empty() {
         return Ok(());
     }
@@ -43,8 +44,8 @@ pub(super) fn name(
         find(image, structure, inodes, &mut above)?;
     }
     wanted.append(&mut above);
-    for problem in problems {
-        problem.place.path = problem.place.ino.and_then(|ino| path(&wanted, ino));
+    for place in places {
+        place.path = place.ino.and_then(|ino| path(&wanted, ino));
     }
     Ok(())
 }

@@ -3,11 +3,15 @@
 //! All leaves that the walk has reached count. Where some are missing, the image is searched for others: pages that are marked as in
 //! use, belong to this image, and are reached from nowhere; where several cover the same keys, the newest counts. The new tree is
 //! written to space that is free by the bitmaps *and* by what is in use, so nothing that a later run might still want is overwritten.
+//!
+//! If the hash seed is a new one, names get new places on the way (`rehash`). That is done only to a tree that is whole: of one with
+//! missing leaves an interrupted run might leave pages with new places, which would be found beside the old ones.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::blocks::Claims;
 use super::image::Image;
+use super::rehash::Rehash;
 use super::structure::{Gap, Structure};
 use super::switch::{self, Target, failed};
 use super::{FsckError, Progress, Result, Stage};
@@ -16,29 +20,37 @@ use crate::fs::format::*;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::node::{Node, NodeBuilder, NodeSpec, separator};
-use crate::page::{BLOCK_SIZE, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
+use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::storage::Storage;
 
 /// Free bytes left in a page.
 const SLACK: usize = PAGE_SIZE / 16;
 
 /// A leaf, or the part of one, that goes into the new tree: its keys from `low` on and below `high`.
-struct Source {
-    id: PageId,
-    low: Vec<u8>,
-    high: Option<Vec<u8>>,
+pub(super) struct Source {
+    pub id: PageId,
+    pub low: Vec<u8>,
+    pub high: Option<Vec<u8>>,
+}
+
+/// What the new tree is made of.
+pub(super) struct From<'a> {
+    pub image: &'a Image,
+    pub structure: &'a Structure,
+    /// The pages of the old tree, if all of them are known.
+    pub pages: Option<&'a Claims>,
 }
 
 /// Builds a new tree and makes it the image's. Returns the ranges of keys that are lost.
 pub(super) fn rebuild(
     storage: &dyn Storage,
-    image: &Image,
-    structure: &Structure,
+    from: &From<'_>,
     progress: &dyn Fn(Progress),
 ) -> Result<Vec<Gap>> {
+    let (image, structure) = (from.image, from.structure);
     let maps = Maps { image, believed: !image.repair_unfinished };
     let (sources, lost) = sources(image, structure, &maps, progress)?;
-    let mut claims = Claims::new(image);
+    let mut claims = from.pages.cloned().unwrap_or_else(|| Claims::new(image));
     for source in &sources {
         claims.claim(source.id.run());
     }
@@ -58,8 +70,16 @@ pub(super) fn rebuild(
         levels: Vec::new(),
         end,
     };
-    each_record(image, &sources, |key, value| build.add(0, key, value))?;
+    // Without superblocks these come first, and names when they are there.
+    let unfinished = image.seed_lost && image.salvaged;
+    if image.seed_lost && !unfinished {
+        let mut rehash = Rehash::new(image, &sources);
+        rehash.run(|key, value| build.add(0, key, value))?;
+    } else {
+        each_record(image, &sources, |key, value| build.add(0, key, value))?;
+    }
     let root = build.finish()?;
+    write_contents(storage, image)?;
     storage.sync().map_err(failed)?;
     let (pages, groups) = (build.pages, build.groups);
     let mut used = pages.clone();
@@ -69,8 +89,26 @@ pub(super) fn rebuild(
         }
         Ok(())
     })?;
+    let groups = if image.salvaged { used.groups() } else { groups };
     switch::switch(storage, image, &Target { root, end, groups, claims: &used, pages: &pages })?;
     Ok(lost)
+}
+
+/// Contents that the log holds are written home, as recovery would write them.
+fn write_contents(storage: &dyn Storage, image: &Image) -> Result<()> {
+    let mut bytes = vec![0; CHUNK_SIZE];
+    for run in &image.contents {
+        let mut at = 0;
+        while at < run.len {
+            let n = (run.len - at).min(BLOCKS_PER_CHUNK);
+            let piece = Run { start: BlockNo(run.start.0 + at as u64), len: n };
+            let bytes = &mut bytes[..n as usize * BLOCK_SIZE];
+            image.read_blocks(piece, bytes).map_err(|_| FsckError::Changed)?;
+            storage.write_at(piece.start.offset(), bytes).map_err(failed)?;
+            at += n;
+        }
+    }
+    Ok(())
 }
 
 /// The blocks that a record names.
@@ -112,7 +150,7 @@ fn each_record(
 }
 
 /// Whether a page is a whole leaf of this image, whatever its LSN.
-fn is_leaf(image: &Image, id: PageId, page: &PageBytes) -> bool {
+pub(super) fn is_leaf(image: &Image, id: PageId, page: &PageBytes) -> bool {
     verify_seal(page, id, image.superblock.image()).is_ok()
         && image.superblock.is_data_page(id)
         && Node(page).validate().is_ok()
@@ -235,7 +273,9 @@ fn search(
             let free = bitmap.as_ref().is_some_and(|map| Bitmap(map).state(at, n) == Some(false));
             let bytes = &mut chunk[..n as usize * BLOCK_SIZE];
             let offset = first.offset() + at as u64 * BLOCK_SIZE as u64;
-            if !free && image.storage().read_at(offset, bytes).is_ok() {
+            // What lies behind the end of the file has never been there.
+            let there = image.short.is_none_or(|held| offset < held);
+            if !free && there && image.storage().read_at(offset, bytes).is_ok() {
                 for (i, page) in bytes.as_chunks::<PAGE_SIZE>().0.iter().enumerate() {
                     let within = at + i as u32 * BLOCKS_PER_PAGE;
                     let id = PageId(first.0 + (within / BLOCKS_PER_PAGE) as u64);

@@ -14,7 +14,8 @@ use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
 use super::structure::Gap;
 use super::switch::{self, Target};
-use super::{Looked, Options, Progress, Repair, Result, look, replay_options};
+use super::{Earlier, Looked, Options, Progress, Repair, Result, look, replay_options};
+use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::Run;
 use crate::storage::Storage;
@@ -51,19 +52,26 @@ struct History {
 pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Result<Report> {
     let mut history = History::default();
     let mut options = *options;
-    let mut lost = Vec::new();
+    let mut known = Earlier::default();
     for round in 0.. {
-        let mut looked = look(storage, &options, std::mem::take(&mut lost))?;
+        let mut looked = look(storage, &options, &known)?;
         history.note(&looked, options.scrub && looked.complete);
         let last = round + 1 == ROUNDS_MAX;
+        let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
         let done = if last { Done::Nothing } else { history.act(storage, &options, &mut looked)? };
         // After the first complete look all contents have been seen; a round that follows looks at everything else.
         options.scrub &= !looked.complete;
         options.force = true;
+        // What was lost is dealt with once, when records can be; not in a round that only makes a root directory, or has too much to do.
+        let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged && !unfinished;
+        if dealt_with {
+            known.lost.clear();
+        }
+        known.short = looked.image.short.filter(|_| !dealt_with);
         match done {
             Done::Nothing => return Ok(history.finish(looked)),
             Done::Something => {}
-            Done::Rebuilt(gaps) => lost = gaps,
+            Done::Rebuilt(gaps) => known.lost = gaps,
         }
     }
     unreachable!("the last round does nothing")
@@ -105,6 +113,22 @@ impl History {
         let progress = options.progress.unwrap_or(&silent);
         let mut did = false;
         let fixes = std::mem::take(&mut looked.findings.fixes);
+        let extend = fixes.iter().find_map(|f| if let Fix::Extend(len) = f { Some(*len) } else { None });
+        if (extend.is_some() || looked.image.salvaged) && options.repair != Repair::All {
+            return Ok(Done::Nothing);
+        }
+        if let Some(len) = extend {
+            let failed = |e| Error::io("making the image's file longer", e);
+            storage.set_len(len).and_then(|()| storage.sync()).map_err(failed)?;
+            self.did = true;
+            return Ok(Done::Something);
+        }
+        if looked.image.salvaged && looked.structure.sound && looked.image.log_whole {
+            // Names are given new places, if they need any, when the superblocks are there.
+            self.bitmaps(storage, looked)?;
+            self.did = true;
+            return Ok(Done::Something);
+        }
         for fix in &fixes {
             if let Fix::Superblock(which) = fix {
                 switch::restore_superblock(&**storage, *which)?;
@@ -114,7 +138,9 @@ impl History {
         if !looked.is_sound() {
             if options.repair == Repair::All {
                 self.did = true;
-                let lost = rebuild::rebuild(&**storage, &looked.image, &looked.structure, progress)?;
+                let pages = looked.pages.as_ref().filter(|_| looked.structure.sound);
+                let from = rebuild::From { image: &looked.image, structure: &looked.structure, pages };
+                let lost = rebuild::rebuild(&**storage, &from, progress)?;
                 return Ok(Done::Rebuilt(lost));
             }
             self.did |= did;
@@ -142,13 +168,10 @@ impl History {
     fn bitmaps(&mut self, storage: &Arc<dyn Storage>, looked: &Looked) -> Result<()> {
         let image = &looked.image;
         let pages = looked.pages.as_ref().unwrap_or(&looked.claims);
-        let target = Target {
-            root: image.superblock.root,
-            end: switch::end_of(&**storage)?.max(image.end),
-            groups: image.superblock.groups,
-            claims: &looked.claims,
-            pages,
-        };
+        let end = if image.salvaged { image.end } else { switch::end_of(&**storage)?.max(image.end) };
+        let groups = image.groups_of(&looked.claims);
+        let root = image.superblock.root;
+        let target = Target { root, end, groups, claims: &looked.claims, pages };
         switch::switch(&**storage, image, &target)
     }
 
@@ -164,8 +187,9 @@ impl History {
         if options.repair == Repair::Safe && looked.findings.unsafe_fixes > 0 {
             return Ok(false);
         }
-        let elsewhere =
-            |f: &Fix| matches!(f, Fix::Superblock(_) | Fix::Doublewrite(_) | Fix::Bitmaps | Fix::Tree);
+        let elsewhere = |f: &Fix| {
+            matches!(f, Fix::Superblock(_) | Fix::Doublewrite(_) | Fix::Bitmaps | Fix::Tree | Fix::Rehash)
+        };
         let mut fixes: Vec<Fix> = fixes.into_iter().filter(|f| !elsewhere(f)).collect();
         if fixes.contains(&Fix::Contested) {
             contested(looked, &mut fixes)?;

@@ -30,6 +30,12 @@ macro_rules! kinds {
 kinds! {
     /// One of the two superblocks cannot be used.
     Superblock = "superblock",
+    /// Neither superblock can be used.
+    SuperblocksLost = "superblocks-lost",
+    /// The file is shorter than the image.
+    FileShort = "file-short",
+    /// Names do not lie where the superblock's hash seed puts them.
+    HashSeed = "hash-seed",
     /// The two superblocks describe different images.
     SuperblockTwin = "superblock-twin",
     /// A repair was begun and not finished.
@@ -262,6 +268,12 @@ pub struct Report {
     pub height: u32,
     /// Bytes of contents that were read and verified.
     pub scrubbed_bytes: u64,
+    /// Ranges of files that repairs have given up, at most [`LISTED_MAX`]: no problem, but reading them is an error.
+    pub lost: Vec<Place>,
+    /// All such ranges.
+    pub lost_ranges: u64,
+    /// Bytes of them.
+    pub lost_bytes: u64,
     /// Names that were lost, as far as they are known: what the repair took away.
     pub lost_names: u64,
     /// Inodes that got a new name in `lost+found`.
@@ -271,6 +283,15 @@ pub struct Report {
 }
 
 impl Report {
+    /// A range that a repair has given up.
+    pub(super) fn note_lost(&mut self, place: Place, len: u64) {
+        self.lost_ranges += 1;
+        self.lost_bytes = self.lost_bytes.saturating_add(len);
+        if self.lost.len() < LISTED_MAX {
+            self.lost.push(place);
+        }
+    }
+
     /// Whether nothing is wrong (a log that was replayed is nothing wrong).
     pub fn is_clean(&self) -> bool {
         self.left == 0 && self.repaired == 0
@@ -319,6 +340,8 @@ impl Report {
             ("tree_bytes", self.tree_bytes),
             ("height", self.height as u64),
             ("scrubbed_bytes", self.scrubbed_bytes),
+            ("lost_ranges", self.lost_ranges),
+            ("lost_bytes", self.lost_bytes),
             ("lost_names", self.lost_names),
             ("reconnected", self.reconnected),
             ("problems_left", self.left),
@@ -389,6 +412,12 @@ impl fmt::Display for Report {
             if *n > listed {
                 writeln!(f, "... and {} more of kind {}", n - listed, kind.name())?;
             }
+        }
+        for place in &self.lost {
+            writeln!(f, "note: {place}: contents were lost, reading them is an error")?;
+        }
+        if self.lost_ranges > self.lost.len() as u64 {
+            writeln!(f, "... and {} more", self.lost_ranges - self.lost.len() as u64)?;
         }
         writeln!(
             f,

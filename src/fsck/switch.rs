@@ -77,7 +77,8 @@ pub(super) struct Target<'a> {
 
 /// Steps 2 to 4. Whatever the log holds is dropped: what counts of it is in the tree.
 pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) -> Result<()> {
-    let mut superblock = newest(storage)?;
+    let mut superblock = if image.salvaged { image.superblock.clone() } else { newest(storage)? };
+    superblock.hash_seed = image.superblock.hash_seed;
     superblock.root = target.root;
     superblock.groups = target.groups;
     (superblock.checkpoint, superblock.floor) = (target.end, target.end);
@@ -88,9 +89,13 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
     superblock.clean = true;
     superblock.incompat |= INCOMPAT_REPAIR;
     write_both(storage, &mut superblock)?;
-    write_bitmaps(storage, image, target)?;
+    write_bitmaps(storage, &superblock, target)?;
     for half in 0..2 {
         empty_half(storage, &superblock, half)?;
+    }
+    // Names that cannot be looked up are no filesystem: the mark stays until they have new places.
+    if image.salvaged && image.seed_lost {
+        return Ok(());
     }
     superblock.incompat &= !INCOMPAT_REPAIR;
     write_both(storage, &mut superblock)
@@ -102,13 +107,13 @@ fn newest(storage: &dyn Storage) -> Result<Superblock> {
     newest.ok_or(FsckError::Changed)
 }
 
-fn write_bitmaps(storage: &dyn Storage, image: &Image, target: &Target<'_>) -> Result<()> {
+fn write_bitmaps(storage: &dyn Storage, superblock: &Superblock, target: &Target<'_>) -> Result<()> {
     let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-    let superblock = &image.superblock;
     for group in 0..target.groups {
         let id = superblock.bitmap_page(group);
         let mut bitmap = BitmapMut(&mut page);
         bitmap.init(id, superblock.image(), BLOCKS_PER_PAGE, superblock.group_blocks(group));
+        bitmap.set_backup(superblock);
         let words = target.claims.group(group);
         for (i, word) in words.into_iter().flatten().enumerate() {
             let mut left = *word;

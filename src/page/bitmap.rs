@@ -2,6 +2,7 @@
 
 use super::format::*;
 use super::ids::PageId;
+use super::superblock::{BACKUP_SIZE, Superblock};
 
 /// A bitmap page, read only.
 #[derive(Clone, Copy)]
@@ -28,6 +29,12 @@ impl<'a> Bitmap<'a> {
         let first = self.in_use(start);
         (start..start + len).all(|i| self.in_use(i) == first).then_some(first)
     }
+    /// What the image is by the copy of its superblock in this page. `None`: there is none, or one that makes no sense.
+    pub fn backup(self) -> Option<Superblock> {
+        let copy: &[u8; BACKUP_SIZE] = self.0[BITMAP_BACKUP..].first_chunk()?;
+        let superblock = Superblock::from_backup(copy).ok()?;
+        (copy.iter().any(|b| *b != 0) && superblock.image() == page_image(self.0)).then_some(superblock)
+    }
     /// Checks what can be checked without the tree.
     pub fn validate(self) -> Result<(), &'static str> {
         if page_type(self.0) != TYPE_BITMAP {
@@ -52,6 +59,11 @@ impl BitmapMut<'_> {
         self.0[HEADER_SIZE..].fill(0);
         self.set(0, used, true);
         self.set(end, BLOCKS_PER_GROUP - end, true);
+    }
+
+    /// Puts in a copy of the superblock.
+    pub fn set_backup(&mut self, superblock: &Superblock) {
+        self.0[BITMAP_BACKUP..BITMAP_BACKUP + BACKUP_SIZE].copy_from_slice(&superblock.backup());
     }
 
     /// Marks blocks as in use, or as free.

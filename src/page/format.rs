@@ -65,6 +65,8 @@ pub const FLAG_DEAD: u16 = 2;
 // A group's bitmap page.
 /// Where the map of chunks that hold tree pages begins: one bit a chunk, lowest bit first.
 pub const BITMAP_CHUNKS: usize = HEADER_SIZE;
+/// Where the copy of the superblock's first bytes begins.
+pub const BITMAP_BACKUP: usize = 128;
 /// Where the map of blocks begins: one bit a block, lowest bit first, 1 = in use.
 pub const BITMAP_BITS: usize = 512;
 /// Blocks of a group, its bitmap page among them.
@@ -78,7 +80,8 @@ const _: () = {
     assert!(OFF_RESERVED <= HEADER_SIZE);
     assert!(HEADER_SIZE.is_multiple_of(SLOT_SIZE));
     assert!(BLOCKS_PER_GROUP.is_multiple_of(BLOCKS_PER_CHUNK));
-    assert!(BITMAP_CHUNKS + CHUNKS_PER_GROUP.div_ceil(8) as usize <= BITMAP_BITS);
+    assert!(BITMAP_CHUNKS + CHUNKS_PER_GROUP.div_ceil(8) as usize <= BITMAP_BACKUP);
+    assert!(BITMAP_BACKUP + super::superblock::BACKUP_SIZE <= BITMAP_BITS);
     assert!(PAGE_SIZE <= u16::MAX as usize, "offsets in a page are 16 bits");
     // Two fences and three largest records fit in a page: every split ends with pages in which all fits.
     assert!(HEADER_SIZE + 2 * KEY_MAX + 3 * (RECORD_MAX + SLOT_SIZE + RECORD_HEADER) <= PAGE_SIZE);
@@ -132,6 +135,11 @@ pub fn page_type(page: &PageBytes) -> u8 {
 /// The number that the page says it has.
 pub fn page_number(page: &PageBytes) -> PageId {
     PageId(get_u64(page, OFF_PAGE))
+}
+
+/// The image that the page says it belongs to.
+pub fn page_image(page: &PageBytes) -> u64 {
+    get_u64(page, OFF_IMAGE)
 }
 
 /// The page's flags.

@@ -51,6 +51,21 @@ const _: () = {
 /// A feature that an image needs while a repair of it is under way: whoever does not know of it refuses the image.
 pub const INCOMPAT_REPAIR: u64 = 1 << 63;
 
+/// Bytes of a superblock of which bitmap pages hold a copy: all but the state of log and checkpoint.
+pub const BACKUP_SIZE: usize = AT_CHECKPOINT;
+
+/// The size of the log in bytes and the pages of a doublewrite half of an image of `size` bytes, if nobody says otherwise.
+pub fn default_areas(size: u64) -> (u64, u32) {
+    let page = PAGE_SIZE as u64;
+    let log = (size / 128).clamp(4 << 20, 256 << 20).min((size / 8).max(LOG_SIZE_MIN)) / page * page;
+    (log, default_halves(log))
+}
+
+/// The pages of a doublewrite half beside a log of so many bytes, if nobody says otherwise.
+pub fn default_halves(log_size: u64) -> u32 {
+    (log_size / 16 / PAGE_SIZE as u64).clamp(8, 128) as u32
+}
+
 /// A superblock's contents. Sizes and offsets in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -170,6 +185,33 @@ impl Superblock {
         let crc = crc32fast::hash(&b[..AT_CRC]);
         put_u32(&mut b, AT_CRC, crc);
         b
+    }
+
+    /// The copy for bitmap pages.
+    pub fn backup(&self) -> [u8; BACKUP_SIZE] {
+        let mut copy = [0; BACKUP_SIZE];
+        copy.copy_from_slice(&self.encode()[..BACKUP_SIZE]);
+        copy
+    }
+
+    /// Reads such a copy, or the first bytes of a damaged superblock, and checks what can be checked. The magic number is not looked
+    /// at; log and checkpoint are those of a new image, and so is the number of groups.
+    pub fn from_backup(copy: &[u8; BACKUP_SIZE]) -> Result<Superblock, SuperblockError> {
+        let mut b = [0; SUPERBLOCK_SIZE];
+        b[..BACKUP_SIZE].copy_from_slice(copy);
+        b[..AT_VERSION].copy_from_slice(&MAGIC);
+        let log_size = get_u64(&b, AT_LOG_SIZE);
+        put_u64(&mut b, AT_SEQUENCE, 0);
+        put_u32(&mut b, AT_GROUPS, 1);
+        put_u64(&mut b, AT_CHECKPOINT, log_size);
+        put_u64(&mut b, AT_FLOOR, log_size);
+        put_u32(&mut b, AT_INCARNATION, 1);
+        b[AT_CLEAN] = 1;
+        let incompat = get_u64(&b, AT_INCOMPAT) & !INCOMPAT_REPAIR;
+        put_u64(&mut b, AT_INCOMPAT, incompat);
+        let crc = crc32fast::hash(&b[..AT_CRC]);
+        put_u32(&mut b, AT_CRC, crc);
+        Superblock::decode(&b, u64::MAX)
     }
 
     /// Reads and checks a superblock; `len` is the length of the file or device.

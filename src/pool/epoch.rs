@@ -4,13 +4,8 @@
 //! epoch advances when nobody counts under the other parity. What was freed in epoch *e* is safe in epoch *e* + 2.
 //! The counters are spread over cache lines by thread. The same lines carry the counters of the hot path.
 
+use super::thread_slot::{SLOTS, thread_slot};
 use crate::sync::atomic::{AtomicU64, Ordering};
-
-#[cfg(not(shuttle))]
-const SLOTS: usize = 64;
-/// The model checker looks at every access as a place to switch threads.
-#[cfg(shuttle)]
-const SLOTS: usize = 1;
 
 /// What the operations of some threads count, on cache lines of their own.
 #[repr(align(128))]
@@ -51,18 +46,6 @@ pub struct Alive<'e> {
     epochs: &'e Epochs,
     slot: usize,
     epoch: u64,
-}
-
-#[cfg(not(shuttle))]
-fn thread_slot() -> usize {
-    use std::sync::atomic::AtomicUsize;
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! { static SLOT: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SLOTS }
-    SLOT.with(|s| *s)
-}
-#[cfg(shuttle)]
-fn thread_slot() -> usize {
-    0
 }
 
 impl Default for Epochs {

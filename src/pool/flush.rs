@@ -36,6 +36,8 @@ pub struct Flusher {
 
 /// Pages that are written in one call, at the most.
 const PIECE: usize = 16;
+/// The same while somebody commits: the next commit's flush of the disk includes this piece.
+const PIECE_BESIDE_COMMITS: usize = 4;
 
 /// A copy of a page that is on its way home.
 struct Copy {
@@ -115,7 +117,7 @@ impl Pool {
                 lsn => checkpoint = checkpoint.min(Lsn(lsn)),
             }
         }
-        self.log.commit(checkpoint)?;
+        self.log.commit_aside(checkpoint)?;
         let superblock = &mut flusher.superblock;
         // A writer may have read the log's end long before it entered its page with it; its record is younger than
         // the last checkpoint, which did not find the page in the table.
@@ -225,7 +227,7 @@ impl Pool {
         copies: &[Copy],
     ) -> Result<()> {
         let Some(newest) = copies.iter().map(|c| c.lsn).max() else { return Ok(()) };
-        self.log.commit(newest)?;
+        self.log.commit_aside(newest)?;
         if copies.iter().any(|c| !c.newborn) && !self.defects.has(Defect::SkipDoublewrite) {
             self.write_doublewrite(flusher, header, pages, copies)?;
         }
@@ -275,9 +277,13 @@ impl Pool {
     /// Writes pages that lie one behind the other, a piece at a time: a commit that comes meanwhile waits for one piece at
     /// the most, and the next piece waits for the commit.
     fn write_row(&self, at: u64, pages: &[&[u8]]) -> std::io::Result<()> {
-        for (i, piece) in pages.chunks(PIECE).enumerate() {
-            self.log.let_commit_pass();
-            self.storage.write_vectored_at(at + (i * PIECE * PAGE_SIZE) as u64, piece)?;
+        let (mut at, mut rest) = (at, pages);
+        while !rest.is_empty() {
+            let len = if self.log.let_commit_pass() { PIECE_BESIDE_COMMITS } else { PIECE };
+            let (piece, behind) = rest.split_at(len.min(rest.len()));
+            self.storage.write_vectored_at(at, piece)?;
+            at += (piece.len() * PAGE_SIZE) as u64;
+            rest = behind;
         }
         Ok(())
     }

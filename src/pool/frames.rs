@@ -2,7 +2,7 @@
 //!
 //! All `unsafe` of the pool is here. Its argument, **F1**: a frame's bytes are read only under its latch (shared or
 //! exclusive) and written only under the exclusive latch; the guards below are the only way to the bytes, and each
-//! gives its latch up exactly once, when it is dropped.
+//! gives its latch up exactly once, when it is dropped. A shared latch is the frame's ordinary one, or an announcement (R1).
 //!
 //! - **F2** A frame's page number changes only under its exclusive latch and the page table's stripe mutex.
 //! - **F3** Pins are taken only under a latch. Whoever holds the exclusive latch and sees no pin can evict.
@@ -14,6 +14,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use super::order;
+use super::readers::{Announcement, Readers};
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RawLatch};
@@ -30,8 +31,10 @@ const PREFETCH_LINES: usize = 12;
 /// What is known of a frame apart from its bytes. One cache line.
 #[repr(align(64))]
 pub struct Frame {
-    /// Guards the bytes (F1).
+    /// Guards the bytes, together with `closed` (F1).
     pub latch: RawLatch,
+    /// Whether readers must use `latch`: it is held exclusively.
+    closed: AtomicBool,
     /// The page in the frame, or 0.
     pub page: AtomicU64,
     /// F4.
@@ -52,6 +55,7 @@ impl Frame {
     fn new() -> Self {
         Frame {
             latch: RawLatch::new(),
+            closed: AtomicBool::new(false),
             page: AtomicU64::new(0),
             rec_lsn: AtomicU64::new(0),
             next: AtomicU32::new(0),
@@ -60,6 +64,16 @@ impl Frame {
             writing: AtomicBool::new(false),
             newborn: AtomicBool::new(false),
         }
+    }
+
+    /// Gives the exclusive latch up.
+    ///
+    /// # Safety
+    /// The caller holds it.
+    unsafe fn open(&self) {
+        self.closed.store(false, Ordering::Release);
+        // SAFETY: passed on to the caller.
+        unsafe { self.latch.unlock_exclusive() }
     }
 
     /// The page in the frame, or [`PageId::NONE`].
@@ -143,12 +157,14 @@ impl Drop for PageMemory {
 pub struct Frames {
     memory: PageMemory,
     headers: Box<[Frame]>,
+    readers: Readers,
 }
 
 impl Frames {
     /// `count` empty frames.
     pub fn new(count: usize) -> std::io::Result<Self> {
-        Ok(Frames { memory: PageMemory::new(count)?, headers: (0..count).map(|_| Frame::new()).collect() })
+        let headers = (0..count).map(|_| Frame::new()).collect();
+        Ok(Frames { memory: PageMemory::new(count)?, headers, readers: Readers::default() })
     }
 
     /// How many there are.
@@ -190,27 +206,36 @@ impl Frames {
     /// Latches a frame shared, waiting if need be; returns whether it had to wait.
     #[inline]
     pub fn latch_shared(&self, frame: FrameNo) -> (PageRead<'_>, bool) {
-        let latch = &self.header(frame).latch;
-        let waited = !latch.try_lock_shared();
-        if waited {
-            latch.lock_shared();
+        let header = self.header(frame);
+        if let Some(announced) = self.readers.announce(frame) {
+            if !header.closed.load(Ordering::SeqCst) {
+                return (self.granted_shared(frame, Some(announced)), false);
+            }
+            announced.withdraw();
         }
-        (self.granted_shared(frame), waited)
+        let waited = !header.latch.try_lock_shared();
+        if waited {
+            header.latch.lock_shared();
+        }
+        (self.granted_shared(frame, None), waited)
     }
 
-    fn granted_shared(&self, frame: FrameNo) -> PageRead<'_> {
-        let guard = PageRead { frames: self, frame };
+    #[inline]
+    fn granted_shared<'p>(&'p self, frame: FrameNo, announced: Option<&'p Announcement>) -> PageRead<'p> {
+        let guard = PageRead { frames: self, frame, announced };
         order::acquired(self.bytes(frame) as usize, &guard, true);
         guard
     }
 
     /// Latches a frame exclusively, waiting if need be; returns whether it had to wait.
     pub fn latch_exclusive(&self, frame: FrameNo) -> (PageWrite<'_>, bool) {
-        let latch = &self.header(frame).latch;
-        let waited = !latch.try_lock_exclusive();
+        let header = self.header(frame);
+        let mut waited = !header.latch.try_lock_exclusive();
         if waited {
-            latch.lock_exclusive();
+            header.latch.lock_exclusive();
         }
+        header.closed.store(true, Ordering::SeqCst);
+        waited |= self.readers.wait(frame);
         let guard = PageWrite { frames: self, frame };
         order::acquired(self.bytes(frame) as usize, &guard, true);
         (guard, waited)
@@ -218,7 +243,14 @@ impl Frames {
 
     /// Latches a frame exclusively if nobody holds it.
     pub fn try_latch_exclusive(&self, frame: FrameNo) -> Option<PageWrite<'_>> {
-        if !self.header(frame).latch.try_lock_exclusive() {
+        let header = self.header(frame);
+        if !header.latch.try_lock_exclusive() {
+            return None;
+        }
+        header.closed.store(true, Ordering::SeqCst);
+        if self.readers.has(frame) {
+            // SAFETY: taken above, and no guard was made.
+            unsafe { header.open() };
             return None;
         }
         let guard = PageWrite { frames: self, frame };
@@ -267,6 +299,8 @@ impl FreeFrames {
 pub struct PageRead<'p> {
     frames: &'p Frames,
     frame: FrameNo,
+    /// Where the reader is announced, if it does not hold the frame's ordinary latch.
+    announced: Option<&'p Announcement>,
 }
 
 /// A page under its exclusive latch.
@@ -317,9 +351,11 @@ impl<'p> PageWrite<'p> {
     pub fn downgrade(self) -> PageRead<'p> {
         let (frames, frame) = (self.frames, self.frame);
         std::mem::forget(self);
+        let header = frames.header(frame);
+        header.closed.store(false, Ordering::Release);
         // SAFETY: the guard held the exclusive latch and was forgotten; the new guard holds the shared one.
-        unsafe { frames.header(frame).latch.downgrade() };
-        PageRead { frames, frame }
+        unsafe { header.latch.downgrade() };
+        PageRead { frames, frame, announced: None }
     }
     /// Enters the frame in the dirty table (F4); whether it was clean.
     pub fn mark_dirty(&mut self, log_end: Lsn) -> bool {
@@ -355,8 +391,11 @@ impl Drop for PageRead<'_> {
     #[inline]
     fn drop(&mut self) {
         order::released(self.frames.bytes(self.frame) as usize);
-        // SAFETY: the guard holds the shared latch (F1).
-        unsafe { self.frames.header(self.frame).latch.unlock_shared() }
+        match self.announced {
+            Some(announced) => announced.withdraw(),
+            // SAFETY: the guard holds the frame's ordinary latch, shared (F1).
+            None => unsafe { self.frames.header(self.frame).latch.unlock_shared() },
+        }
     }
 }
 
@@ -364,7 +403,7 @@ impl Drop for PageWrite<'_> {
     fn drop(&mut self) {
         order::released(self.frames.bytes(self.frame) as usize);
         // SAFETY: the guard holds the exclusive latch (F1).
-        unsafe { self.frames.header(self.frame).latch.unlock_exclusive() }
+        unsafe { self.frames.header(self.frame).open() }
     }
 }
 

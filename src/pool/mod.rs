@@ -14,13 +14,17 @@ mod flush;
 pub mod frames;
 mod grow;
 mod order;
+mod prefetch;
+mod readers;
 mod recovery;
 mod space;
 mod table;
+mod thread_slot;
 pub mod transaction;
 
 pub use epoch::{Alive, Counter, Epochs};
 pub use frames::{PageRead, PageWrite, Pin};
+pub use prefetch::PREFETCHERS;
 pub use recovery::{FormatOptions, RecoveryReport, read_superblock};
 pub use transaction::{Need, Reservation};
 
@@ -42,6 +46,7 @@ use crate::wal::Log;
 use flush::Flusher;
 use frames::{FrameNo, Frames, FreeFrames};
 use grow::Geometry;
+use prefetch::Prefetcher;
 use space::Space;
 use table::PageTable;
 
@@ -131,6 +136,7 @@ pub struct Pool {
     free_frames: FreeFrames,
     /// Frames that long scans have used, oldest first: they use them again instead of displacing others' pages.
     ring: Mutex<VecDeque<FrameNo>>,
+    prefetcher: Prefetcher,
     hand: AtomicUsize,
     /// Frames that are dirty or set aside for transactions (P2).
     budget: AtomicUsize,
@@ -597,6 +603,7 @@ impl Pool {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.log.stop();
+        self.stop_prefetchers();
         let _progress = self.progress.lock();
         self.wanted.notify_all();
         self.progressed.notify_all();

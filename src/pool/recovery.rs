@@ -115,6 +115,7 @@ fn format(storage: &dyn Storage, options: &FormatOptions) -> Result<()> {
     let mut bitmap = BitmapMut(&mut page);
     bitmap.init(id, superblock.image(), 2 * BLOCKS_PER_PAGE, superblock.group_blocks(0));
     bitmap.set_chunks(0, 2 * BLOCKS_PER_PAGE, true);
+    bitmap.set_backup(&superblock);
     write_page(storage, &mut page, id, superblock.checkpoint).map_err(failed)?;
     let spec = NodeSpec {
         id: superblock.root,
@@ -157,10 +158,8 @@ fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
 fn layout(options: &FormatOptions) -> Result<Superblock> {
     let page = PAGE_SIZE as u64;
     let size = options.size / page * page;
-    let default_log = (size / 128).clamp(4 << 20, 256 << 20).min((size / 8).max(LOG_SIZE_MIN));
-    let log_size = options.log_size.unwrap_or(default_log / page * page);
-    let default_halves = (log_size / 16 / page).clamp(8, 128) as u32;
-    let doublewrite_pages = options.doublewrite_pages.unwrap_or(default_halves);
+    let log_size = options.log_size.unwrap_or(default_areas(size).0);
+    let doublewrite_pages = options.doublewrite_pages.unwrap_or(default_halves(log_size));
     let mut superblock = Superblock {
         compat: 0,
         ro_compat: 0,
@@ -311,6 +310,7 @@ impl Pool {
             table: PageTable::new(count),
             free_frames: FreeFrames::all(count),
             ring: Mutex::new(VecDeque::new()),
+            prefetcher: Prefetcher::default(),
             hand: AtomicUsize::new(0),
             budget: AtomicUsize::new(0),
             dirty_max: count / 4 * 3,

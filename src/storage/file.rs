@@ -253,6 +253,13 @@ impl Storage for FileStorage {
         Ok(())
     }
 
+    fn will_read(&self, offset: u64, len: u64) {
+        // What is read past the page cache would find nothing there.
+        if len < DIRECT_LEN_MIN || !self.is_direct() {
+            sys::will_need(&self.buffered, offset, len);
+        }
+    }
+
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.write_all(offset, &mut [IoSlice::new(buf)])
     }

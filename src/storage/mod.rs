@@ -69,6 +69,9 @@ pub trait Storage: Send + Sync {
     /// end; what `buf` then holds is undefined.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// A short range will be read soon: its bytes may be fetched meanwhile. Waits for nothing, and promises nothing.
+    fn will_read(&self, _offset: u64, _len: u64) {}
+
     /// Writes all of `buf`. Durable after a [`Storage::sync`] that begins after this returns. A write past
     /// the end of a file extends it; a block device refuses it.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
@@ -109,6 +112,10 @@ pub trait Storage: Send + Sync {
 impl<T: Storage + ?Sized> Storage for Arc<T> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset, buf)
+    }
+
+    fn will_read(&self, offset: u64, len: u64) {
+        (**self).will_read(offset, len);
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {

@@ -63,6 +63,10 @@ fn behind_the_end() -> io::Error {
 }
 
 impl<S: Storage> Storage for OverlayStorage<S> {
+    fn will_read(&self, offset: u64, len: u64) {
+        self.below.will_read(offset, len);
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.below.read_at(offset, buf)?;
         let blocks = self.blocks.read();

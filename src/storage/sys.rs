@@ -33,6 +33,14 @@ pub(super) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -
     }
 }
 
+/// `posix_fadvise(2)` with `POSIX_FADV_WILLNEED`: begins to read into the page cache. A hint, so errors do not matter.
+pub(super) fn will_need(file: &File, offset: u64, len: u64) {
+    if let (Ok(offset), Ok(len)) = (signed(offset), signed(len)) {
+        // SAFETY: the call takes no memory, and the descriptor is open as long as `file` is borrowed.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_WILLNEED) };
+    }
+}
+
 fn signed(offset: u64) -> io::Result<i64> {
     i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }

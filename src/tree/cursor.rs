@@ -32,6 +32,8 @@ pub struct Cursor<'t> {
     key: Vec<u8>,
     /// Leaves read since the last seek: a long scan does not displace what others use.
     leaves: usize,
+    /// Of the leaves to come, how many are being read ahead.
+    ahead: usize,
 }
 
 /// Records that a seek copies: a short scan needs no more.
@@ -54,6 +56,7 @@ impl Tree {
             record: 0,
             key: Vec::new(),
             leaves: 0,
+            ahead: 0,
         }
     }
 }
@@ -61,7 +64,7 @@ impl Tree {
 impl Cursor<'_> {
     /// Moves in front of the first record whose key is not less than `key`.
     pub fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.leaves = 0;
+        (self.leaves, self.ahead) = (0, 0);
         self.loaded = false;
         self.sought.clear();
         self.sought.extend_from_slice(key);
@@ -202,6 +205,11 @@ impl Cursor<'_> {
         let Some(high) = self.node().high().map(<[u8]>::to_vec) else { return Ok(false) };
         self.leaves += 1;
         let right = self.node().right();
+        if self.ahead > 0 {
+            self.ahead -= 1;
+        } else if !self.tree.pool.is_cached(right) {
+            self.ahead = self.tree.read_ahead(&high, self.leaves <= LONG_SCAN)?;
+        }
         if !self.follow(right, &high) {
             self.load(Target::Covering(&high), None)?;
         }

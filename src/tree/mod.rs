@@ -16,6 +16,7 @@ mod check;
 mod cursor;
 mod descend;
 mod index;
+mod prefetch;
 mod root;
 mod scan;
 mod smo;
@@ -36,7 +37,7 @@ use crate::defects::{Defect, Defects};
 use crate::error::{Error, Result};
 use crate::page::node::Node;
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PageId, Run};
-use crate::pool::{Counter, Pool, PoolOptions};
+use crate::pool::{Counter, PREFETCHERS, Pool, PoolOptions};
 use crate::storage::Storage;
 use crate::sync::thread;
 use descend::Target;
@@ -50,7 +51,7 @@ pub struct Options {
     pub cache_size: usize,
     /// What was applied is durable at the latest after this time.
     pub commit_interval: Duration,
-    /// Whether to run background threads: flusher and log writer. Without them checkpoints and log writes run inside the calls
+    /// Whether to run background threads: flusher, log writer, and those that read ahead. Without them checkpoints and log writes run inside the calls
     /// that need them, and everything is deterministic.
     pub background: bool,
     /// Whether not a byte of the image is to be written: every change fails with [`Error::ReadOnly`]. If the image was not closed
@@ -113,6 +114,12 @@ impl Tree {
             let (flusher, writer, interval) = (pool.clone(), pool.clone(), options.commit_interval);
             threads.push(thread::spawn(move || flusher.run_flusher()));
             threads.push(thread::spawn(move || writer.log.run_writer(interval)));
+        }
+        if options.background {
+            for _ in 0..PREFETCHERS {
+                let pool = pool.clone();
+                threads.push(thread::spawn(move || pool.run_prefetcher()));
+            }
         }
         let index = Index::new(options.latch_mode);
         Ok(Tree { pool, index, recovery, stats: TreeStats::default(), threads })
@@ -260,6 +267,11 @@ impl Tree {
     pub fn read_blocks(&self, start: BlockNo, data: &mut [u8]) -> Result<()> {
         self.check_blocks(start, data.len())?;
         self.pool.storage().read_at(start.offset(), data).map_err(|e| Error::io("reading data", e))
+    }
+
+    /// Whole blocks will be read soon, so they may be fetched meanwhile.
+    pub fn will_read_blocks(&self, start: BlockNo, count: u32) {
+        self.pool.storage().will_read(start.offset(), count as u64 * BLOCK_SIZE as u64);
     }
 
     fn check_blocks(&self, start: BlockNo, len: usize) -> Result<()> {

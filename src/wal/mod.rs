@@ -317,6 +317,16 @@ impl Log {
     /// Waits until everything before `lsn` is durable. The caller holds no latch and no epoch.
     pub fn commit(&self, lsn: Lsn) -> Result<()> {
         self.data_logged.store(0, Ordering::Relaxed);
+        self.make_durable(lsn, true)
+    }
+
+    /// The same for the flusher, which is no committer that comes back at once: it neither waits for others to join its group, nor
+    /// do later leaders wait for it.
+    pub fn commit_aside(&self, lsn: Lsn) -> Result<()> {
+        self.make_durable(lsn, false)
+    }
+
+    fn make_durable(&self, lsn: Lsn, counted: bool) -> Result<()> {
         if self.durable() >= lsn {
             return self.check();
         }
@@ -325,9 +335,11 @@ impl Log {
         }
         // An LSN beyond the end, perhaps of an earlier life of the image, stands for all there is.
         let lsn = lsn.min(self.end());
-        self.stats.commits.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
-        self.count_in(&mut state);
+        if counted {
+            self.stats.commits.fetch_add(1, Ordering::Relaxed);
+            self.count_in(&mut state);
+        }
         loop {
             if let Some(error) = self.failed.get() {
                 return Err(error.clone());
@@ -337,8 +349,10 @@ impl Log {
             }
             if state.leading {
                 self.moved.wait(&mut state);
-            } else {
+            } else if counted {
                 self.lead(&mut state);
+            } else {
+                self.lead_aside(&mut state);
             }
         }
     }
@@ -423,6 +437,13 @@ impl Log {
         self.serve(state);
     }
 
+    /// Leads for somebody who is not a committer: neither waits for others nor is waited for.
+    fn lead_aside<'a>(&'a self, state: &mut MutexGuard<'a, State>) {
+        let expected = std::mem::replace(&mut state.expected, 0);
+        self.lead(state);
+        state.expected = state.expected.max(expected);
+    }
+
     fn write_group(&self, start: Lsn, bytes: &[u8]) -> std::io::Result<()> {
         if self.data_pending.swap(false, Ordering::SeqCst) {
             self.storage.sync()?;
@@ -433,12 +454,14 @@ impl Log {
     }
 
     /// Waits until the group that is being written, if there is one, is durable, but not for long: for the flusher, whose
-    /// writes would compete with it for the disk.
-    pub fn let_commit_pass(&self) {
+    /// writes would compete with it for the disk. Returns whether there was one.
+    pub fn let_commit_pass(&self) -> bool {
         let mut state = self.state.lock();
-        if state.leading {
+        let passes = state.leading;
+        if passes {
             self.moved.wait_for(&mut state, PASS);
         }
+        passes
     }
 
     /// The oldest record that recovery needs is now the one at `tail`; the superblock that says so is durable.
@@ -471,10 +494,7 @@ impl Log {
             } else if !state.waiting.is_empty() {
                 self.lead(&mut state);
             } else if !state.buffer.is_empty() {
-                // Not a committer: it neither waits for others nor is waited for.
-                let expected = std::mem::replace(&mut state.expected, 0);
-                self.lead(&mut state);
-                state.expected = state.expected.max(expected);
+                self.lead_aside(&mut state);
             } else if self.mark_end(&mut state) {
                 self.lead(&mut state);
             }

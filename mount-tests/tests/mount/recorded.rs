@@ -10,10 +10,15 @@ use btfs_mount_tests::shell::{Shell, must};
 use btfs_mount_tests::sys;
 use btfs_mount_tests::writes::{Recorder, Recording, Replay};
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::Command;
 
 pub fn cases() -> Vec<Case> {
-    cases![what_was_synced_is_there_after_a_power_cut_at_any_moment.limit(3600)]
+    cases![
+        what_was_synced_is_there_after_a_power_cut_at_any_moment.limit(3600),
+        a_disk_that_forgets_what_was_flushed_does_not_pass.limit(3600),
+    ]
 }
 
 /// What a program knows to be durable.
@@ -148,15 +153,21 @@ fn moments(recording: &Recording, wanted: usize, random: &mut Random) -> Vec<(us
     all
 }
 
-fn what_was_synced_is_there_after_a_power_cut_at_any_moment(mount: &mut Mount) {
+/// What was recorded, and what is known of it.
+struct Recorded {
+    recording: Recording,
+    /// The image as it was before.
+    base: PathBuf,
+    known: Vec<Known>,
+    tree: Manifest,
+}
+
+/// Works on an image of its own below which everything is recorded. Nothing is mounted then.
+fn record(mount: &mut Mount, rounds: u64) -> Recorded {
     mount.only_btfs();
     if !sys::is_root() {
         not_run("only root has a recording below its mount");
     }
-    let seed = from_environment("BTFS_TEST_SEED", 20_240_229);
-    let wanted = from_environment("BTFS_TEST_CUTS", 24) as usize;
-    eprintln!("BTFS_TEST_SEED={seed} BTFS_TEST_CUTS={wanted}");
-    let mut random = Random::new(seed);
     Shell::new(&mount.scratch).run(
         "mkdir tree; cd tree
          for i in $(seq 3); do mkdir d$i; for j in $(seq 12); do head -c $((i * j * 900)) /dev/urandom > d$i/f$j; done; done
@@ -173,9 +184,50 @@ fn what_was_synced_is_there_after_a_power_cut_at_any_moment(mount: &mut Mount) {
     let recorder = Recorder::begin(&data, &mount.base);
     mount.image = recorder.image.clone();
     mount.mount();
-    let known = work(mount, &recorder, 6);
+    let known = work(mount, &recorder, rounds);
     mount.unmount();
-    let recording = recorder.end();
+    Recorded { recording: recorder.end(), base, known, tree }
+}
+
+/// A disk that says that it has flushed, and loses some of it all the same, is what a daemon that flushes too late would look like:
+/// it must be noticed, or this test would notice nothing.
+fn a_disk_that_forgets_what_was_flushed_does_not_pass(mount: &mut Mount) {
+    /// Moments that are tried, and flushes before each that are forgotten.
+    const TRIES: usize = 12;
+    const FORGOTTEN: usize = 12;
+    let Recorded { recording, base, known, tree } = record(mount, 2);
+    let mut random = Random::new(from_environment("BTFS_TEST_SEED", 20_240_229));
+    mount.image = mount.base.join("cut.db");
+    let flushes = recording.flushes();
+    let mut replay = Replay::new(&recording, &base);
+    let mut noticed = 0;
+    for pair in (0..TRIES).map(|n| (n + 1) * (flushes.len() - FORGOTTEN - 1) / TRIES) {
+        let (kept, done) = (flushes[pair], flushes[pair + FORGOTTEN]);
+        replay.to(kept);
+        replay.copy_cut(&mount.image, done, &mut random);
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            mount.check();
+            mount.mount();
+            let position = recording.position(done);
+            look(mount, &known, position, position, &tree);
+        }));
+        noticed += u64::from(looked.is_err());
+        if mount.is_mounted() {
+            mount.unmount();
+        }
+    }
+    // What is left of the last one is nothing to be looked at.
+    fs::remove_file(&mount.image).expect("unlink");
+    eprintln!("{noticed} of {TRIES} disks that forget were noticed");
+    assert!(noticed > 0, "nothing was noticed");
+}
+
+fn what_was_synced_is_there_after_a_power_cut_at_any_moment(mount: &mut Mount) {
+    let seed = from_environment("BTFS_TEST_SEED", 20_240_229);
+    let wanted = from_environment("BTFS_TEST_CUTS", 24) as usize;
+    eprintln!("BTFS_TEST_SEED={seed} BTFS_TEST_CUTS={wanted}");
+    let mut random = Random::new(seed);
+    let Recorded { recording, base, known, tree } = record(mount, 6);
     let moments = moments(&recording, wanted, &mut random);
     let (flushes, entries) = (recording.flushes().len(), recording.len());
     assert!(flushes > 100 && entries > 1000, "only {flushes} flushes, {entries} entries");

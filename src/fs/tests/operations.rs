@@ -76,6 +76,28 @@ fn what_was_allocated_can_be_written_when_the_image_is_full() {
     fs.write(again, 0, &vec![2; (at / 100 * 95) as usize], &ME).unwrap();
 }
 
+/// A crash between two records would show a part of the write.
+#[test]
+fn a_write_over_what_is_allocated_a_hole_and_contents_is_one_record() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    fs.write(ino, 0, &[1; 20_000], &ME).unwrap();
+    for at in [32 << 10, 64 << 10] {
+        fs.fallocate(ino, at, 16 << 10, Fallocate::KeepSize, &ME).unwrap();
+    }
+    let blocks = fs.attributes(ino).unwrap().blocks;
+    let before = fs.tree().stats().log_records;
+    fs.write(ino, 10_000, &[2; 90_000], &ME).unwrap();
+    assert_eq!(fs.tree().stats().log_records, before + 1);
+    let more = fs.attributes(ino).unwrap().blocks - blocks;
+    assert_eq!(more / 8, 25 - 5 - 8, "what was allocated is used");
+    let contents = fs.read(ino, 0, 100_000).unwrap();
+    assert!(contents[..10_000].iter().all(|b| *b == 1) && contents[10_000..].iter().all(|b| *b == 2));
+    assert_eq!(fs.read(ino, 0, 1 << 20).unwrap().len(), 100_000);
+    assert_eq!(fs.tree().check().unwrap().data.iter().map(|r| r.len as u64).sum::<u64>(), 25);
+}
+
 #[test]
 fn a_large_file_is_gone_as_a_whole_after_a_restart_in_the_middle() {
     let storage = image(256 << 20);

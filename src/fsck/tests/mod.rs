@@ -4,9 +4,11 @@ mod clean;
 mod faults;
 mod flip_repairs;
 mod flips;
+mod lost;
 mod pages;
 mod records;
 mod repair;
+mod salvage;
 mod snapshot;
 mod support;
 

@@ -69,7 +69,7 @@ fn superblocks_that_are_damaged() {
     for at in SUPERBLOCK_OFFSETS {
         k.storage.write_at(at + 50, b"xxxx").unwrap();
     }
-    assert!(matches!(check(k.storage, &Options::default()), Err(FsckError::Engine(e)) if e.is_corrupt()));
+    expect(&k.storage, &[(P::SuperblocksLost, 1)]);
     let k = known();
     let mut twin = superblock(&k.storage);
     twin.sequence -= 1;
@@ -154,6 +154,24 @@ fn links_and_fences_that_do_not_fit() {
     let (storage, _, leaves) = two_levels();
     rebuild(&storage, leaves[1], |spec| spec.level = 0);
     expect(&storage, &[]);
+}
+
+/// A leaf whose low fence is too low, and which has a record that belongs to the leaf before it.
+#[test]
+fn keys_that_lie_behind_greater_ones() {
+    let (storage, _, leaves) = two_levels();
+    let (first, old) = (page(&storage, leaves[0]), page(&storage, leaves[1]));
+    let spec = NodeSpec { low: &[0x10], ..Node(&old).spec() };
+    let mut new = old.clone();
+    let mut builder = NodeBuilder::new(&mut new, spec);
+    assert!(builder.push(&Node(&first).key(0), Node(&first).value(0)));
+    for i in 0..Node(&old).count() {
+        assert!(builder.push_from(Node(&old), i));
+    }
+    builder.finish();
+    set_page_lsn(&mut new, page_lsn(&old));
+    write(&storage, leaves[1], new);
+    expect(&storage, &[(P::PageFence, 1), (P::KeyOrder, 1)]);
 }
 
 #[test]

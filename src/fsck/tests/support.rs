@@ -364,6 +364,13 @@ pub fn compare(before: &Model, storage: &Arc<MemStorage>, report: &Report, about
             .problems
             .iter()
             .any(|p| p.place.ino == Some(item.ino.0) || p.what.contains(&format!("inode {}", item.ino.0)));
+        // What can be read is right, whatever was reported.
+        if let Some(Item { body: Ok(now), .. }) = moved.get(&item.ino.0)
+            && let Ok(then) = &item.body
+            && item.kind == Kind::File
+        {
+            assert!(now == then, "{about}: {path} reads as something else now\n{report}");
+        }
         // A name and the inode it leads to lost together, with the leaf that both lay in: the key range says so.
         let dropped =
             report.problems.iter().any(|p| matches!(p.kind, ProblemKind::Page | ProblemKind::KeysLost));

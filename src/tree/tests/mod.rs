@@ -8,6 +8,8 @@ mod grow;
 mod hostile;
 mod model;
 #[cfg(not(shuttle))]
+mod prefetch;
+#[cfg(not(shuttle))]
 mod read_only;
 #[cfg(not(shuttle))]
 mod scan;

@@ -312,6 +312,28 @@ fn committers_at_the_same_time_share_a_write() {
 }
 
 #[test]
+fn a_single_committer_does_not_wait_for_the_flusher_to_come_back() {
+    let storage = Slow::new();
+    let log = log(&storage, 1, START);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let end = append(&log, &[2; 100]);
+                log.commit_aside(end).unwrap();
+                assert!(log.durable() >= end);
+            }
+        });
+        for _ in 0..25 {
+            let end = append(&log, &[1; 100]);
+            log.commit(end).unwrap();
+            assert!(log.state.lock().expected <= 1);
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
 fn file_data_is_durable_before_the_record_that_names_it() {
     let storage = Slow::new();
     let log = log(&storage, 1, START);

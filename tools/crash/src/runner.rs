@@ -12,8 +12,11 @@ use crate::path::{Path, Step};
 use crate::plan::Plan;
 use crate::{explore, fs};
 
-/// A state that takes longer than this hangs.
+/// A state that takes longer than this hangs. Counted in looks of the watchdog, so that a process that was stopped and
+/// goes on is not taken for one that hangs.
 const HANG: Duration = Duration::from_secs(60);
+/// Between two looks of the watchdog.
+const LOOK: Duration = Duration::from_millis(20);
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(5);
 /// After so many violations an exploration ends.
@@ -143,7 +146,8 @@ pub fn defects(defect: Option<Defect>) -> Defects {
 /// A worker thread as the others see it.
 #[derive(Default)]
 struct Worker {
-    at: Mutex<Option<(Instant, Path)>>,
+    /// The state that it is at, and for how many looks of the watchdog it has been there.
+    at: Mutex<Option<(u32, Path)>>,
 }
 
 /// What the threads share.
@@ -176,7 +180,7 @@ impl Observer for Watch<'_> {
             shared.stop.store(true, Ordering::Relaxed);
             return false;
         }
-        *lock(&self.worker.at) = Some((Instant::now(), path.clone()));
+        *lock(&self.worker.at) = Some((0, path.clone()));
         true
     }
 }
@@ -202,7 +206,7 @@ pub fn run(job: &Job) -> Outcome {
             shared.workers.iter().map(|worker| scope.spawn(|| work(&shared, worker))).collect();
         let mut printed = Instant::now();
         while workers.iter().any(|w| !w.is_finished()) {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK);
             watch(&shared);
             if job.progress && printed.elapsed() >= PROGRESS {
                 printed = Instant::now();
@@ -248,11 +252,12 @@ fn work(shared: &Shared<'_>, worker: &Worker) {
 /// Ends the program if a state hangs: there is no other way to end the thread.
 fn watch(shared: &Shared<'_>) {
     for worker in &shared.workers {
-        if let Some((since, path)) = &*lock(&worker.at)
-            && since.elapsed() > HANG
-        {
-            eprintln!("HANG {path}: no end after {} s", HANG.as_secs());
-            std::process::exit(3);
+        if let Some((looks, path)) = &mut *lock(&worker.at) {
+            *looks += 1;
+            if LOOK * *looks > HANG {
+                eprintln!("HANG {path}: no end after {} s", HANG.as_secs());
+                std::process::exit(3);
+            }
         }
     }
 }

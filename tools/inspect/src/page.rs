@@ -114,6 +114,9 @@ fn print_bits(to: &mut Annotated<'_>, page: &PageBytes) {
     let bitmap = Bitmap(page);
     let chunks = runs(CHUNKS_PER_GROUP, |c| bitmap.holds_pages(c));
     to.field(CHUNKS_PER_GROUP.div_ceil(8) as usize, format!("chunks of tree pages: {}", join(&chunks)));
+    to.skip_to(BITMAP_BACKUP, "zero");
+    // The superblock's fields in front of the checkpoint.
+    fields::print(to, &page[..], &fields::SUPERBLOCK[..18]);
     to.skip_to(BITMAP_BITS, "zero");
     let used = runs(BLOCKS_PER_GROUP, |b| bitmap.in_use(b));
     let rest = PAGE_SIZE - BITMAP_BITS;

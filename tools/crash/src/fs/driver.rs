@@ -150,6 +150,10 @@ impl Driver {
                 let chunks = self.rng.index(3);
                 self.fs()?.tree().trim(chunks).map_err(|e| e.to_string())?;
             }
+            Operation::Grow(bytes) => {
+                let tree = self.fs()?.tree();
+                tree.grow(tree.size() + bytes).map_err(|e| e.to_string())?;
+            }
             Operation::Reopen => {
                 self.close()?;
                 self.reopen()?;

@@ -62,6 +62,8 @@ pub enum Operation {
     Checkpoint,
     /// Free space is given back to the host.
     Trim,
+    /// The image grows by so many bytes.
+    Grow(u64),
     /// The filesystem is closed in order and opened again.
     Reopen,
     /// The process dies, and the filesystem is opened again.
@@ -102,6 +104,7 @@ impl Operation {
             Commit => "timer commit",
             Checkpoint => "checkpoint",
             Trim => "trim",
+            Grow(..) => "grow",
             Reopen => "close and open",
             Kill => "process dies",
         }
@@ -177,6 +180,7 @@ pub const ALPHABET: &[Operation] = &[
     WriteUnnamed,
     CloseFiles,
     Checkpoint,
+    Grow(1 << 20),
 ];
 
 /// What stands between the two operations of a sequence.
@@ -275,6 +279,7 @@ impl Chooser {
             91..94 => Open(file),
             94..96 => WriteUnnamed,
             96..98 => CloseFiles,
+            98 if rng.chance(1, 4) => Grow(one_of(rng, &[16_384, 1 << 20, 3 << 20])),
             98 => Reopen,
             _ => Kill,
         }

@@ -1,0 +1,56 @@
+//! Which leaves to read ahead: the children of the page above, which is nearly always in the pool.
+
+use std::ops::Deref;
+
+use super::Tree;
+use super::descend::Target;
+use crate::error::Result;
+use crate::page::PageId;
+use crate::page::node::{Covers, Node};
+
+/// Leaves that a scan reads ahead. Fewer than the frames that long scans share.
+const AHEAD: usize = 12;
+/// Leaves that [`Tree::will_get`] reads ahead for one call.
+const GETS_AHEAD: usize = 48;
+
+impl Tree {
+    /// Has the leaves read ahead that follow the one that covers `key`; returns how many. Latches held on entry and exit: none.
+    pub(super) fn read_ahead(&self, key: &[u8], keep: bool) -> Result<usize> {
+        let _index = self.index.reader();
+        let alive = self.pool.enter();
+        let Some(found) = self.find(&alive, Target::Covering(key), 1, true)? else { return Ok(0) };
+        let node = Node(&found.page);
+        let next = node.child_index(key) + 1;
+        let children: Vec<_> = (next..node.count().min(next + AHEAD)).map(|i| node.child(i)).collect();
+        drop(found);
+        let count = children.len();
+        self.pool.prefetch(children.into_iter(), alive.epoch(), keep);
+        Ok(count)
+    }
+
+    /// Records of these keys, which ascend, will be read soon: their leaves may be read from the image meanwhile, side by side.
+    /// Waits at most for pages above leaves, and promises nothing.
+    ///
+    /// # Errors
+    /// Those of reading a page above the leaves.
+    pub fn will_get<K: Deref<Target = [u8]>>(&self, keys: &[K]) -> Result<()> {
+        let _index = self.index.reader();
+        let alive = self.pool.enter();
+        let mut leaves: Vec<PageId> = Vec::new();
+        let mut rest = keys.iter().map(Deref::deref).peekable();
+        while let Some(first) = rest.peek()
+            && leaves.len() < GETS_AHEAD
+        {
+            let Some(found) = self.find(&alive, Target::Covering(first), 1, true)? else { return Ok(()) };
+            let node = Node(&found.page);
+            while let Some(key) = rest.next_if(|key| node.covers(key) == Covers::Inside) {
+                let leaf = node.child(node.child_index(key));
+                if leaves.last() != Some(&leaf) && !self.pool.is_cached(leaf) {
+                    leaves.push(leaf);
+                }
+            }
+        }
+        self.pool.prefetch(leaves.into_iter(), alive.epoch(), true);
+        Ok(())
+    }
+}
