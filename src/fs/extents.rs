@@ -425,7 +425,7 @@ impl Inner {
         state: &mut State,
         mut inode: Inode,
     ) -> Result<()> {
-        inode.blocks = (inode.blocks + remap.gained).saturating_sub(remap.lost);
+        inode.blocks = inode.blocks.saturating_add(remap.gained).saturating_sub(remap.lost);
         self.with_counts(remap, |batch| self.update(batch, node, state, inode))
     }
 }

@@ -43,7 +43,7 @@ pub const EXTENT_BLOCKS_MAX: u32 = 256;
 pub const LINK_MAX: u32 = 1 << 30;
 /// Births in one group.
 pub const BIRTHS_MAX: u32 = if cfg!(test) { 40 } else { 1 << 24 };
-/// The greatest group number.
+/// Group numbers are less than this: the counter of them ends here.
 pub const GROUP_MAX: u64 = (1 << 40) - 1;
 /// Entries whose names have the same hash.
 pub const SLOTS: u64 = 256;
@@ -402,7 +402,7 @@ impl Inode {
                     parent: Ino(get_u64(rest, 20)),
                     count: get_u64(rest, 28),
                 };
-                let groups = dir.entries <= GROUP_MAX && dir.births <= GROUP_MAX;
+                let groups = dir.entries < GROUP_MAX && dir.births < GROUP_MAX;
                 (Some(dir).filter(|d| groups && d.parent.0 != 0), Vec::new())
             }
             Kind::Symlink if !rest.is_empty() && rest.len() <= SYMLINK_MAX => (None, rest.to_vec()),

@@ -356,7 +356,7 @@ fn attributes(ino: Ino, inode: &Inode) -> Attributes {
         gid: inode.gid,
         rdev: inode.rdev,
         size: inode.size,
-        blocks: inode.blocks * (BLOCK_SIZE as u64 / 512),
+        blocks: inode.blocks.saturating_mul(BLOCK_SIZE as u64 / 512),
         atime: inode.atime,
         mtime: inode.mtime,
         ctime: inode.ctime,

@@ -85,6 +85,13 @@ fn dir_mut(inode: &mut Inode) -> Result<&mut DirInfo> {
     inode.dir.as_mut().ok_or(FsError::NotDirectory)
 }
 
+/// Counts an entry that comes or goes. A count that was wrong before does not go beyond its ends, and is the checker's to find.
+fn count_entry(dir: &mut Inode, comes: bool) -> Result<()> {
+    let count = &mut dir_mut(dir)?.count;
+    *count = if comes { count.saturating_add(1) } else { count.saturating_sub(1) };
+    Ok(())
+}
+
 impl Fs {
     fn parent_for_change<'n>(&self, node: &'n Node) -> Result<Parent<'n>> {
         let parent = Parent { node, state: self.lock(node)? };
@@ -155,7 +162,7 @@ impl Fs {
             New::Symlink(target) => self.set_target(ino, &mut inode, target, &mut batch)?,
             New::File | New::Special(..) => {}
         }
-        dir_mut(&mut above)?.count += 1;
+        count_entry(&mut above, true)?;
         let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
         batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
         batch.put(&inode_key(ino), &inode.encode());
@@ -244,7 +251,7 @@ impl Fs {
         }
         inode.ctime = caller.now;
         let mut above = parent.touched(caller.now)?;
-        dir_mut(&mut above)?.count += 1;
+        count_entry(&mut above, true)?;
         let mut batch = Batch::new();
         let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
         batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
@@ -322,8 +329,7 @@ impl Fs {
             inode.links = links.ok_or_else(|| FsError::damaged(node.ino, "it has a name, but no links"))?;
         }
         inode.ctime = caller.now;
-        let count = &mut dir_mut(above)?.count;
-        *count = count.saturating_sub(1);
+        count_entry(above, false)?;
         if inode.links == 0 && !self.table.is_referenced(node) {
             let mut change = Remap::default();
             // What cannot be read here does not keep a name from going. Counts of shared blocks may need space to change.
@@ -461,9 +467,9 @@ impl Fs {
                     inode.ctime = now;
                     if let Some(dir) = &mut inode.dir {
                         dir.parent = from_ino;
-                        old_above.links += (to_ino != from_ino) as u32;
+                        old_above.links = old_above.links.saturating_add((to_ino != from_ino) as u32);
                         if let Some(above) = &mut new_above {
-                            above.links -= 1;
+                            above.links = above.links.saturating_sub(1);
                         }
                     }
                     let back = Entry { name: name.to_vec(), ..other_entry.clone() };
@@ -486,14 +492,14 @@ impl Fs {
             if self.tree.defects().has(Defect::RenameInTwoBatches) {
                 self.tree.apply(batch)?;
             }
-            dir_mut(&mut old_above)?.count -= 1;
-            dir_mut(new_above.as_mut().unwrap_or(&mut old_above))?.count += 1;
+            count_entry(&mut old_above, false)?;
+            count_entry(new_above.as_mut().unwrap_or(&mut old_above), true)?;
         }
         if let Some(dir) = &mut source_inode.dir {
             dir.parent = to_ino;
             if let Some(above) = &mut new_above {
-                old_above.links -= 1;
-                above.links += 1;
+                old_above.links = old_above.links.saturating_sub(1);
+                above.links = above.links.saturating_add(1);
             }
         }
         let entry = Entry { name: new_name.to_vec(), ..entry };

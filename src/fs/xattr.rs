@@ -152,14 +152,14 @@ impl Inner {
                 place
             }
             Slot::Free(place) => {
-                inode.xattrs += 1;
+                inode.xattrs = inode.xattrs.saturating_add(1);
                 place.ok_or(FsError::NoSpace)?
             }
         };
         let value = self.store_value(value, taken)?;
         if let Some(run) = *taken {
             batch.allocate(run);
-            inode.blocks += run.len as u64;
+            inode.blocks = inode.blocks.saturating_add(run.len as u64);
         }
         inode.flags |= flag(name);
         batch.put(&xattr_key(ino, place), &Xattr { name: name.to_vec(), value }.encode());

@@ -268,11 +268,11 @@ impl Apply<'_> {
     /// Makes a directory in another one.
     fn birth(&mut self, parent: Ino, mut above: Inode, name: &[u8], new: Inode) -> Result<Option<Ino>> {
         let Some(dir) = &mut above.dir else { return Ok(None) };
+        let last = self.last_in_group(dir.births)?.map_or(1, |last| last + 1);
+        dir.next = dir.next.max(last).max(1);
         if dir.next >= BIRTHS_MAX {
             (dir.births, dir.next) = (self.group()?, 1);
         }
-        let last = self.last_in_group(dir.births)?.map_or(1, |last| last + 1);
-        dir.next = dir.next.max(last).max(1);
         let ino = Ino::new(dir.births, dir.next);
         dir.next += 1;
         dir.count += 1;

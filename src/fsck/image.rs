@@ -137,7 +137,7 @@ impl Image {
     fn new(storage: Arc<dyn Storage>, superblock: Superblock) -> Image {
         Image {
             storage,
-            end: superblock.checkpoint.max(superblock.floor),
+            end: if superblock.clean { superblock.checkpoint } else { superblock.floor },
             superblock,
             replay: None,
             log_whole: true,

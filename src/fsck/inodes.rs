@@ -11,7 +11,7 @@ use super::report::{Findings, Place, ProblemKind as Problem, Report};
 use super::shared::SharedRuns;
 use super::structure::{Gap, Structure};
 use super::{Progress, Result, Stage};
-use crate::fs::acl::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
+use crate::fs::acl::{ACL_ACCESS, ACL_DEFAULT, Acl, CAPABILITY};
 use crate::fs::format::*;
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
 
@@ -250,14 +250,14 @@ impl Pass<'_> {
     fn inode(&mut self, ino: Ino, key: &[u8], value: &[u8]) -> Result<()> {
         self.strays(ino, false)?;
         let inode = match Inode::decode(ino, value) {
-            Ok(inode) if ino.0 != 0 => inode,
+            Ok(inode) if ino.0 != 0 && ino.group() < GROUP_MAX => inode,
             Ok(_) => {
-                self.bad(Problem::Key, Place::ino(0), key, "number 0 is never used");
-                return self.strays(Ino(ino.0 + 1), false);
+                self.bad(Problem::Key, Place::ino(ino.0), key, "no inode has this number");
+                return self.strays(Ino(ino.0.saturating_add(1)), false);
             }
             Err(e) => {
                 self.bad(Problem::Record, Place::ino(ino.0), key, e);
-                return self.strays(Ino(ino.0 + 1), false);
+                return self.strays(Ino(ino.0.saturating_add(1)), false);
             }
         };
         self.report.inodes += 1;
@@ -270,7 +270,7 @@ impl Pass<'_> {
         self.found.group_max = self.found.group_max.max(groups);
         let slot = Slot { ino, links: inode.links, kind: inode.kind, unlinked: false, cut: false };
         self.found.slots.push(slot);
-        let xattrs = self.xattrs(ino)?;
+        let xattrs = self.xattrs(ino, inode.kind)?;
         let contents = self.contents(ino, &inode)?;
         // What has no links is being deleted, batch by batch, and its record stays as it was until the last one.
         if inode.links > 0 {
@@ -369,7 +369,7 @@ impl Pass<'_> {
     }
 
     /// The attributes of one inode.
-    fn xattrs(&mut self, ino: Ino) -> Result<Attributes> {
+    fn xattrs(&mut self, ino: Ino, kind: Kind) -> Result<Attributes> {
         let mut found = Attributes::default();
         // Names with the same hash.
         let mut names: Vec<Vec<u8>> = Vec::new();
@@ -385,6 +385,7 @@ impl Pass<'_> {
                         names.clear();
                     }
                     self.xattr(ino, place, &key, &xattr, &names);
+                    self.acl(ino, kind, &key, &xattr);
                     found.count += 1;
                     found.blocks += xattr.run().map_or(0, |r| r.len as u64);
                     found.flags |= match xattr.name.as_slice() {
@@ -438,6 +439,28 @@ impl Pass<'_> {
             place.blocks = Some(run);
             self.findings.add(Problem::XattrValue, place, what, delete());
         }
+    }
+
+    /// Checks an ACL: the filesystem needs it whenever the mode changes or something is created.
+    fn acl(&mut self, ino: Ino, kind: Kind, key: &[u8], xattr: &Xattr) {
+        let what = match xattr.name.as_slice() {
+            ACL_ACCESS => "access ACL",
+            ACL_DEFAULT => "default ACL",
+            _ => return,
+        };
+        let possible = match &xattr.value {
+            XattrValue::Inline(value) => Acl::decode(value).is_ok_and(|acl| !acl.is_empty()),
+            XattrValue::Blocks { .. } => false,
+        };
+        let problem = if !possible {
+            "is impossible"
+        } else if xattr.name == ACL_DEFAULT && kind != Kind::Directory {
+            "belongs to what is no directory"
+        } else {
+            return;
+        };
+        let fixes = vec![Fix::Delete(key.to_vec())];
+        self.findings.add(Problem::XattrValue, Place::ino(ino.0), format!("its {what} {problem}"), fixes);
     }
 
     /// Claims blocks for an inode. `false`: they lie outside.

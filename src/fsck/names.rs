@@ -141,9 +141,16 @@ impl Names<'_> {
         let Some(dir) = owner else {
             let what =
                 format!("name {name:?} of inode {} lies in group {group} of no directory", entry.ino.0);
-            let fixes = if self.stray == Some(group) { vec![Fix::Accept] } else { vec![Fix::Adopt(group)] };
-            self.stray = Some(group);
-            self.count_stray(entry.ino);
+            let fixes = match self.stray {
+                // No directory can have it.
+                _ if group >= GROUP_MAX => delete(),
+                Some(stray) if stray == group => vec![Fix::Accept],
+                _ => vec![Fix::Adopt(group)],
+            };
+            if group < GROUP_MAX {
+                self.stray = Some(group);
+                self.count_stray(entry.ino);
+            }
             return self.findings.add(Problem::EntryStray, Place::ino(entry.ino.0), what, fixes);
         };
         if cookie.0 >> 8 != self.hash {

@@ -132,7 +132,7 @@ kinds! {
     XattrHash = "xattr-hash",
     /// The name of an extended attribute twice.
     XattrTwice = "xattr-twice",
-    /// The value of an extended attribute fails its checksum.
+    /// The value of an extended attribute fails its checksum, or that of an ACL is none.
     XattrValue = "xattr-value",
     /// Flags of an inode contradict its attributes.
     Flags = "flags",

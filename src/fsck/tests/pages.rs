@@ -126,6 +126,20 @@ fn pages_that_know_too_much() {
     expect(&storage, &[(P::PageLsn, 1)]);
 }
 
+/// Of an image that was closed in order, the log ends at the checkpoint, whatever the floor is: opening takes it so.
+#[test]
+fn a_checkpoint_before_what_the_pages_know() {
+    let (storage, _, _) = two_levels();
+    let mut superblock = superblock(&storage);
+    assert!(superblock.clean && superblock.checkpoint == superblock.floor);
+    superblock.checkpoint.0 -= 100;
+    write_superblock(&storage, &superblock);
+    assert!(crate::fs::Fs::open(storage.clone(), &options()).is_err());
+    let report = look_at(&storage);
+    assert!(report.count(P::PageLsn) > 0, "{report}");
+    repaired(&storage, &report);
+}
+
 #[test]
 fn links_and_fences_that_do_not_fit() {
     let (storage, _, leaves) = two_levels();

@@ -51,6 +51,65 @@ fn flags_without_attributes() {
 }
 
 #[test]
+fn acls_that_are_none() {
+    let acl = |k: &Known, ino: Ino, name: &[u8], value: &[u8], flags: u8| {
+        let place = crate::fs::name_hash(b"fedcba9876543210", name) << 8;
+        let xattr = Xattr { name: name.to_vec(), value: XattrValue::Inline(value.to_vec()) };
+        forge(&k.storage, |_, batch| batch.put(&xattr_key(ino, place), &xattr.encode()));
+        forge_inode(&k.storage, ino, |i| (i.xattrs, i.flags) = (i.xattrs + 1, flags));
+    };
+    let k = known();
+    acl(&k, k.file, b"system.posix_acl_access", b"no ACL", INODE_ACCESS_ACL);
+    expect(&k.storage, &[(P::XattrValue, 1)]);
+    let k = known();
+    acl(&k, k.file, b"system.posix_acl_access", &2u32.to_le_bytes(), INODE_ACCESS_ACL);
+    expect(&k.storage, &[(P::XattrValue, 1)]);
+    let k = known();
+    let entry = |tag: u8| [tag, 0, 7, 0, 0xff, 0xff, 0xff, 0xff];
+    let value = [&2u32.to_le_bytes()[..], &entry(1), &entry(4), &entry(32)].concat();
+    acl(&k, k.dir, b"system.posix_acl_default", &value, INODE_DEFAULT_ACL);
+    expect(&k.storage, &[]);
+    acl(&k, k.file, b"system.posix_acl_default", &value, 0);
+    expect(&k.storage, &[(P::XattrValue, 1)]);
+}
+
+/// The counter of groups ends below the greatest number that fits, so that there is one for what comes next.
+#[test]
+fn groups_beyond_the_counter() {
+    let group = GROUP_MAX;
+    let k = known();
+    let entry = Entry { ino: k.other, kind: Kind::File, name: b"stray".to_vec() };
+    forge(&k.storage, |_, batch| batch.put(&entry_key(group, Cookie(7 << 8)), &entry.encode()));
+    expect(&k.storage, &[(P::EntryStray, 1)]);
+    for sequence in [1, 0xff_ffff] {
+        let k = known();
+        forge(&k.storage, |tree, batch| {
+            let file = tree.get(&inode_key(k.other)).unwrap().unwrap();
+            batch.put(&inode_key(Ino::new(group, sequence)), &file);
+        });
+        expect(&k.storage, &[(P::Key, 1)]);
+    }
+    let k = known();
+    forge_inode(&k.storage, k.inner, |i| i.dir.as_mut().unwrap().births = group);
+    let report = look_at(&k.storage);
+    assert_eq!(report.count(P::Record), 1, "{report}");
+    repaired(&k.storage, &report);
+}
+
+/// Of a group that is full, the next number is not one of the next group.
+#[test]
+fn something_lost_is_named_when_the_roots_group_is_full() {
+    let k = known();
+    forge(&k.storage, |tree, batch| {
+        let file = tree.get(&inode_key(k.other)).unwrap().unwrap();
+        batch.put(&inode_key(Ino::new(0, 0xff_ffff)), &file);
+    });
+    let report = look_at(&k.storage);
+    assert_eq!((report.count(P::Unnamed), report.count(P::BirthCounter)), (1, 1), "{report}");
+    repaired(&k.storage, &report);
+}
+
+#[test]
 fn contents_behind_the_end() {
     let k = known();
     forge_inode(&k.storage, k.file, |i| i.size = 5000);
