@@ -110,7 +110,10 @@ impl Base {
     fn find_log(&mut self) {
         let s = &self.superblock;
         self.log_end = s.checkpoint;
-        while !s.clean {
+        if s.clean {
+            return;
+        }
+        loop {
             let at = LOG_OFFSET + self.log_end.0 % s.log_size;
             let mut bytes = [0; RECORD_HEADER_SIZE];
             // The bases' logs do not reach around the area.
