@@ -57,9 +57,10 @@ impl Mapped {
         matches!(&self.extent, Extent::Lost { .. })
     }
 
-    /// The block that holds the byte at `at`, a multiple of the block size inside the extent.
+    /// The block that holds the byte at `at`, a multiple of the block size that is not behind the extent; none in front of it.
     pub fn block_at(&self, at: u64) -> Option<BlockNo> {
-        self.extent.run().map(|run| BlockNo(run.start.0 + (at - self.begin) / BLOCK))
+        let within = at.checked_sub(self.begin)?;
+        self.extent.run().map(|run| BlockNo(run.start.0 + within / BLOCK))
     }
 
     /// Whether this extent has that block at the byte at `at`.

@@ -1,5 +1,7 @@
 //! Names: create, link, unlink, rmdir, rename. Each is one batch of at most nine records, whatever the directory's size.
 
+use std::ops::ControlFlow;
+
 use super::dir::{Expect, Found, check_name};
 use super::error::{FsError, Result};
 use super::extents::Remap;
@@ -101,7 +103,14 @@ impl Fs {
     }
 
     fn find(&self, parent: &Parent<'_>, name: &[u8], expect: Expect) -> Result<Found> {
-        self.find_entry(parent.node.ino, parent.dir()?.entries, name, expect)
+        let dir = parent.node.ino;
+        match self.find_entry(dir, parent.dir()?.entries, name, expect)? {
+            // Whoever takes it for a child waits for his own lock.
+            Found::Entry(_, entry) if entry.ino == dir => {
+                Err(FsError::damaged(dir, "it has an entry for itself"))
+            }
+            found => Ok(found),
+        }
     }
 
     /// Creates an inode under a name, with one reference ([`Fs::release`] gives it back). Its mode has no bits of `umask`; but a
@@ -125,7 +134,12 @@ impl Fs {
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
         let mut above = parent.touched(caller.now)?;
-        let ino = self.birth(dir_mut(&mut above)?)?;
+        let dir = dir_mut(&mut above)?;
+        let group = dir.births;
+        let ino = self.birth(dir)?;
+        if group != dir.births || !parent.state.births_are_free {
+            self.check_births(node.ino, ino)?;
+        }
         let mut inode = match new {
             New::File => new_inode(Kind::File, mode, caller),
             New::Directory => new_inode(Kind::Directory, mode, caller),
@@ -169,11 +183,22 @@ impl Fs {
         let child = self.node(ino);
         let mut state = child.state.write();
         self.update(&mut batch, &node, &mut parent.state, above)?;
+        parent.state.births_are_free = true;
         let attributes = attributes(ino, &inode);
         state.set(inode);
         self.table.retain(&child);
         child.set_seen_in(node.ino);
         Ok(attributes)
+    }
+
+    /// No inode has the number of a directory's next birth, or a later one of its group: a counter that is damaged would give away
+    /// numbers again, the directory's own perhaps. Looked at once for each directory in memory.
+    fn check_births(&self, dir: Ino, next: Ino) -> Result<()> {
+        let end = entry_key(next.group(), Cookie(0));
+        match self.tree.scan(&inode_key(next), &end, |_, _| ControlFlow::Break(()))? {
+            Some(()) => Err(FsError::damaged(dir, "numbers of its next births are in use")),
+            None => Ok(()),
+        }
     }
 
     /// The number of the next inode born in a directory. A full birth group is followed by a new one.
@@ -424,6 +449,11 @@ impl Fs {
                 }
                 _ => {}
             }
+        }
+        // Both parents are locked, and no sound entry leads to one of them from here on.
+        let other = if let Found::Entry(_, other) = &target { other.ino } else { entry.ino };
+        if let Some(ino) = [entry.ino, other].into_iter().find(|ino| [parent, new_parent].contains(ino)) {
+            return Err(FsError::damaged(ino, "a name of a file leads to this directory"));
         }
         let moved = Moved { cookie, entry, target, name, new_name, mode };
         let victim = self.move_entry(&mut from, &mut to, moved, caller)?;

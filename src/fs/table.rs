@@ -40,6 +40,8 @@ pub struct State {
     gone: bool,
     /// The tree has an older atime. Then the node waits in [`Table::take_unsaved`], which keeps it in memory.
     unsaved: bool,
+    /// Of a directory: it has been seen that numbers of its next births are not in use.
+    pub births_are_free: bool,
 }
 
 impl State {

@@ -59,11 +59,11 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         let last = round + 1 == ROUNDS_MAX;
         let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
         let done = if last { Done::Nothing } else { history.act(storage, &options, &mut looked)? };
-        // After the first complete look all contents have been seen; a round that follows looks at everything else.
-        options.scrub &= !looked.complete;
         options.force = true;
         // What was lost is dealt with once, when records can be; not in a round that only makes a root directory, or has too much to do.
         let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged && !unfinished;
+        // Contents are read until what was found in them has been dealt with; a round that follows looks at everything else.
+        options.scrub &= !dealt_with;
         if dealt_with {
             known.lost.clear();
         }

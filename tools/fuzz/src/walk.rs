@@ -43,6 +43,8 @@ impl Met {
                 self.rotten = true;
                 None
             }
+            // What a repair has given up says so for ever.
+            Err(FsError::Engine(e)) if e.to_string().contains("were lost") => None,
             other => self.note("contents", other),
         }
     }
