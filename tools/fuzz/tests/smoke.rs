@@ -1,4 +1,4 @@
-//! Random cases from fixed seeds. `BTFS_FUZZ_CASES` of each target (2000), from `BTFS_FUZZ_SEED`.
+//! Random cases from fixed seeds. `BTFS_FUZZ_CASES` of each target (700), from `BTFS_FUZZ_SEED`.
 
 use btfs::storage::Rng;
 use btfs_fuzz::{Target, Verdict, memory, random_case, run_caught, story};
@@ -14,7 +14,7 @@ fn number(name: &str, default: u64) -> u64 {
 #[test]
 fn random_damage_does_no_harm() {
     memory::watch();
-    let (cases, seed) = (number("BTFS_FUZZ_CASES", 2000), number("BTFS_FUZZ_SEED", 1));
+    let (cases, seed) = (number("BTFS_FUZZ_CASES", 700), number("BTFS_FUZZ_SEED", 1));
     let mut wrong = 0;
     for target in [Target::Mount, Target::Fsck] {
         let (mut rng, mut damaged, mut sound) = (Rng::new(seed), 0, 0);
