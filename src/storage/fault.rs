@@ -1,4 +1,4 @@
-//! A storage that counts what another one is asked to do, and fails a chosen operation.
+//! A storage that counts what another one is asked to do, tells of it, and fails a chosen operation.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,9 +46,14 @@ struct Armed {
     fired: u64,
 }
 
-/// Counts the operations of `S`, and fails one of them if a [`Fault`] is armed.
+/// Told of each operation before it is done, by the thread that does it: kind, offset (of `set_len`: the new
+/// length) and bytes.
+type Observer = Box<dyn Fn(OpKind, u64, u64) + Send + Sync>;
+
+/// Counts the operations of `S`, tells an observer, and fails one of them if a [`Fault`] is armed.
 pub struct FaultStorage<S> {
     inner: S,
+    observer: Option<Observer>,
     calls: [AtomicU64; OpKind::ALL.len()],
     bytes: [AtomicU64; OpKind::ALL.len()],
     /// Whether to look at `armed` at all, so that counting alone takes no lock.
@@ -67,11 +72,18 @@ impl<S: Storage> FaultStorage<S> {
     pub fn new(inner: S) -> Self {
         FaultStorage {
             inner,
+            observer: None,
             calls: Default::default(),
             bytes: Default::default(),
             is_armed: AtomicBool::new(false),
             armed: Mutex::new(None),
         }
+    }
+
+    /// Like [`FaultStorage::new`]; `observer` is told the kind, offset and bytes of each operation before it is done, by the
+    /// thread that does it. It may take its time.
+    pub fn observed(inner: S, observer: impl Fn(OpKind, u64, u64) + Send + Sync + 'static) -> Self {
+        FaultStorage { observer: Some(Box::new(observer)), ..FaultStorage::new(inner) }
     }
 
     /// The storage that does the work.
@@ -108,7 +120,10 @@ impl<S: Storage> FaultStorage<S> {
     }
 
     /// Counts an operation, and decides whether it fails.
-    fn begin(&self, kind: OpKind, bytes: u64) -> Result<(), Failure> {
+    fn begin(&self, kind: OpKind, offset: u64, bytes: u64) -> Result<(), Failure> {
+        if let Some(observer) = &self.observer {
+            observer(kind, offset, bytes);
+        }
         self.calls[kind as usize].fetch_add(1, Ordering::Relaxed);
         self.bytes[kind as usize].fetch_add(bytes, Ordering::Relaxed);
         if !self.is_armed.load(Ordering::Acquire) {
@@ -129,8 +144,8 @@ impl<S: Storage> FaultStorage<S> {
     }
 
     /// [`FaultStorage::begin`] for an operation that has no partial effect.
-    fn begin_whole(&self, kind: OpKind, bytes: u64) -> io::Result<()> {
-        self.begin(kind, bytes).map_err(|failure| failure.error)
+    fn begin_whole(&self, kind: OpKind, offset: u64, bytes: u64) -> io::Result<()> {
+        self.begin(kind, offset, bytes).map_err(|failure| failure.error)
     }
 
     /// Fails a write, with its first half written if the fault wants that.
@@ -144,33 +159,37 @@ impl<S: Storage> FaultStorage<S> {
 
 impl<S: Storage> Storage for FaultStorage<S> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.begin_whole(OpKind::Read, buf.len() as u64)?;
+        self.begin_whole(OpKind::Read, offset, buf.len() as u64)?;
         self.inner.read_at(offset, buf)
     }
 
+    fn will_read(&self, offset: u64, len: u64) {
+        self.inner.will_read(offset, len);
+    }
+
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        match self.begin(OpKind::Write, buf.len() as u64) {
+        match self.begin(OpKind::Write, offset, buf.len() as u64) {
             Ok(()) => self.inner.write_at(offset, buf),
             Err(failure) => self.fail_write(failure, offset, buf),
         }
     }
 
     fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
-        match self.begin(OpKind::Write, total_len(bufs)) {
+        match self.begin(OpKind::Write, offset, total_len(bufs)) {
             Ok(()) => self.inner.write_vectored_at(offset, bufs),
             Err(failure) => self.fail_write(failure, offset, &bufs.concat()),
         }
     }
 
     fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        match self.begin(OpKind::WriteDurable, buf.len() as u64) {
+        match self.begin(OpKind::WriteDurable, offset, buf.len() as u64) {
             Ok(()) => self.inner.write_durable_at(offset, buf),
             Err(failure) => self.fail_write(failure, offset, buf),
         }
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.begin_whole(OpKind::Sync, 0)?;
+        self.begin_whole(OpKind::Sync, 0, 0)?;
         self.inner.sync()
     }
 
@@ -179,17 +198,17 @@ impl<S: Storage> Storage for FaultStorage<S> {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.begin_whole(OpKind::SetLen, 0)?;
+        self.begin_whole(OpKind::SetLen, len, 0)?;
         self.inner.set_len(len)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.begin_whole(OpKind::Allocate, len)?;
+        self.begin_whole(OpKind::Allocate, offset, len)?;
         self.inner.allocate(offset, len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.begin_whole(OpKind::Punch, len)?;
+        self.begin_whole(OpKind::Punch, offset, len)?;
         self.inner.punch(offset, len)
     }
 }

@@ -2,13 +2,12 @@
 
 mod latches;
 
-use std::io;
 use std::sync::Mutex as StdMutex;
 
 use super::*;
 use crate::page::node::{NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
-use crate::storage::MemStorage;
+use crate::storage::{FaultStorage, MemStorage, OpKind};
 
 const SIZE: u64 = 64 << 20;
 
@@ -217,49 +216,21 @@ fn freed_blocks_wait_until_the_deletion_is_durable() {
     assert_eq!(pool.reserve_blocks(500).unwrap().len, 500);
 }
 
-/// A storage that does something in the middle of a sync.
-struct Hooked {
-    inner: Arc<MemStorage>,
-    at_sync: StdMutex<Option<Box<dyn FnOnce() + Send>>>,
-}
-
-impl Storage for Hooked {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.inner.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.inner.write_at(offset, buf)
-    }
-    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.inner.write_durable_at(offset, buf)
-    }
-    fn sync(&self) -> io::Result<()> {
-        let hook = self.at_sync.lock().unwrap().take();
-        if let Some(hook) = hook {
-            hook();
-        }
-        self.inner.sync()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.inner.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.set_len(len)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.allocate(offset, len)
-    }
-    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.inner.punch(offset, len)
-    }
-}
-
 /// A writer reads the log's end to enter its page in the dirty table with, and then gets no processor while a whole checkpoint
 /// passes; it enters the page in the middle of the next one, with an LSN from before the first. Once the checkpoint went
 /// back to it, to log space that was free already and might have been written over.
 #[test]
 fn a_checkpoint_never_goes_back() {
-    let storage = Arc::new(Hooked { inner: formatted(), at_sync: StdMutex::new(None) });
+    type Hook = Box<dyn FnOnce() + Send>;
+    let at_sync = Arc::new(StdMutex::new(None::<Hook>));
+    let hook = at_sync.clone();
+    let observer = move |kind, _, _| {
+        let hook = if kind == OpKind::Sync { hook.lock().unwrap().take() } else { None };
+        if let Some(hook) = hook {
+            hook();
+        }
+    };
+    let storage = Arc::new(FaultStorage::observed(formatted(), observer));
     let pool = Arc::new(open(storage.clone(), 40));
     let ids = leaves(&pool, 3);
     let stale = pool.log.end();
@@ -274,13 +245,13 @@ fn a_checkpoint_never_goes_back() {
         assert!(late.latch(&pin).mark_dirty(stale));
         late.budget.fetch_add(1, Ordering::SeqCst);
     };
-    *storage.at_sync.lock().unwrap() = Some(Box::new(hook));
+    *at_sync.lock().unwrap() = Some(Box::new(hook));
     pool.checkpoint().unwrap();
     assert!(pool.checkpoint_lsn() >= first);
     change(&pool, ids[1], Op::Put { key: b"key", value: b"three" });
     pool.log.commit(pool.log.end()).unwrap();
     drop(pool);
-    let pool = open(storage.inner.clone(), 40);
+    let pool = open(storage.inner().clone(), 40);
     assert_eq!((value(&pool, ids[0]), value(&pool, ids[1])), (b"two".to_vec(), b"three".to_vec()));
 }
 

@@ -34,7 +34,7 @@ fn send(to: &mpsc::Sender<Result<()>>) -> Callback {
 
 #[test]
 fn a_callback_comes_when_its_record_is_durable_and_many_share_a_write() {
-    let storage = Slow::new();
+    let (storage, _) = slow();
     let log = Arc::new(log(&storage, 1, START));
     let (sender, receiver) = mpsc::channel();
     with_writer(&log, || {
@@ -104,7 +104,7 @@ fn what_is_durable_already_calls_back_at_once() {
 
 #[test]
 fn whoever_waits_when_the_log_is_closed_is_called() {
-    let storage = Slow::new();
+    let (storage, _) = slow();
     let log = log(&storage, 1, START);
     let (sender, receiver) = mpsc::channel();
     with_writer(&log, || {

@@ -2,7 +2,6 @@
 
 mod callbacks;
 
-use std::io;
 use std::sync::atomic::AtomicUsize;
 
 use super::format::RECORD_SIZE_MAX;
@@ -240,60 +239,24 @@ fn what_is_not_yet_written_stays_bounded() {
     assert_eq!(log.try_reserve(BUFFER_MAX), Ok(()));
 }
 
-/// A storage on which a durable write takes its time, and that remembers the order of writes and syncs.
-struct Slow {
-    inner: MemStorage,
-    order: std::sync::Mutex<Vec<OpKind>>,
-    writing: AtomicUsize,
-}
-
-impl Slow {
-    fn new() -> Arc<Slow> {
-        let order = std::sync::Mutex::new(Vec::new());
-        Arc::new(Slow { inner: MemStorage::new(1 << 20), order, writing: AtomicUsize::new(0) })
-    }
-    fn note(&self, kind: OpKind) {
-        self.order.lock().unwrap().push(kind);
-    }
-}
-
-impl Storage for Slow {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.inner.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.note(OpKind::Write);
-        self.inner.write_at(offset, buf)
-    }
-    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        assert_eq!(self.writing.fetch_add(1, Ordering::SeqCst), 0, "L3: one leader at a time");
-        std::thread::sleep(Duration::from_millis(2));
-        self.note(OpKind::WriteDurable);
-        let written = self.inner.write_at(offset, buf);
-        self.writing.fetch_sub(1, Ordering::SeqCst);
-        written
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.note(OpKind::Sync);
-        Ok(())
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.inner.len()
-    }
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn punch(&self, _: u64, _: u64) -> io::Result<bool> {
-        Ok(false)
-    }
+/// A storage on which a durable write takes its time, and the order of writes and syncs.
+fn slow() -> (Arc<impl Storage + 'static>, Arc<std::sync::Mutex<Vec<OpKind>>>) {
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (noted, writing) = (order.clone(), AtomicUsize::new(0));
+    let observer = move |kind, _, _| {
+        if kind == OpKind::WriteDurable {
+            assert_eq!(writing.fetch_add(1, Ordering::SeqCst), 0, "L3: one leader at a time");
+            std::thread::sleep(Duration::from_millis(2));
+            writing.fetch_sub(1, Ordering::SeqCst);
+        }
+        noted.lock().unwrap().push(kind);
+    };
+    (Arc::new(FaultStorage::observed(MemStorage::new(1 << 20), observer)), order)
 }
 
 #[test]
 fn committers_at_the_same_time_share_a_write() {
-    let storage = Slow::new();
+    let (storage, _) = slow();
     let log = log(&storage, 1, START);
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -313,7 +276,7 @@ fn committers_at_the_same_time_share_a_write() {
 
 #[test]
 fn a_single_committer_does_not_wait_for_the_flusher_to_come_back() {
-    let storage = Slow::new();
+    let (storage, _) = slow();
     let log = log(&storage, 1, START);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -335,7 +298,7 @@ fn a_single_committer_does_not_wait_for_the_flusher_to_come_back() {
 
 #[test]
 fn file_data_is_durable_before_the_record_that_names_it() {
-    let storage = Slow::new();
+    let (storage, order) = slow();
     let log = log(&storage, 1, START);
     for _ in 0..3 {
         storage.write_at(900_000, b"data").unwrap();
@@ -347,7 +310,7 @@ fn file_data_is_durable_before_the_record_that_names_it() {
     }
     use OpKind::*;
     let expected = [Write, Sync, WriteDurable, WriteDurable].repeat(3);
-    assert_eq!(*storage.order.lock().unwrap(), expected);
+    assert_eq!(*order.lock().unwrap(), expected);
 }
 
 #[test]

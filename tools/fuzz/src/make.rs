@@ -1,6 +1,5 @@
 //! Making the images that are damaged.
 
-use std::io;
 use std::sync::{Arc, Mutex};
 
 use btfs::PageId;
@@ -10,7 +9,7 @@ use btfs::page::bitmap::BitmapMut;
 use btfs::page::format::{PAGE_SIZE, PageBytes, page_lsn, seal, set_page_lsn};
 use btfs::page::node::{Node, NodeBuilder, NodeSpec};
 use btfs::page::superblock::{DOUBLEWRITE_PAGES_MIN, LOG_OFFSET, LOG_SIZE_MIN};
-use btfs::storage::{Image, MemStorage, Rng, Storage};
+use btfs::storage::{FaultStorage, Image, MemStorage, OpKind, Rng, Storage};
 use btfs::tree::{Batch, FormatOptions, Options, Tree};
 
 /// Who does everything here.
@@ -172,53 +171,24 @@ fn crashed() -> Image {
     image
 }
 
-/// Notes the image as it is before each write of a superblock.
-struct Watched {
-    below: Arc<MemStorage>,
-    before: Mutex<Option<Image>>,
-}
-
-impl Storage for Watched {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.below.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        if offset < LOG_OFFSET {
-            *self.before.lock().expect("no other thread") = Some(self.below.image());
-        }
-        self.below.write_at(offset, buf)
-    }
-    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.write_at(offset, buf)
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.below.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.below.set_len(len)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.below.allocate(offset, len)
-    }
-    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.below.punch(offset, len)
-    }
-}
-
 /// Left in the middle of a checkpoint: pages are home, one of them is torn, and their copies count.
 fn flushing() -> Image {
     let below = begin(8 << 20);
     let fs = open(below.clone());
     contents(&fs);
     fs.close().expect("closing");
-    let watched = Arc::new(Watched { below, before: Mutex::new(None) });
-    let fs = open(watched.clone());
+    // The image as it was before the last write of a superblock.
+    let before = Arc::new(Mutex::new(None));
+    let (noted, watched) = (before.clone(), below.clone());
+    let observer = move |kind, offset, _| {
+        if matches!(kind, OpKind::Write | OpKind::WriteDurable) && offset < LOG_OFFSET {
+            *noted.lock().expect("no other thread") = Some(watched.image());
+        }
+    };
+    let fs = open(Arc::new(FaultStorage::observed(below, observer)));
     changes(&fs);
     fs.tree().checkpoint().expect("a checkpoint");
-    let image = watched.before.lock().expect("no other thread").take().expect("a checkpoint writes one");
+    let image = before.lock().expect("no other thread").take().expect("a checkpoint writes one");
     drop(fs);
     let storage = MemStorage::from_image(image);
     let s = btfs::pool::read_superblock(&storage).expect("a superblock");
