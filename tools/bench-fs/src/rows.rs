@@ -67,7 +67,7 @@ const CALL: Unit = Unit::Median("call");
 
 /// All rows, in the order in which they run.
 #[rustfmt::skip]
-pub const ROWS: [Row; 36] = [
+pub const ROWS: [Row; 38] = [
     row("tree.untar", Group::Tree, FILE, "tar x of a source tree (2,500 files, median 4 KiB)", tree::untar),
     row("tree.stat.warm", Group::Tree, FILE, "list and stat all of it again", tree::stat_warm),
     row("tree.read.warm", Group::Tree, FILE, "list and read all of it again", tree::read_warm),
@@ -98,18 +98,21 @@ pub const ROWS: [Row; 36] = [
     row("grow.mount.empty", Group::Growth, Unit::Milliseconds("cycle"), "unmount and mount a clean image that is empty", growth::mount),
     row("grow.create.small", Group::Growth, FILE, "create 10,000 files beside 10,000", growth::create_small),
     row("grow.stat.small", Group::Growth, FILE, "stat 10,000 of 10,000 files, cold", growth::stat_small),
+    row("grow.lookup.small", Group::Growth, FILE, "stat the same 10,000 of 10,000 files, which only the kernel has forgotten", growth::lookup_small),
     row("grow.unlink.small", Group::Growth, FILE, "unlink 10,000 of 20,000 files in random order", growth::unlink_small),
     row("grow.create.large", Group::Growth, FILE, "create 10,000 files beside 1,000,000", growth::create_large),
     row("grow.stat.large", Group::Growth, FILE, "stat 10,000 of 1,000,000 files, cold", growth::stat_large),
+    row("grow.lookup.large", Group::Growth, FILE, "stat the same 10,000 of 1,000,000 files, which only the kernel has forgotten", growth::lookup_large),
     row("grow.unlink.large", Group::Growth, FILE, "unlink 10,000 of 1,010,000 files in random order", growth::unlink_large),
     row("grow.mount.full", Group::Growth, Unit::Milliseconds("cycle"), "unmount and mount a clean image of 1,000,000 files", growth::mount),
     row("grow.list.large", Group::Growth, FILE, "list the names of 1,000,000 files, cold", growth::list_large),
 ];
 
 /// Rows whose ratio says how costs grow.
-pub const GROWTHS: [(&str, &str); 4] = [
+pub const GROWTHS: [(&str, &str); 5] = [
     ("grow.create.small", "grow.create.large"),
     ("grow.stat.small", "grow.stat.large"),
+    ("grow.lookup.small", "grow.lookup.large"),
     ("grow.unlink.small", "grow.unlink.large"),
     ("grow.mount.empty", "grow.mount.full"),
 ];

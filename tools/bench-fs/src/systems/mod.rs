@@ -264,8 +264,14 @@ impl System {
     pub fn make_cold(&mut self) -> Result<()> {
         self.settle()?;
         self.unmount()?;
-        drop_caches()?;
+        drop_caches("3")?;
         self.mount()
+    }
+
+    /// Makes the kernel forget names and inodes. What a daemon has cached of its image stays.
+    pub fn forget_names(&mut self) -> Result<()> {
+        self.settle()?;
+        drop_caches("2")
     }
 
     /// Takes it away with all that it holds.
@@ -307,11 +313,11 @@ fn unmount(dir: &Path) -> std::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Forgets what the kernel has cached of all files, after writing back what is dirty.
-fn drop_caches() -> Result<()> {
+/// Forgets what the kernel has cached, after writing back what is dirty: 2 names and inodes, 3 also contents.
+fn drop_caches(what: &str) -> Result<()> {
     // SAFETY: no memory is involved.
     unsafe { libc::sync() };
-    fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the page cache")
+    fs::write("/proc/sys/vm/drop_caches", what).context("cannot drop the kernel's caches")
 }
 
 /// Runs a command to its end and returns what it printed.

@@ -47,9 +47,8 @@ fn create(bench: &mut Bench<'_>, size: Size) -> Result<Measurement> {
     bench.measure(files, |_| Ok((0..files).try_for_each(|n| dir.create(&Name::new(NEW, n)))?))
 }
 
-/// Of files all over the directory, after the caches were dropped.
+/// Of files all over the directory.
 fn stat(bench: &mut Bench<'_>, size: Size) -> Result<Measurement> {
-    bench.system.make_cold()?;
     let dir = Dir::open(&size.path(bench))?;
     let order = Permutation::new(size.files(bench), 23);
     let files = bench.plan.growth_small;
@@ -73,11 +72,25 @@ pub fn create_large(bench: &mut Bench<'_>) -> Result<Measurement> {
     create(bench, Size::Large)
 }
 
+/// After the caches were dropped.
 pub fn stat_small(bench: &mut Bench<'_>) -> Result<Measurement> {
+    bench.system.make_cold()?;
     stat(bench, Size::Small)
 }
 
 pub fn stat_large(bench: &mut Bench<'_>) -> Result<Measurement> {
+    bench.system.make_cold()?;
+    stat(bench, Size::Large)
+}
+
+/// Of the same files as in the row before, as long as the daemon has them in its cache.
+pub fn lookup_small(bench: &mut Bench<'_>) -> Result<Measurement> {
+    bench.system.forget_names()?;
+    stat(bench, Size::Small)
+}
+
+pub fn lookup_large(bench: &mut Bench<'_>) -> Result<Measurement> {
+    bench.system.forget_names()?;
     stat(bench, Size::Large)
 }
 
