@@ -3,7 +3,8 @@
 //! - **B1** What is reserved here and not yet part of a file is counted as free, and given up before anybody is told that there
 //!   is no space.
 //! - **B2** Nobody is told that there is no space while deletions are under way.
-//! - **B3** The last of the image's reserve is left to what gives space back: what only adds records ends before.
+//! - **B3** What only adds records ends when a quarter of the image's reserve is used, overwriting when half of it is. The rest is
+//!   left to what gives space back.
 
 use super::error::{FsError, Result};
 use super::format::*;
@@ -134,7 +135,7 @@ impl Inner {
     pub(super) fn admit(&self) -> Result<()> {
         self.or_after_cleaning(|| {
             let free = self.tree.free_blocks() + self.windows.blocks();
-            if free > self.tree.blocks_in_reserve() / 2 { Ok(()) } else { Err(FsError::NoSpace) }
+            if free > self.tree.blocks_in_reserve() / 4 * 3 { Ok(()) } else { Err(FsError::NoSpace) }
         })
     }
 }
