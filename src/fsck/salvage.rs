@@ -123,26 +123,8 @@ fn plain(len: u64, image: u64) -> Option<Superblock> {
 fn shaped(log_size: u64, doublewrite_pages: u32, len: u64, image: u64) -> Option<Superblock> {
     let mut uuid = [0; 16];
     uuid[..8].copy_from_slice(&image.to_be_bytes());
-    let mut superblock = Superblock {
-        compat: 0,
-        ro_compat: 0,
-        incompat: 0,
-        uuid,
-        hash_seed: [0; 16],
-        label: String::new(),
-        sequence: 0,
-        size: len / PAGE_SIZE as u64 * PAGE_SIZE as u64,
-        log_size,
-        doublewrite_pages,
-        groups: 1,
-        root: PageId::NONE,
-        checkpoint: Lsn(log_size),
-        floor: Lsn(log_size),
-        incarnation: 1,
-        clean: true,
-    };
+    let mut superblock = Superblock::of_new_image(uuid, len, log_size, doublewrite_pages);
     superblock.size = superblock.size.max(superblock.data_offset() + CHUNK_SIZE as u64);
-    superblock.root = PageId(superblock.bitmap_page(0).0 + 1);
     Superblock::decode(&superblock.encode(), u64::MAX).ok()
 }
 

@@ -117,6 +117,30 @@ pub enum SuperblockError {
 }
 
 impl Superblock {
+    /// The superblock of an image just made, which has one group and an empty log. The size, in bytes, is rounded down to pages.
+    pub fn of_new_image(uuid: [u8; 16], size: u64, log_size: u64, doublewrite_pages: u32) -> Self {
+        let mut superblock = Superblock {
+            compat: 0,
+            ro_compat: 0,
+            incompat: 0,
+            uuid,
+            hash_seed: [0; 16],
+            label: String::new(),
+            sequence: 0,
+            size: size / PAGE_SIZE as u64 * PAGE_SIZE as u64,
+            log_size,
+            doublewrite_pages,
+            groups: 1,
+            root: PageId::NONE,
+            // LSN 0 would stand for "clean" in a frame.
+            checkpoint: Lsn(log_size),
+            floor: Lsn(log_size),
+            incarnation: 1,
+            clean: true,
+        };
+        superblock.root = PageId(superblock.bitmap_page(0).0 + 1);
+        superblock
+    }
     /// The identity that every page of the image carries.
     pub fn image(&self) -> u64 {
         get_u64(&self.uuid, 0)

@@ -156,33 +156,17 @@ fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
 }
 
 fn layout(options: &FormatOptions) -> Result<Superblock> {
-    let page = PAGE_SIZE as u64;
-    let size = options.size / page * page;
+    let size = options.size / PAGE_SIZE as u64 * PAGE_SIZE as u64;
     let log_size = options.log_size.unwrap_or(default_areas(size).0);
     let doublewrite_pages = options.doublewrite_pages.unwrap_or(default_halves(log_size));
-    let mut superblock = Superblock {
-        compat: 0,
-        ro_compat: 0,
-        incompat: 0,
-        uuid: options.uuid,
+    let superblock = Superblock {
         hash_seed: options.hash_seed,
         label: options.label.clone(),
-        sequence: 0,
-        size,
-        log_size,
-        doublewrite_pages,
-        groups: 1,
-        root: PageId::NONE,
-        // LSN 0 would stand for "clean" in a frame.
-        checkpoint: Lsn(log_size),
-        floor: Lsn(log_size),
-        incarnation: 1,
-        clean: true,
+        ..Superblock::of_new_image(options.uuid, size, log_size, doublewrite_pages)
     };
     if superblock.label.len() > LABEL_MAX {
         return Err(Error::TooLarge { what: "label", size: superblock.label.len(), limit: LABEL_MAX });
     }
-    superblock.root = PageId(superblock.bitmap_page(0).0 + 1);
     Superblock::decode(&superblock.encode(), size).map_err(|e| match e {
         SuperblockError::Damaged(reason) => Error::Unusable(format!("cannot make such an image: {reason}")),
         e => Error::Unusable(format!("cannot make such an image: {e:?}")),
