@@ -36,7 +36,7 @@ struct Apply<'a> {
 
 /// Does the steps that change records.
 pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut SharedRuns) -> Result<Applied> {
-    let tree = Tree::open(storage.clone(), &replay_options())?;
+    let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
     let seed = tree.hash_seed();
     let mut apply = Apply { tree: &tree, batch: Batch::new(), applied: Applied::default(), seed };
     let root_first = fixes.contains(&Fix::Root);

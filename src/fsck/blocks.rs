@@ -58,6 +58,16 @@ impl Claims {
         self.groups.iter().rposition(|g| g.is_some()).map_or(1, |last| last as u32 + 1)
     }
 
+    /// Whether a block from `from` on is claimed.
+    pub fn reaches(&self, from: u64) -> bool {
+        let blocks = self.groups.iter().enumerate().filter_map(|(g, words)| Some((g, words.as_ref()?)));
+        let last = blocks.filter_map(|(g, words)| {
+            let word = words.iter().rposition(|w| *w != 0)?;
+            Some((g * WORDS + word) as u64 * 64 + words[word].ilog2() as u64)
+        });
+        last.max().is_some_and(|last| self.first + last >= from)
+    }
+
     /// Whether none of a run's blocks is claimed.
     pub fn is_free(&self, run: Run) -> bool {
         let start = run.start.0 - self.first;

@@ -9,6 +9,7 @@ mod pages;
 mod records;
 mod repair;
 mod salvage;
+mod size;
 mod snapshot;
 mod support;
 
