@@ -4,6 +4,7 @@ mod clean;
 mod faults;
 mod flip_repairs;
 mod flips;
+mod groups;
 mod lost;
 mod pages;
 mod records;
