@@ -3,7 +3,7 @@
 //! Steps that set fields of one inode are put together. A step that meets something else than it expects is left out: the next
 //! round looks again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::fix::Fix;
@@ -32,13 +32,18 @@ struct Apply<'a> {
     batch: Batch,
     applied: Applied,
     seed: [u8; 16],
+    /// Numbers of groups that are taken: only if the counter has come to its end.
+    taken: Option<BTreeSet<u64>>,
+    /// No number below this is free.
+    free: u64,
 }
 
 /// Does the steps that change records.
 pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut SharedRuns) -> Result<Applied> {
-    let tree = Tree::open(storage.clone(), &replay_options())?;
+    let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
     let seed = tree.hash_seed();
-    let mut apply = Apply { tree: &tree, batch: Batch::new(), applied: Applied::default(), seed };
+    let mut apply =
+        Apply { tree: &tree, batch: Batch::new(), applied: Applied::default(), seed, taken: None, free: 1 };
     let root_first = fixes.contains(&Fix::Root);
     if root_first {
         // Names in it mean something again only now.
@@ -182,12 +187,24 @@ impl Apply<'_> {
         let record = self.tree.get(&state_key())?;
         let next = record.and_then(|r| r.first_chunk().map(|b| u64::from_be_bytes(*b))).unwrap_or(GROUP_MAX);
         if next >= GROUP_MAX {
-            return Err(crate::Error::NoSpace.into());
+            return self.free_group();
         }
         let mut batch = Batch::new();
         batch.put(&state_key(), &(next + 1).to_be_bytes());
         self.tree.apply(&batch)?;
         Ok(next)
+    }
+
+    /// Takes the least number of a group that nothing has. The counter comes to its end only by a forged number: no filesystem lives so long.
+    fn free_group(&mut self) -> Result<u64> {
+        let taken = match &self.taken {
+            Some(taken) => taken,
+            None => &*self.taken.insert(taken_groups(self.tree)?),
+        };
+        let free =
+            (self.free..GROUP_MAX).find(|group| !taken.contains(group)).ok_or(crate::Error::NoSpace)?;
+        self.free = free + 1;
+        Ok(free)
     }
 
     fn new_group(&mut self, ino: Ino, change: impl FnOnce(&mut DirInfo, u64)) -> Result<()> {
@@ -494,4 +511,27 @@ fn directory(info: DirInfo, mode: u16, links: u32) -> Inode {
         dir: Some(info),
         target: Vec::new(),
     }
+}
+
+/// The groups of all inodes and names, and those that directories give.
+fn taken_groups(tree: &Tree) -> Result<BTreeSet<u64>> {
+    let mut taken = BTreeSet::new();
+    let mut cursor = tree.cursor();
+    cursor.seek(&inode_key(Ino(0)))?;
+    while cursor.next()? {
+        match AnyKey::parse(cursor.key()) {
+            Some(AnyKey::Inode(ino)) => {
+                taken.insert(ino.group());
+                if let Some(dir) = Inode::decode(ino, cursor.value()).ok().and_then(|inode| inode.dir) {
+                    taken.extend([dir.entries, dir.births]);
+                }
+            }
+            Some(AnyKey::Entry(group, _)) => {
+                taken.insert(group);
+            }
+            None => {}
+            _ => break,
+        }
+    }
+    Ok(taken)
 }

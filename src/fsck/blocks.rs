@@ -2,6 +2,8 @@
 //!
 //! One bit a block of the groups that exist: 32 MiB for each TiB.
 
+use std::collections::BTreeMap;
+
 use super::fix::Fix;
 use super::image::{Image, PageError};
 use super::report::{Findings, Place, ProblemKind};
@@ -17,7 +19,8 @@ const DAMAGED_MAX: u32 = 1000;
 #[derive(Clone)]
 pub(super) struct Claims {
     first: u64,
-    groups: Vec<Option<Box<[u64; WORDS]>>>,
+    /// By number: a forged image may have two groups that are a billion apart.
+    groups: BTreeMap<u32, Box<[u64; WORDS]>>,
     /// Blocks that are claimed.
     pub count: u64,
 }
@@ -25,18 +28,15 @@ pub(super) struct Claims {
 impl Claims {
     /// No block is claimed yet but those of the bitmap pages, which belong to nobody else.
     pub fn new(image: &Image) -> Claims {
-        Claims { first: image.first_block(), groups: Vec::new(), count: 0 }
+        Claims { first: image.first_block(), groups: BTreeMap::new(), count: 0 }
     }
 
     /// Claims a run, which [`Image::is_valid_run`] has found valid; how many of its blocks were claimed already.
     pub fn claim(&mut self, run: Run) -> u32 {
         let mut twice = 0;
         let start = run.start.0 - self.first;
-        let group = (start / BLOCKS_PER_GROUP as u64) as usize;
-        if group >= self.groups.len() {
-            self.groups.resize_with(group + 1, || None);
-        }
-        let words = self.groups[group].get_or_insert_with(|| Box::new([0; WORDS]));
+        let group = (start / BLOCKS_PER_GROUP as u64) as u32;
+        let words = self.groups.entry(group).or_insert_with(|| Box::new([0; WORDS]));
         let within = (start % BLOCKS_PER_GROUP as u64) as usize;
         for_words(within, run.len as usize, |word, mask| {
             if let Some(word) = words.get_mut(word) {
@@ -50,12 +50,23 @@ impl Claims {
 
     /// The claimed blocks of a group, one bit a block.
     pub fn group(&self, group: u32) -> Option<&[u64; WORDS]> {
-        self.groups.get(group as usize).and_then(|g| g.as_deref())
+        self.groups.get(&group).map(|words| &**words)
     }
 
     /// One more than the last group with a claimed block, at least one.
     pub fn groups(&self) -> u32 {
-        self.groups.iter().rposition(|g| g.is_some()).map_or(1, |last| last as u32 + 1)
+        self.groups.last_key_value().map_or(1, |(last, _)| last + 1)
+    }
+
+    /// Whether a block from `from` on is claimed.
+    pub fn reaches(&self, from: u64) -> bool {
+        self.groups.last_key_value().is_some_and(|(group, words)| {
+            let last = words
+                .iter()
+                .rposition(|word| *word != 0)
+                .map_or(0, |word| word as u64 * 64 + words[word].ilog2() as u64);
+            self.first + *group as u64 * BLOCKS_PER_GROUP as u64 + last >= from
+        })
     }
 
     /// Whether none of a run's blocks is claimed.

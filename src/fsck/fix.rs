@@ -13,6 +13,8 @@ pub(super) enum Fix {
     Superblocks,
     /// Make the file so many bytes long.
     Extend(u64),
+    /// Write both superblocks again with this size of the image.
+    ImageSize(u64),
     /// Give all names the places that the superblock's hash seed says.
     Rehash,
     /// Empty a doublewrite half.
@@ -100,6 +102,7 @@ impl fmt::Display for Fix {
             Fix::Superblock(_) => write!(f, "write it again from the other one"),
             Fix::Superblocks => write!(f, "write both again from what is left"),
             Fix::Extend(len) => write!(f, "make the file {len} bytes long"),
+            Fix::ImageSize(size) => write!(f, "set the image's size to {size} bytes"),
             Fix::Rehash => write!(f, "give all names new places"),
             Fix::Doublewrite(_) => write!(f, "empty the doublewrite half"),
             Fix::Bitmaps => write!(f, "write the bitmaps again from what is in use"),

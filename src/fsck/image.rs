@@ -8,7 +8,8 @@ use super::fix::Fix;
 use super::report::{Findings, Place, ProblemKind};
 use super::salvage::{self, Salvaged};
 use super::short::Extended;
-use super::{FsckError, Progress, REPLAY_CACHE, Result, replay};
+use super::size;
+use super::{FsckError, Progress, Result, replay, replay_options};
 use crate::error::Error;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
@@ -77,13 +78,25 @@ fn overlay(below: &Arc<dyn Storage>) -> Result<OverlayStorage<Arc<dyn Storage>>>
     Ok(OverlayStorage::new(below.clone()).map_err(|e| Error::io("reading the image's size", e))?)
 }
 
-/// The storage in the length that the image says, and the one that it has, if that is less.
+/// The storage in the length that the image says, and the one that it has, if that is less. `size`: what the image is believed
+/// to have instead, if the superblock says something else.
 fn whole_length(
     below: &Arc<dyn Storage>,
-    superblock: &Superblock,
+    superblock: &mut Superblock,
+    size: Option<u64>,
     findings: &mut Findings,
 ) -> Result<(Arc<dyn Storage>, Option<u64>)> {
     let held = below.len().map_err(|e| Error::io("reading the image's size", e))?;
+    if let Some(resized) = size.and_then(|size| size::resized(superblock, size)) {
+        if resized.size != superblock.size {
+            let what = format!(
+                "the superblock says {} bytes; the file has {held}, and the image {}",
+                superblock.size, resized.size
+            );
+            findings.add(ProblemKind::ImageSize, Place::image(), what, vec![Fix::ImageSize(resized.size)]);
+        }
+        *superblock = resized;
+    }
     if held >= superblock.size {
         return Ok((below.clone(), None));
     }
@@ -93,23 +106,25 @@ fn whole_length(
 }
 
 /// The superblock that counts, whether or not a repair is under way.
-fn newest(both: &[std::result::Result<Superblock, SuperblockError>; 2]) -> Option<Superblock> {
+pub(super) fn newest(both: &[std::result::Result<Superblock, SuperblockError>; 2]) -> Option<Superblock> {
     both.iter().filter_map(|s| s.as_ref().ok()).max_by_key(|s| s.sequence).cloned()
 }
 
 impl Image {
-    /// Reads superblocks, doublewrite area and log. Nothing is written to the storage.
+    /// Reads superblocks, doublewrite area and log. Nothing is written to the storage. `size`: what the image is believed to have,
+    /// whatever the superblock says.
     ///
     /// # Errors
     /// Not an image, or one of a newer version.
     pub fn open(
         below: &Arc<dyn Storage>,
+        size: Option<u64>,
         findings: &mut Findings,
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
         let both = read_superblocks(&**below)?;
-        let Some(superblock) = newest(&both) else {
-            return Image::salvage(below, &both, findings, progress);
+        let Some(mut superblock) = newest(&both) else {
+            return Image::salvage(below, &both, size, findings, progress);
         };
         if superblock.ro_compat != 0 {
             let features = superblock.ro_compat;
@@ -117,8 +132,9 @@ impl Image {
                 "the image has features that this program lacks: {features:#x}"
             ))));
         }
-        check_superblocks(&both, findings)?;
-        let (below, short) = whole_length(below, &superblock, findings)?;
+        check_superblocks(&both, size, findings)?;
+        let said = superblock.size;
+        let (below, short) = whole_length(below, &mut superblock, size, findings)?;
         check_doublewrite(&*below, &superblock, findings)?;
         let repair_unfinished = superblock.under_repair();
         if repair_unfinished {
@@ -129,7 +145,8 @@ impl Image {
         (image.short, image.repair_unfinished) = (short, repair_unfinished);
         if !image.superblock.clean && !repair_unfinished {
             image.needs_replay = true;
-            image.replay_log(&below, findings)?;
+            let resized = image.superblock.size != said;
+            image.replay_log(&below, resized, findings)?;
         }
         Ok(image)
     }
@@ -155,6 +172,7 @@ impl Image {
     fn salvage(
         below: &Arc<dyn Storage>,
         both: &[std::result::Result<Superblock, SuperblockError>; 2],
+        size: Option<u64>,
         findings: &mut Findings,
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
@@ -162,7 +180,7 @@ impl Image {
             matches!(s, Err(SuperblockError::Version(_) | SuperblockError::Features(_)))
         };
         let found = if both.iter().any(newer) { None } else { salvage::find(&**below, progress)? };
-        let Some(Salvaged { superblock, seeds, log }) = found else {
+        let Some(Salvaged { mut superblock, seeds, log }) = found else {
             return Err(FsckError::Engine(match crate::pool::read_superblock(&**below) {
                 Err(e) => e,
                 Ok(_) => Error::corrupt("both superblocks", "they read differently the second time"),
@@ -174,7 +192,7 @@ impl Image {
             superblock.image()
         );
         findings.add(ProblemKind::SuperblocksLost, Place::image(), what, vec![Fix::Superblocks]);
-        let (below, short) = whole_length(below, &superblock, findings)?;
+        let (below, short) = whole_length(below, &mut superblock, size, findings)?;
         check_doublewrite(&*below, &superblock, findings)?;
         let mut image = Image::new(below.clone(), superblock);
         (image.short, image.salvaged, image.seeds) = (short, true, seeds);
@@ -193,9 +211,15 @@ impl Image {
     }
 
     /// Replays the log in memory: as opening the image would, or, if that refuses, as far as it goes.
-    fn replay_log(&mut self, below: &Arc<dyn Storage>, findings: &mut Findings) -> Result<()> {
+    fn replay_log(&mut self, below: &Arc<dyn Storage>, resized: bool, findings: &mut Findings) -> Result<()> {
         let storage: Arc<dyn Storage> = Arc::new(overlay(below)?);
-        let options = PoolOptions { cache_size: REPLAY_CACHE, background: false, ..PoolOptions::default() };
+        if resized {
+            let at = SUPERBLOCK_OFFSETS[self.superblock.sequence as usize % 2];
+            let kept = |e| Error::io("keeping what replaying the log changes", e);
+            storage.write_at(at, &self.superblock.encode()).map_err(kept)?;
+        }
+        let cache_size = replay_options(&**below).cache_size;
+        let options = PoolOptions { cache_size, background: false, ..PoolOptions::default() };
         match Pool::open(storage.clone(), &options) {
             Ok((pool, report)) => {
                 drop(pool);
@@ -274,6 +298,7 @@ impl Image {
 
 fn check_superblocks(
     both: &[std::result::Result<Superblock, SuperblockError>; 2],
+    size: Option<u64>,
     findings: &mut Findings,
 ) -> Result<()> {
     let name = ["superblock A", "superblock B"];
@@ -293,13 +318,16 @@ fn check_superblocks(
         );
     }
     if let [Ok(a), Ok(b)] = both {
-        let same = a.uuid == b.uuid
+        let older = (a.sequence > b.sequence) as usize;
+        let (old, new) = if older == 0 { (a, b) } else { (b, a) };
+        // Images do not shrink.
+        let same = old.size <= size.unwrap_or(new.size).max(new.size)
+            && a.uuid == b.uuid
             && a.hash_seed == b.hash_seed
             && a.log_size == b.log_size
             && a.doublewrite_pages == b.doublewrite_pages
             && (a.root == b.root || a.under_repair() || b.under_repair());
         if !same {
-            let older = (a.sequence > b.sequence) as usize;
             let what = format!("{} describes another image than the newer one", name[older]);
             findings.add(ProblemKind::SuperblockTwin, Place::image(), what, vec![Fix::Superblock(older)]);
         }

@@ -35,6 +35,7 @@ mod scrub;
 mod seed;
 mod shared;
 mod short;
+mod size;
 mod structure;
 mod switch;
 
@@ -43,6 +44,7 @@ use std::time::Instant;
 
 use crate::storage::Storage;
 use blocks::Claims;
+use fix::Fix;
 use image::Image;
 use report::Findings;
 pub use report::{LISTED_MAX, Outcome, Place, Problem, ProblemKind, Report};
@@ -138,12 +140,17 @@ pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report>
 }
 
 /// How a log is replayed, and a tree is opened to be repaired.
-fn replay_options() -> crate::tree::Options {
-    crate::tree::Options { cache_size: REPLAY_CACHE, background: false, ..crate::tree::Options::default() }
+fn replay_options(storage: &dyn Storage) -> crate::tree::Options {
+    // A part of the image is as good as all of it, and a small one takes no time to be set up.
+    let part = storage.len().map_or(u64::MAX, |len| len / REPLAY_PART);
+    let cache_size = part.clamp(REPLAY_CACHE_MIN, REPLAY_CACHE_MAX) as usize;
+    crate::tree::Options { cache_size, background: false, ..crate::tree::Options::default() }
 }
 
-/// Memory that replaying the log may take for pages.
-const REPLAY_CACHE: usize = 128 << 20;
+/// Memory that replaying the log may take for pages: the least, the most, and in between this part of the image.
+const REPLAY_CACHE_MIN: u64 = 4 << 20;
+const REPLAY_CACHE_MAX: u64 = 128 << 20;
+const REPLAY_PART: u64 = 4;
 
 /// What one check without repair has found.
 struct Looked {
@@ -167,12 +174,14 @@ impl Looked {
 }
 
 /// What a repair knows from the rounds before, for what is to be said of it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Earlier {
     /// Ranges of keys that it has had to give up.
     lost: Vec<Gap>,
     /// The bytes that the file had before it was made longer.
     short: Option<u64>,
+    /// The bytes that the image has, whatever the superblock says.
+    size: Option<u64>,
 }
 
 /// One check without repair.
@@ -180,8 +189,14 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
     let silent = |_: Progress| {};
     let progress = options.progress.unwrap_or(&silent);
     let (mut findings, mut report) = (Findings::default(), Report::default());
-    let mut image = Image::open(storage, &mut findings, progress)?;
-    let extend = image.short.is_some() && options.repair == Repair::All;
+    let mut image = Image::open(storage, known.size, &mut findings, progress)?;
+    if known.size.is_none()
+        && let Some(size) = size::believed(storage, &image, progress)?
+    {
+        return look(storage, options, &Earlier { size: Some(size), ..known.clone() });
+    }
+    let resize = findings.fixes.iter().any(|f| matches!(f, Fix::Extend(_) | Fix::ImageSize(_)))
+        && options.repair == Repair::All;
     image.short = image.short.or(known.short);
     report.replay = image.replay.clone();
     let at_boot = options.repair == Repair::Safe && !options.force;
@@ -200,8 +215,8 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
         looked.structure.sound = true;
         return Ok(looked);
     }
-    // The rest is looked at when the file is as long as it should be.
-    if extend {
+    // The rest is looked at when file and image are as long as they should be.
+    if resize {
         looked.complete = false;
         return Ok(looked);
     }
@@ -223,7 +238,7 @@ impl Looked {
         seed::choose(image, &self.structure, findings)?;
         for gap in &lost {
             let what = format!("{gap} are lost");
-            findings.add(ProblemKind::KeysLost, Place::image(), what, vec![fix::Fix::Accept]);
+            findings.add(ProblemKind::KeysLost, Place::image(), what, vec![Fix::Accept]);
         }
         self.structure.gaps.extend(lost);
         self.pages = (options.repair != Repair::No).then(|| claims.clone());

@@ -381,7 +381,7 @@ impl Names<'_> {
 
     /// Numbers of groups and inodes must not come back.
     fn counters(&mut self) {
-        let least = self.inodes.group_max + 1;
+        let least = self.inodes.group_max.max(self.stray.unwrap_or(0)) + 1;
         match self.inodes.state {
             None => {
                 let what = "the record of the filesystem's state is missing";

@@ -5,6 +5,7 @@
 //! what the report says of the image as it is now.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::apply;
@@ -14,10 +15,10 @@ use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
 use super::structure::Gap;
 use super::switch::{self, Target};
-use super::{Earlier, Looked, Options, Progress, Repair, Result, look, replay_options};
+use super::{Earlier, Looked, Options, Progress, Repair, Result, look, replay_options, size};
 use crate::error::Error;
 use crate::fs::format::*;
-use crate::page::Run;
+use crate::page::{PAGE_SIZE, Run};
 use crate::storage::Storage;
 use crate::tree::Tree;
 
@@ -32,6 +33,8 @@ enum Done {
     Something,
     /// The tree is a new one, without these ranges of keys.
     Rebuilt(Vec<Gap>),
+    /// The file cannot be as long as the image: the image has this size from now on.
+    Refused(u64),
 }
 
 /// Everything that was found in all rounds.
@@ -72,6 +75,7 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             Done::Nothing => return Ok(history.finish(looked)),
             Done::Something => {}
             Done::Rebuilt(gaps) => known.lost = gaps,
+            Done::Refused(size) => known.size = Some(size),
         }
     }
     unreachable!("the last round does nothing")
@@ -114,12 +118,16 @@ impl History {
         let mut did = false;
         let fixes = std::mem::take(&mut looked.findings.fixes);
         let extend = fixes.iter().find_map(|f| if let Fix::Extend(len) = f { Some(*len) } else { None });
-        if (extend.is_some() || looked.image.salvaged) && options.repair != Repair::All {
+        let resize = fixes.iter().find_map(|f| if let Fix::ImageSize(size) = f { Some(*size) } else { None });
+        if (extend.is_some() || resize.is_some() || looked.image.salvaged) && options.repair != Repair::All {
             return Ok(Done::Nothing);
         }
         if let Some(len) = extend {
-            let failed = |e| Error::io("making the image's file longer", e);
-            storage.set_len(len).and_then(|()| storage.sync()).map_err(failed)?;
+            return self.extend(storage, looked, len);
+        }
+        // Without superblocks the size is written with the rest of them.
+        if let Some(size) = resize.filter(|_| !looked.image.salvaged) {
+            switch::set_size(&**storage, size)?;
             self.did = true;
             return Ok(Done::Something);
         }
@@ -147,7 +155,7 @@ impl History {
             return Ok(if did { Done::Something } else { Done::Nothing });
         }
         if looked.image.needs_replay {
-            Tree::open(storage.clone(), &replay_options())?.close()?;
+            Tree::open(storage.clone(), &replay_options(&**storage))?.close()?;
         }
         for fix in &fixes {
             if let Fix::Doublewrite(half) = fix {
@@ -162,6 +170,27 @@ impl History {
         did |= self.records(storage, options, looked, fixes)?;
         self.did |= did;
         Ok(if did { Done::Something } else { Done::Nothing })
+    }
+
+    /// Makes the file as long as the image. If it cannot be so long, the image is to be as long as the file: nothing lies behind
+    /// that either way. What may be possible another day, as on a full disk, is an error.
+    fn extend(&mut self, storage: &Arc<dyn Storage>, looked: &Looked, len: u64) -> Result<Done> {
+        let Err(error) = storage.set_len(len).and_then(|()| storage.sync()) else {
+            self.did = true;
+            return Ok(Done::Something);
+        };
+        let held = looked.image.short.unwrap_or(len) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let impossible = matches!(
+            error.kind(),
+            ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::Unsupported
+        );
+        if !impossible || size::resized(&looked.image.superblock, held).is_none() {
+            return Err(Error::io("making the image's file longer", error).into());
+        }
+        for problem in self.problems.iter_mut().filter(|p| p.kind == ProblemKind::FileShort) {
+            problem.repair = Some(format!("it cannot be longer ({error}): the image shrinks"));
+        }
+        Ok(Done::Refused(held))
     }
 
     /// Writes the bitmaps again. The tree stays, so the switch is to the same root.
@@ -188,7 +217,15 @@ impl History {
             return Ok(false);
         }
         let elsewhere = |f: &Fix| {
-            matches!(f, Fix::Superblock(_) | Fix::Doublewrite(_) | Fix::Bitmaps | Fix::Tree | Fix::Rehash)
+            matches!(
+                f,
+                Fix::Superblock(_)
+                    | Fix::Doublewrite(_)
+                    | Fix::Bitmaps
+                    | Fix::Tree
+                    | Fix::Rehash
+                    | Fix::ImageSize(_)
+            )
         };
         let mut fixes: Vec<Fix> = fixes.into_iter().filter(|f| !elsewhere(f)).collect();
         if fixes.contains(&Fix::Contested) {

@@ -34,6 +34,8 @@ kinds! {
     SuperblocksLost = "superblocks-lost",
     /// The file is shorter than the image.
     FileShort = "file-short",
+    /// The superblock that counts says a size that the image does not have.
+    ImageSize = "image-size",
     /// Names do not lie where the superblock's hash seed puts them.
     HashSeed = "hash-seed",
     /// The two superblocks describe different images.

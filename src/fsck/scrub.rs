@@ -34,7 +34,7 @@ pub(super) fn scrub(
     let total = report.data_bytes;
     let tag = extent_key(Ino(0), 0)[0];
     let mut records = Records::new(image, &structure.leaves, &[tag])?;
-    let mut buffer = vec![0; READ_MAX];
+    let mut buffer = Vec::new();
     loop {
         let (mut window, mut bytes, mut more) = (Vec::new(), 0, true);
         while bytes < WINDOW {
@@ -64,7 +64,7 @@ pub(super) fn scrub(
 }
 
 /// Verifies extents in the order of their places.
-fn verify(image: &Image, window: &[Piece], buffer: &mut [u8], findings: &mut Findings) {
+fn verify(image: &Image, window: &[Piece], buffer: &mut Vec<u8>, findings: &mut Findings) {
     let mut i = 0;
     while i < window.len() {
         let (start, mut end, mut n) = (window[i].run.start, window[i].run.end(), 1);
@@ -74,7 +74,9 @@ fn verify(image: &Image, window: &[Piece], buffer: &mut [u8], findings: &mut Fin
         {
             (end, n) = (next.run.end(), n + 1);
         }
-        let bytes = &mut buffer[..(end.0 - start.0) as usize * BLOCK_SIZE];
+        let len = (end.0 - start.0) as usize * BLOCK_SIZE;
+        buffer.resize(buffer.len().max(len), 0);
+        let bytes = &mut buffer[..len];
         let run = Run { start, len: (end.0 - start.0) as u32 };
         let read = image.read_blocks(run, bytes).is_ok();
         for piece in &window[i..i + n] {

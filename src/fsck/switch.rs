@@ -10,8 +10,8 @@
 //! 4. Both superblocks are written again without the mark.
 
 use super::blocks::Claims;
-use super::image::{Image, read_superblocks};
-use super::{FsckError, Result};
+use super::image::{self, Image, read_superblocks};
+use super::{FsckError, Result, size};
 use crate::error::Error;
 use crate::page::bitmap::BitmapMut;
 use crate::page::format::*;
@@ -53,6 +53,12 @@ pub(super) fn restore_superblock(storage: &dyn Storage, which: usize) -> Result<
     let at = SUPERBLOCK_OFFSETS[which];
     storage.write_at(at, &twin.encode()).map_err(failed)?;
     storage.sync().map_err(failed)
+}
+
+/// Writes both superblocks again with another size of the image. Each write leaves an image of the old size or the new one.
+pub(super) fn set_size(storage: &dyn Storage, size: u64) -> Result<()> {
+    let mut superblock = size::resized(&newest(storage)?, size).ok_or(FsckError::Changed)?;
+    write_both(storage, &mut superblock)
 }
 
 /// Empties a doublewrite half, of which nothing is needed.
@@ -102,9 +108,7 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
 }
 
 fn newest(storage: &dyn Storage) -> Result<Superblock> {
-    let both = read_superblocks(storage)?;
-    let newest = both.into_iter().filter_map(|s| s.ok()).max_by_key(|s| s.sequence);
-    newest.ok_or(FsckError::Changed)
+    image::newest(&read_superblocks(storage)?).ok_or(FsckError::Changed)
 }
 
 fn write_bitmaps(storage: &dyn Storage, superblock: &Superblock, target: &Target<'_>) -> Result<()> {

@@ -257,10 +257,6 @@ fn flip(image: &Bytes, bit: u64) -> Bytes {
     image
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|n| n.parse().ok())
-}
-
 /// Tries the flips; how many had which outcome.
 fn flip_all(clean: bool) -> BTreeMap<Verdict, u64> {
     let Made { image, last } = made(clean);
@@ -275,30 +271,22 @@ fn flip_all(clean: bool) -> BTreeMap<Verdict, u64> {
     }
     let longest = if bits.len() == all { LONGEST * 30 } else { LONGEST };
     let (counts, silent) = (Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()));
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    std::thread::scope(|scope| {
-        let (image, expected, last, counts, silent) = (&image, &expected, &last, &counts, &silent);
-        for part in bits.chunks(bits.len().div_ceil(threads)) {
-            scope.spawn(move || {
-                for bit in part {
-                    let began = Instant::now();
-                    let storage: Arc<dyn Storage> = Arc::new(MemStorage::from_image(flip(image, *bit)));
-                    let end = last.as_ref().filter(|(range, _)| range.contains(&(bit / 8)));
-                    let end = end.map(|(_, shown)| shown);
-                    let verdict = catch_unwind(AssertUnwindSafe(|| judge(&storage, expected, end)))
-                        .unwrap_or_else(|_| Verdict::Silent("a panic".into()));
-                    assert!(began.elapsed() < longest, "bit {bit} takes {:?}", began.elapsed());
-                    let verdict = match verdict {
-                        Verdict::Silent(what) => {
-                            silent.lock().unwrap().push((*bit, what));
-                            Verdict::Silent(String::new())
-                        }
-                        other => other,
-                    };
-                    *counts.lock().unwrap().entry(verdict).or_insert(0) += 1;
-                }
-            });
-        }
+    spread(&bits, |bit| {
+        let began = Instant::now();
+        let storage: Arc<dyn Storage> = Arc::new(MemStorage::from_image(flip(&image, bit)));
+        let end = last.as_ref().filter(|(range, _)| range.contains(&(bit / 8)));
+        let end = end.map(|(_, shown)| shown);
+        let verdict = catch_unwind(AssertUnwindSafe(|| judge(&storage, &expected, end)))
+            .unwrap_or_else(|_| Verdict::Silent("a panic".into()));
+        assert!(began.elapsed() < longest, "bit {bit} takes {:?}", began.elapsed());
+        let verdict = match verdict {
+            Verdict::Silent(what) => {
+                silent.lock().unwrap().push((bit, what));
+                Verdict::Silent(String::new())
+            }
+            other => other,
+        };
+        *counts.lock().unwrap().entry(verdict).or_insert(0) += 1;
     });
     let (counts, mut silent) = (counts.into_inner().unwrap(), silent.into_inner().unwrap());
     println!("closed in order: {clean}, seed {seed}: {} of {all} bits: {counts:?}", bits.len());

@@ -4,11 +4,13 @@ mod clean;
 mod faults;
 mod flip_repairs;
 mod flips;
+mod groups;
 mod lost;
 mod pages;
 mod records;
 mod repair;
 mod salvage;
+mod size;
 mod snapshot;
 mod support;
 

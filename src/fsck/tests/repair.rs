@@ -174,7 +174,7 @@ fn a_repair_that_is_interrupted_can_be_done_again() {
     let base = sample(300, 1200);
     let model = model(&base);
     let marked = pages(&*base);
-    for seed in 0..10 {
+    for seed in 0..12 {
         let mut rng = Rng::new(seed);
         let damaged = Arc::new(MemStorage::from_image(base.image()));
         let what = match seed {
@@ -205,6 +205,15 @@ fn a_repair_that_is_interrupted_can_be_done_again() {
             9 => {
                 damaged.set_len(SIZE / 8).unwrap();
                 "short file".to_string()
+            }
+            10 => {
+                super::size::forge_sizes(&damaged, Some(super::size::HUGE), None);
+                "size of the image".to_string()
+            }
+            11 => {
+                super::salvage::forget_copies(&damaged);
+                super::size::forge_sizes(&damaged, Some(super::size::HUGE), Some(super::size::HUGE));
+                "size of the image in both superblocks".to_string()
             }
             _ => damage(&*damaged, &superblock(&*base), &marked, &mut rng),
         };

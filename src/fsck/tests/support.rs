@@ -285,6 +285,29 @@ pub fn expect(storage: &Arc<MemStorage>, kinds: &[(ProblemKind, u64)]) -> Report
     report
 }
 
+/// Calls `f` with each number, on all processors. Whoever is free takes the next ones, so that all end at the same time.
+pub fn spread(numbers: &[u64], f: impl Fn(u64) + Sync) {
+    const AT_ONCE: usize = 16;
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let from = next.fetch_add(AT_ONCE, std::sync::atomic::Ordering::Relaxed);
+                    let Some(rest) = numbers.get(from..).filter(|rest| !rest.is_empty()) else { break };
+                    rest.iter().take(AT_ONCE).for_each(|n| f(*n));
+                }
+            });
+        }
+    });
+}
+
+/// A number in the environment.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|n| n.parse().ok())
+}
+
 /// What a filesystem holds, by path: kind, contents or target, attributes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Item {
