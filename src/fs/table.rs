@@ -195,7 +195,7 @@ impl Table {
     /// Drops a node from memory that nobody else uses, if its shard has enough of them.
     pub fn forget(&self, node: &Arc<Node>) {
         let mut shard = self.shard(node.ino).lock();
-        // One is the caller's and one the shard's; a third could only come from either.
+        // One is the caller's and one the shard's; a third could only come from either, or wait for the reclaimer.
         if shard.nodes.len() > SHARD_NODES && Arc::strong_count(node) == 2 && !node.is_referenced() {
             shard.nodes.remove(&node.ino);
         }
