@@ -342,29 +342,43 @@ impl Inner {
     /// Deletes what waits and is small, and waits for what others delete of that. The caller may hold inode locks.
     pub(super) fn drain_small(&self) -> bool {
         let mut any = false;
-        while self.reclaim_group().is_some_and(|further| further) {
-            any = true;
+        loop {
+            match self.reclaim_group() {
+                Some(further) => any |= further,
+                None if self.others_delete(0, |queue| &queue.waiting) => any = true,
+                None => return any,
+            }
+            if self.tree.is_read_only() {
+                return any;
+            }
         }
-        any | self.wait_for_others(0)
     }
 
     /// Deletes what waits, and waits for what others delete; whether there was anything. The caller may hold inode locks.
     pub(super) fn drain(&self) -> bool {
         let mut any = self.drain_small();
-        let long = self.reclaimer.queue.lock().long.len();
-        for _ in 0..long {
-            any |= self.reclaim_long(|| false).is_some_and(|further| further);
+        loop {
+            match self.reclaim_long(|| false) {
+                Some(further) => any |= further,
+                None if self.others_delete(1, |queue| &queue.long) => any = true,
+                None => return any,
+            }
+            if self.tree.is_read_only() {
+                return any;
+            }
         }
-        any | self.wait_for_others(1)
     }
 
-    fn wait_for_others(&self, busy: usize) -> bool {
+    /// Waits until nobody is deleting; `false` if nobody was, and nothing waits. Who was may have put back a part of what he took.
+    fn others_delete(&self, busy: usize, list: impl Fn(&Queue) -> &VecDeque<Doomed>) -> bool {
         let mut queue = self.reclaimer.queue.lock();
-        let any = queue.busy[busy] > 0;
+        if queue.busy[busy] == 0 && list(&queue).is_empty() {
+            return false;
+        }
         while queue.busy[busy] > 0 {
             self.reclaimer.moved.wait(&mut queue);
         }
-        any
+        true
     }
 
     /// The reclaimer's thread.
