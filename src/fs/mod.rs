@@ -321,13 +321,29 @@ impl Fs {
 
     /// Gives up `n` references. An inode without a name goes with the last one.
     pub fn release(&self, ino: Ino, n: u64) -> Result<()> {
-        let node = self.node(ino);
-        if self.table.release(&node, n) {
-            self.drop_window(ino);
-            self.reclaim_if_unlinked(&node)?;
-            self.table.forget(&node);
+        self.release_all([(ino, n)])
+    }
+
+    /// Gives up references of several inodes. Those that are to be deleted are deleted together, as far as one batch may go. An
+    /// error may be that of a deletion that was left to the background before.
+    pub fn release_all(&self, references: impl IntoIterator<Item = (Ino, u64)>) -> Result<()> {
+        let (mut result, mut any) = (Ok(()), false);
+        for (ino, n) in references {
+            let node = self.node(ino);
+            if self.table.release(&node, n) {
+                self.drop_window(ino);
+                match self.doom_if_unlinked(&node) {
+                    Ok(doomed) => any |= doomed,
+                    Err(e) => result = Err(e),
+                }
+                self.table.forget(&node);
+            }
         }
-        Ok(())
+        if any {
+            self.reclaim_waiting();
+            result = result.and_then(|()| self.failed_deletion());
+        }
+        result
     }
 }
 

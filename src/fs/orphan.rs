@@ -1,8 +1,10 @@
 //! Inodes without a name, and truncates that were interrupted.
 //!
 //! - **O1** An inode without a name has an orphan record, from the batch that took its last name to the one that deletes its record.
-//! - **O2** It is deleted when nobody uses it: at once if a batch is enough, otherwise by the reclaimer, batch by batch.
-//! - **O3** The reclaimer waits for no inode's lock, so whoever holds one can wait for the reclaimer.
+//! - **O2** It is deleted when nobody uses it: with its last name if a batch is enough, otherwise by the reclaimer, in batches of
+//!   several small ones or batch by batch.
+//! - **O3** What waits for the reclaimer is gone for everybody else, and only the reclaimer's queue knows its record. So it takes no
+//!   inode's lock, and whoever holds one can wait for it.
 //! - **O4** While extents of a file may lie behind its size although it was cut there, its orphan record says so, and it does not
 //!   grow before they are gone.
 
@@ -22,8 +24,14 @@ use crate::tree::Batch;
 
 /// Extended attributes that one batch deletes.
 const XATTRS_PER_BATCH: usize = 16;
-/// After this the reclaimer looks again at what somebody had locked.
-const RETRY: Duration = Duration::from_millis(10);
+/// Inodes that one batch deletes.
+const GROUP: usize = 32;
+/// With so many changes a batch takes up no further inode.
+const GROUP_CHANGES: usize = 2 * EXTENTS_PER_BATCH;
+/// With so many inodes waiting, whoever adds one deletes some himself.
+const WAITING_MAX: usize = 1024;
+/// So long the reclaimer waits for a group to become full, or for changes to be admitted again.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// What waits to be deleted, and who does it.
 pub(super) struct Reclaimer {
@@ -41,9 +49,37 @@ pub(super) struct Reclaimer {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Ino>,
-    /// Deletions under way.
-    busy: usize,
+    /// Most of these are small.
+    waiting: VecDeque<Doomed>,
+    /// These take several batches.
+    long: VecDeque<Doomed>,
+    /// Groups whose deletion is under way, and long deletions.
+    busy: [usize; 2],
+    /// Why something could not be deleted, until somebody has been told.
+    failed: Option<FsError>,
+}
+
+impl Queue {
+    fn len(&self) -> usize {
+        self.waiting.len() + self.long.len()
+    }
+}
+
+/// An inode that is to be deleted (O3).
+struct Doomed {
+    /// Its node says that it is gone, and stays in memory for that.
+    node: Arc<Node>,
+    inode: Inode,
+}
+
+/// How far a deletion came.
+#[derive(Clone, Copy, PartialEq)]
+enum Deleted {
+    Done,
+    /// There is more for further batches.
+    Partly,
+    /// It has not begun.
+    NotYet,
 }
 
 impl Reclaimer {
@@ -59,9 +95,13 @@ impl Reclaimer {
         }
     }
 
-    fn add(&self, ino: Ino) {
-        self.queue.lock().waiting.push_back(ino);
-        self.moved.notify_all();
+    fn add(&self, doomed: Doomed) {
+        let mut queue = self.queue.lock();
+        queue.waiting.push_back(doomed);
+        // With more than one, the thread has been woken already, and waits for a group to become full.
+        if queue.len() == 1 {
+            self.moved.notify_all();
+        }
     }
 
     fn is_stopping(&self) -> bool {
@@ -76,35 +116,34 @@ impl Reclaimer {
     }
 }
 
-/// How a deletion ended.
-#[derive(PartialEq)]
-enum Deleted {
-    Done,
-    /// It takes several batches.
-    TooLong,
-    /// The filesystem is being closed.
-    Stopped,
-}
-
 impl Inner {
     /// Deletes an inode for good if it has no name left and nobody uses it, or has it deleted (O2). Held on entry: no lock.
-    pub(super) fn reclaim_if_unlinked(&self, node: &Node) -> Result<()> {
-        let mut state = match self.lock(node) {
-            Ok(state) => state,
-            Err(FsError::NotFound) => return Ok(()),
-            Err(e) => return Err(e),
-        };
-        if !self.is_reclaimable(node, &state) {
+    pub(super) fn reclaim_if_unlinked(&self, node: &Arc<Node>) -> Result<()> {
+        if !self.doom_if_unlinked(node)? {
             return Ok(());
         }
-        let at_once = !self.reclaimer.background || self.is_closing();
-        match self.delete(node, &mut state, at_once, || false) {
-            // The last use ends, but nothing can be changed now.
-            Ok(Deleted::TooLong) | Err(FsError::ReadOnly) => self.reclaimer.add(node.ino),
-            Ok(Deleted::Done | Deleted::Stopped) => {}
-            Err(e) => return Err(e),
-        }
-        Ok(())
+        self.reclaim_waiting();
+        // In the background it may be another's that failed, and here a name has been taken away, as was asked for.
+        if self.deletes_at_once() { self.failed_deletion() } else { Ok(()) }
+    }
+
+    /// If an inode has no name left and nobody uses it, it is gone from now on, and waits to be deleted. Held on entry: no lock.
+    pub(super) fn doom_if_unlinked(&self, node: &Arc<Node>) -> Result<bool> {
+        let inode = {
+            let mut state = match self.lock(node) {
+                Ok(state) => state,
+                Err(FsError::NotFound) => return Ok(false),
+                Err(e) => return Err(e),
+            };
+            if !self.is_reclaimable(node, &state) {
+                return Ok(false);
+            }
+            state.set_gone()
+        };
+        let Some(inode) = inode else { return Ok(false) };
+        self.drop_window(node.ino);
+        self.reclaimer.add(Doomed { node: node.clone(), inode });
+        Ok(true)
     }
 
     fn is_reclaimable(&self, node: &Node, state: &State) -> bool {
@@ -116,29 +155,51 @@ impl Inner {
         self.reclaimer.closing.load(Ordering::SeqCst)
     }
 
-    /// Deletes an inode, with all that belongs to it, in bounded batches. Only batches that split a count of shared blocks need
-    /// space. If `long` is false it does nothing unless one batch is enough.
-    fn delete(&self, node: &Node, state: &mut State, long: bool, stop: impl Fn() -> bool) -> Result<Deleted> {
-        let Some(inode) = state.get().cloned() else { return Ok(Deleted::Done) };
-        self.drop_window(node.ino);
-        loop {
-            let mut remap = Remap::default();
-            let all = self.collect_deletion(node.ino, &inode, &mut remap)?;
-            if !all && !long {
-                return Ok(Deleted::TooLong);
-            }
-            if all {
-                remap.batch.delete(&orphan_key(node.ino));
-            }
-            self.with_counts(remap, |batch| Ok(self.tree.apply(batch).map(drop)?))?;
-            if all {
-                self.set_deleted(node, state);
-                return Ok(Deleted::Done);
-            }
-            if stop() {
-                return Ok(Deleted::Stopped);
+    /// Leaves what waits to the reclaimer; without one it is deleted here, and some of it if too much waits. Held on entry: no lock.
+    pub(super) fn reclaim_waiting(&self) {
+        if self.deletes_at_once() {
+            self.drain();
+        }
+        let waits_too_much = || self.reclaimer.queue.lock().len() > WAITING_MAX;
+        if waits_too_much() {
+            self.reclaim_group();
+            if waits_too_much() {
+                self.reclaim_long(|| false);
             }
         }
+    }
+
+    fn deletes_at_once(&self) -> bool {
+        !self.reclaimer.background || self.is_closing()
+    }
+
+    /// Why an inode could not be deleted, if nobody has been told yet.
+    pub(super) fn failed_deletion(&self) -> Result<()> {
+        self.reclaimer.queue.lock().failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Deletes inodes, with all that belongs to them, as far as one batch may go. Only batches that split a count of shared blocks
+    /// need space.
+    fn delete_together(&self, group: &[Doomed]) -> Result<Vec<Deleted>> {
+        let mut remap = Remap::default();
+        let mut deleted = vec![Deleted::NotYet; group.len()];
+        for (doomed, deleted) in group.iter().zip(&mut deleted) {
+            let ino = doomed.node.ino;
+            if !self.collect_deletion(ino, &doomed.inode, &mut remap)? {
+                *deleted = Deleted::Partly;
+                break;
+            }
+            remap.batch.delete(&orphan_key(ino));
+            *deleted = Deleted::Done;
+            if remap.batch.len() + remap.batch.freed().len() + remap.shares.len() >= GROUP_CHANGES {
+                break;
+            }
+        }
+        self.with_counts(remap, |batch| Ok(self.tree.apply(batch).map(drop)?))?;
+        for (doomed, _) in group.iter().zip(&deleted).filter(|(_, deleted)| **deleted == Deleted::Done) {
+            self.set_unfinished(doomed.node.ino, false);
+        }
+        Ok(deleted)
     }
 
     /// Adds to a change what deletes an inode with all that belongs to it, as far as one batch may go; whether that is all.
@@ -172,7 +233,7 @@ impl Inner {
     pub(super) fn set_deleted(&self, node: &Node, state: &mut State) {
         self.drop_window(node.ino);
         self.set_unfinished(node.ino, false);
-        state.set_gone();
+        let _ = state.set_gone();
     }
 
     /// The pieces of a long symbolic link's target.
@@ -203,79 +264,145 @@ impl Inner {
 
     // -- what waits -----------------------------------------------------------------------------------------------
 
-    /// Deletes one inode that waits; `None` if none does. The caller may hold inode locks (O3).
-    fn reclaim_one(&self) -> Option<bool> {
-        let ino = {
+    /// Deletes a group of those that wait; `None` if none does, otherwise whether it came any further. The caller may hold inode
+    /// locks (O3).
+    fn reclaim_group(&self) -> Option<bool> {
+        let group: Vec<Doomed> = {
             let mut queue = self.reclaimer.queue.lock();
-            let ino = queue.waiting.pop_front()?;
-            queue.busy += 1;
-            ino
+            let count = queue.waiting.len().min(GROUP);
+            if count == 0 {
+                return None;
+            }
+            queue.busy[0] += 1;
+            queue.waiting.drain(..count).collect()
         };
-        let deleted = self.reclaim_unless_locked(ino);
-        let again = match &deleted {
-            Ok(Some(Deleted::Done | Deleted::TooLong)) => false,
+        let results: Vec<_> = match self.delete_together(&group) {
+            Ok(deleted) => deleted.into_iter().map(Ok).collect(),
             // Changes may be admitted again.
-            Ok(Some(Deleted::Stopped) | None) | Err(FsError::ReadOnly) => true,
-            Err(e) => {
-                log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);
-                false
+            Err(FsError::ReadOnly) => group.iter().map(|_| Ok(Deleted::NotYet)).collect(),
+            // Because of one of them, perhaps.
+            Err(_) if group.len() > 1 => group.chunks(1).map(|one| self.delete_alone(one)).collect(),
+            Err(e) => vec![Err(e)],
+        };
+        Some(self.reclaimed(group.into_iter().zip(results), 0))
+    }
+
+    fn delete_alone(&self, one: &[Doomed]) -> Result<Deleted> {
+        self.delete_together(one).map(|deleted| deleted.first().copied().unwrap_or(Deleted::Done))
+    }
+
+    /// Deletes one of those that take several batches, until `stop`; `None` if none waits. The caller may hold inode locks (O3).
+    fn reclaim_long(&self, stop: impl Fn() -> bool) -> Option<bool> {
+        let doomed = {
+            let mut queue = self.reclaimer.queue.lock();
+            let doomed = queue.long.pop_front()?;
+            queue.busy[1] += 1;
+            doomed
+        };
+        let one = [doomed];
+        let result = loop {
+            match self.delete_alone(&one) {
+                Ok(Deleted::Partly) if !stop() => {}
+                Err(FsError::ReadOnly) => break Ok(Deleted::NotYet),
+                result => break result,
             }
         };
+        Some(self.reclaimed(one.into_iter().zip([result]), 1))
+    }
+
+    /// Puts back into the queue what is not deleted yet; whether anything is no longer as it was.
+    fn reclaimed(
+        &self,
+        results: impl DoubleEndedIterator<Item = (Doomed, Result<Deleted>)> + ExactSizeIterator,
+        busy: usize,
+    ) -> bool {
+        let (mut any, mut gone, mut failed) = (false, Vec::with_capacity(results.len()), None);
         let mut queue = self.reclaimer.queue.lock();
-        queue.busy -= 1;
-        if again {
-            queue.waiting.push_back(ino);
+        queue.busy[busy] -= 1;
+        for (doomed, result) in results.rev() {
+            any |= !matches!(result, Ok(Deleted::NotYet) | Err(FsError::ReadOnly));
+            match result {
+                Ok(Deleted::Done) => gone.push(doomed.node),
+                Ok(Deleted::Partly) => queue.long.push_back(doomed),
+                Ok(Deleted::NotYet) | Err(FsError::ReadOnly) if busy == 1 => queue.long.push_back(doomed),
+                Ok(Deleted::NotYet) | Err(FsError::ReadOnly) => queue.waiting.push_front(doomed),
+                Err(e) => failed = Some((doomed.node.ino, e)),
+            }
         }
         self.reclaimer.moved.notify_all();
-        Some(!again)
+        if let Some((ino, e)) = failed {
+            log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);
+            queue.failed.get_or_insert(e);
+        }
+        drop(queue);
+        gone.iter().for_each(|node| self.table.forget(node));
+        any
     }
 
-    fn reclaim_unless_locked(&self, ino: Ino) -> Result<Option<Deleted>> {
-        let node = self.node(ino);
-        let Some(mut state) = node.state.try_write() else { return Ok(None) };
-        match state.load(&self.tree, ino) {
-            Ok(_) => {}
-            Err(FsError::NotFound) => return Ok(Some(Deleted::Done)),
-            Err(e) => return Err(e),
-        }
-        if !self.is_reclaimable(&node, &state) {
-            return Ok(Some(Deleted::Done));
-        }
-        self.delete(&node, &mut state, true, || self.reclaimer.is_stopping()).map(Some)
-    }
-
-    /// Deletes what waits, and waits for what others delete; whether there was anything. The caller may hold inode locks:
-    /// what somebody has locked is passed over.
-    pub(super) fn drain(&self) -> bool {
+    /// Deletes what waits and is small, and waits for what others delete of that. The caller may hold inode locks.
+    pub(super) fn drain_small(&self) -> bool {
         let mut any = false;
-        let waiting = self.reclaimer.queue.lock().waiting.len();
-        for _ in 0..waiting {
-            any |= self.reclaim_one().is_some_and(|done| done);
+        loop {
+            match self.reclaim_group() {
+                Some(further) => any |= further,
+                None if self.others_delete(0, |queue| &queue.waiting) => any = true,
+                None => return any,
+            }
+            if self.tree.is_read_only() {
+                return any;
+            }
         }
+    }
+
+    /// Deletes what waits, and waits for what others delete; whether there was anything. The caller may hold inode locks.
+    pub(super) fn drain(&self) -> bool {
+        let mut any = self.drain_small();
+        loop {
+            match self.reclaim_long(|| false) {
+                Some(further) => any |= further,
+                None if self.others_delete(1, |queue| &queue.long) => any = true,
+                None => return any,
+            }
+            if self.tree.is_read_only() {
+                return any;
+            }
+        }
+    }
+
+    /// Waits until nobody is deleting; `false` if nobody was, and nothing waits. Who was may have put back a part of what he took.
+    fn others_delete(&self, busy: usize, list: impl Fn(&Queue) -> &VecDeque<Doomed>) -> bool {
         let mut queue = self.reclaimer.queue.lock();
-        while queue.busy > 0 {
-            any = true;
+        if queue.busy[busy] == 0 && list(&queue).is_empty() {
+            return false;
+        }
+        while queue.busy[busy] > 0 {
             self.reclaimer.moved.wait(&mut queue);
         }
-        any
+        true
     }
 
     /// The reclaimer's thread.
     pub(super) fn run_reclaimer(&self) {
         let reclaimer = &self.reclaimer;
+        let mut further = true;
         while !reclaimer.is_stopping() {
-            if self.reclaim_one() == Some(true) {
-                continue;
+            {
+                let mut queue = reclaimer.queue.lock();
+                while queue.len() == 0 && !reclaimer.is_stopping() {
+                    reclaimer.moved.wait(&mut queue);
+                }
+                let gathers = queue.long.is_empty() && queue.waiting.len() < GROUP;
+                if (gathers || !further) && !reclaimer.is_stopping() {
+                    reclaimer.moved.wait_for(&mut queue, GATHER);
+                }
             }
-            let mut queue = reclaimer.queue.lock();
             if reclaimer.is_stopping() {
                 return;
             }
-            if queue.waiting.is_empty() {
-                reclaimer.moved.wait(&mut queue);
-            } else {
-                reclaimer.moved.wait_for(&mut queue, RETRY);
-            }
+            // Small ones go first, also when others are long.
+            let interrupted = || reclaimer.is_stopping() || reclaimer.queue.lock().waiting.len() >= GROUP;
+            let any = self.reclaim_group().or_else(|| self.reclaim_long(interrupted));
+            further = any.unwrap_or(true);
         }
     }
 
@@ -318,9 +445,9 @@ impl Inner {
             let mut cursor = self.tree.cursor();
             cursor.seek(&orphan_key(next))?;
             if !cursor.next()? {
-                return Ok(());
+                break;
             }
-            let Some(ino) = orphan_ino(cursor.key()) else { return Ok(()) };
+            let Some(ino) = orphan_ino(cursor.key()) else { break };
             let taken_up = Orphan::decode(ino, cursor.value()).and_then(|o| self.take_up_orphan(ino, o));
             match taken_up {
                 Ok(()) => {}
@@ -329,14 +456,25 @@ impl Inner {
                 }
                 Err(e) => return Err(e),
             }
-            let Some(after) = ino.0.checked_add(1) else { return Ok(()) };
+            let Some(after) = ino.0.checked_add(1) else { break };
             next = Ino(after);
+        }
+        self.reclaim_waiting();
+        match self.failed_deletion() {
+            // It has been reported.
+            Err(FsError::Engine(e)) if e.is_corrupt() => Ok(()),
+            result => result,
         }
     }
 
     fn take_up_orphan(&self, ino: Ino, orphan: Orphan) -> Result<()> {
         let node = self.node(ino);
-        let Orphan::Truncated { size } = orphan else { return self.reclaim_if_unlinked(&node) };
+        let Orphan::Truncated { size } = orphan else {
+            if self.doom_if_unlinked(&node)? && self.reclaimer.queue.lock().len() > WAITING_MAX {
+                self.drain();
+            }
+            return Ok(());
+        };
         let mut state = self.lock(&node)?;
         let inode = state.get().ok_or(FsError::NotFound)?.clone();
         self.set_unfinished(ino, true);

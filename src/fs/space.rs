@@ -140,8 +140,9 @@ impl Inner {
 }
 
 impl Fs {
-    /// How much space there is.
+    /// How much space there is. What waits to be deleted is deleted first, but for long files.
     pub fn usage(&self) -> Usage {
+        self.drain_small();
         let windows = self.windows.blocks();
         let blocks = self.tree.size() / BLOCK_SIZE as u64;
         let available = self.tree.blocks_for_data() + windows;

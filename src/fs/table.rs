@@ -36,7 +36,7 @@ pub struct Node {
 pub struct State {
     /// The record.
     inode: Option<Inode>,
-    /// The inode has been deleted from the tree: its number will never come back.
+    /// The inode has been deleted from the tree, or waits for that and belongs to the reclaimer: its number will never come back.
     gone: bool,
     /// The tree has an older atime. Then the node waits in [`Table::take_unsaved`], which keeps it in memory.
     unsaved: bool,
@@ -93,10 +93,10 @@ impl State {
         self.unsaved = false;
     }
 
-    /// The inode has been deleted.
-    pub fn set_gone(&mut self) {
-        self.inode = None;
+    /// The inode has been deleted, or will be; returns its record.
+    pub fn set_gone(&mut self) -> Option<Inode> {
         self.gone = true;
+        self.inode.take()
     }
 }
 

@@ -7,6 +7,7 @@ mod memory;
 mod model;
 mod names;
 mod operations;
+mod orphans;
 mod space;
 mod two_threads;
 

@@ -270,6 +270,7 @@ fn compare(fs: &Fs, shared: &Shared, runs: &mut [Run], stripes: &[Vec<Stripes>])
         run.compare_all();
         shared.files.iter().zip(mine).for_each(|(ino, mine)| mine.compare(fs, *ino, who));
     }
+    fs.drain();
     compare_blocks(fs, runs.iter().flat_map(Run::inodes).chain(shared.files.iter().copied()));
 }
 
@@ -324,6 +325,7 @@ fn two_threads_lose_nothing_of_each_other() {
         compare(&fs, &shared, &mut runs, &stripes);
         drop(runs);
         remove_all(&fs, ROOT);
+        fs.drain();
         assert!(fs.tree().check().unwrap().data.is_empty(), "deleted files leave blocks behind");
         Arc::into_inner(fs).unwrap().close().unwrap();
     }

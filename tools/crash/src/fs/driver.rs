@@ -170,9 +170,8 @@ impl Driver {
             }
             Operation::WriteUnnamed => self.write_unnamed()?,
             Operation::CloseFiles => {
-                for ino in std::mem::take(&mut self.open_files) {
-                    self.fs()?.release(ino, 1).map_err(said)?;
-                }
+                let open = std::mem::take(&mut self.open_files);
+                self.fs()?.release_all(open.into_iter().map(|ino| (ino, 1))).map_err(said)?;
             }
             Operation::Replace(path, len) => self.replace(path, len)?,
             Operation::Reuse(path, other, len) => self.reuse(path, other, len)?,

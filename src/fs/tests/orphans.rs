@@ -1,0 +1,162 @@
+//! Files that lost their names while they were in use, and what they leave behind.
+
+use super::*;
+
+fn open_in_background(storage: &Arc<MemStorage>) -> Fs {
+    Fs::open(storage.clone(), &Options { background: true, ..options() }).unwrap()
+}
+
+/// Files that are in use, each with so many bytes.
+fn held(fs: &Fs, count: usize, len: usize) -> Vec<Ino> {
+    let data = vec![3; len];
+    (0..count)
+        .map(|i| {
+            let ino = fs.create(ROOT, format!("f{i}").as_bytes(), New::File, 0o644, 0, &ME).unwrap().ino;
+            fs.write(ino, 0, &data, &ME).unwrap();
+            ino
+        })
+        .collect()
+}
+
+fn unlink_all(fs: &Fs, count: usize) {
+    (0..count).for_each(|i| fs.unlink(ROOT, format!("f{i}").as_bytes(), &ME).unwrap());
+}
+
+fn orphans(fs: &Fs) -> usize {
+    let mut cursor = fs.tree().cursor();
+    cursor.seek(&format::orphan_key(Ino(0))).unwrap();
+    let mut count = 0;
+    while cursor.next().unwrap() && format::orphan_ino(cursor.key()).is_some() {
+        count += 1;
+    }
+    count
+}
+
+fn is_gone(fs: &Fs, ino: Ino) -> bool {
+    matches!(fs.attributes(ino), Err(FsError::NotFound))
+}
+
+#[test]
+fn a_file_is_gone_with_its_last_use_although_it_waits_to_be_deleted() {
+    for len in [0, 1000, 9000] {
+        let storage = image(64 << 20);
+        let fs = open_in_background(&storage);
+        let free = fs.usage().free;
+        let files = held(&fs, 100, len);
+        unlink_all(&fs, 100);
+        for ino in files {
+            assert_eq!(fs.attributes(ino).unwrap().links, 0, "it is in use");
+            fs.release(ino, 1).unwrap();
+            assert!(is_gone(&fs, ino));
+            fs.retain(ino);
+            assert!(fs.read(ino, 0, 10).is_err() && fs.link(ino, ROOT, b"again", &ME).is_err());
+            fs.release(ino, 1).unwrap();
+        }
+        assert!(fs.usage().free + 20 >= free, "statfs knows what waits");
+        assert_eq!(orphans(&fs), 0);
+        fs.close().unwrap();
+    }
+}
+
+#[test]
+fn what_waits_to_be_deleted_goes_when_the_image_is_closed_or_opened_next() {
+    for close in [true, false] {
+        let storage = image(64 << 20);
+        let fs = open_in_background(&storage);
+        let files = held(&fs, 200, 9000);
+        unlink_all(&fs, 200);
+        fs.release_all(files.iter().map(|ino| (*ino, 1))).unwrap();
+        if close {
+            fs.close().unwrap();
+        } else {
+            fs.sync().unwrap();
+            drop(fs);
+        }
+        let fs = open(&storage);
+        assert!(files.iter().all(|ino| is_gone(&fs, *ino)));
+        assert_eq!(orphans(&fs), 0);
+        assert!(fs.tree().check().unwrap().data.is_empty(), "their blocks are free");
+        let next = create(&fs, ROOT, b"next", New::File, 0o644, &ME).unwrap();
+        assert!(!files.contains(&next), "a number comes back");
+    }
+}
+
+#[test]
+fn space_of_files_that_wait_to_be_deleted_is_there_for_the_next_write() {
+    let storage = image(64 << 20);
+    let fs = open_in_background(&storage);
+    let filler = create(&fs, ROOT, b"filler", New::File, 0o644, &ME).unwrap();
+    let files = held(&fs, 500, 50_000);
+    let room = fs.usage().available - 100;
+    fs.fallocate(filler, 0, room * 4096, Fallocate::Allocate, &ME).unwrap();
+    unlink_all(&fs, 500);
+    // The last use ends just before somebody needs the space.
+    fs.release_all(files.iter().map(|ino| (*ino, 1))).unwrap();
+    let next = create(&fs, ROOT, b"next", New::File, 0o644, &ME).unwrap();
+    let data = vec![5; 1 << 20];
+    for at in (0..20 << 20).step_by(data.len()) {
+        fs.write(next, at, &data, &ME).unwrap();
+    }
+    fs.close().unwrap();
+}
+
+#[test]
+fn one_damaged_file_does_not_keep_others_from_being_deleted() {
+    for background in [false, true] {
+        let storage = image(64 << 20);
+        let fs = if background { open_in_background(&storage) } else { open(&storage) };
+        let files = held(&fs, 40, 9000);
+        unlink_all(&fs, 40);
+        let mut batch = Batch::new();
+        batch.put(&format::extent_key(files[20], 9000), &[9; 30]);
+        fs.tree().apply(&batch).unwrap();
+        let released = fs.release_all(files.iter().map(|ino| (*ino, 1)));
+        fs.drain();
+        // In the background the next one who adds to the queue is told.
+        let told = fs.failed_deletion();
+        assert!(matches!(released.and(told), Err(FsError::Engine(e)) if e.is_corrupt()), "nobody is told");
+        assert_eq!(orphans(&fs), 1);
+        assert!(files.iter().all(|ino| is_gone(&fs, *ino)));
+        fs.close().unwrap();
+    }
+}
+
+#[test]
+fn files_that_are_deleted_together_give_up_blocks_that_they_share() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let first = create(&fs, ROOT, b"first", New::File, 0o644, &ME).unwrap();
+    fs.write(first, 0, &[7; 40_960], &ME).unwrap();
+    let files = held(&fs, 30, 0);
+    for (i, ino) in files.iter().enumerate() {
+        assert_eq!(fs.copy_range(first, 4096 * (i as u64 % 3), *ino, 0, 8192, &ME).unwrap(), 8192);
+    }
+    unlink_all(&fs, 30);
+    fs.release_all(files.iter().map(|ino| (*ino, 1))).unwrap();
+    assert_eq!(orphans(&fs), 0);
+    blocks::compare_blocks(&fs, [first].into_iter());
+    assert_eq!(fs.read(first, 0, 40_960).unwrap(), [7; 40_960]);
+    fs.unlink(ROOT, b"first", &ME).unwrap();
+    assert!(fs.tree().check().unwrap().data.is_empty());
+}
+
+#[test]
+fn more_files_than_the_queue_holds_are_deleted_beside_long_ones() {
+    let storage = image(256 << 20);
+    let fs = open_in_background(&storage);
+    let long: Vec<Ino> = (0..3)
+        .map(|i| {
+            let ino = fs.create(ROOT, format!("l{i}").as_bytes(), New::File, 0o644, 0, &ME).unwrap().ino;
+            (0..1000).for_each(|at| fs.write(ino, at * 8192, &[3; 4096], &ME).unwrap());
+            fs.unlink(ROOT, format!("l{i}").as_bytes(), &ME).unwrap();
+            ino
+        })
+        .collect();
+    let files = held(&fs, 3000, 100);
+    unlink_all(&fs, 3000);
+    long.into_iter().chain(files).for_each(|ino| fs.release(ino, 1).unwrap());
+    fs.drain();
+    assert_eq!(orphans(&fs), 0);
+    assert!(fs.tree().check().unwrap().data.is_empty());
+    fs.close().unwrap();
+}
