@@ -689,7 +689,7 @@ fn writes_beyond_the_space_fail_and_keep_what_was_there(mount: &mut Mount) {
     drop(filled);
     fs::remove_file(mount.path("renamed")).expect("unlink on a full filesystem");
     let again = File::create(mount.path("again")).expect("create");
-    for piece in 0..written / 100 * 95 >> 20 {
+    for piece in 0..(written / 100 * 95) >> 20 {
         again
             .write_all_at(&kept, piece << 20)
             .unwrap_or_else(|e| panic!("MiB {piece} of {written} deleted bytes: {e}"));
