@@ -141,16 +141,15 @@ pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report>
 
 /// How a log is replayed, and a tree is opened to be repaired.
 fn replay_options(storage: &dyn Storage) -> crate::tree::Options {
-    // A part of the image is as good as all of it, and a small one takes no time to be set up.
-    let part = storage.len().map_or(u64::MAX, |len| len / REPLAY_PART);
-    let cache_size = part.clamp(REPLAY_CACHE_MIN, REPLAY_CACHE_MAX) as usize;
+    // More than the image has is never needed, and a small cache takes no time to be set up.
+    let all = storage.len().unwrap_or(u64::MAX);
+    let cache_size = all.clamp(REPLAY_CACHE_MIN, REPLAY_CACHE_MAX) as usize;
     crate::tree::Options { cache_size, background: false, ..crate::tree::Options::default() }
 }
 
-/// Memory that replaying the log may take for pages: the least, the most, and in between this part of the image.
+/// Memory that replaying the log may take for pages: the least, the most, and in between as much as the image has.
 const REPLAY_CACHE_MIN: u64 = 4 << 20;
 const REPLAY_CACHE_MAX: u64 = 128 << 20;
-const REPLAY_PART: u64 = 4;
 
 /// What one check without repair has found.
 struct Looked {

@@ -46,6 +46,20 @@ pub(super) fn open(storage: &Arc<MemStorage>) -> Fs {
     Fs::open(storage.clone(), &options()).unwrap()
 }
 
+/// With the threads that a mount has.
+fn open_in_background(storage: &Arc<MemStorage>) -> Fs {
+    Fs::open(storage.clone(), &Options { background: true, ..options() }).unwrap()
+}
+
+/// Closes it in order, or leaves it as a crash after a sync does.
+fn end(fs: Fs, close: bool) {
+    if close {
+        fs.close().unwrap();
+    } else {
+        fs.sync().unwrap();
+    }
+}
+
 /// Creates an inode that nobody holds.
 pub(super) fn create(
     fs: &Fs,

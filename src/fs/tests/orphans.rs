@@ -2,10 +2,6 @@
 
 use super::*;
 
-fn open_in_background(storage: &Arc<MemStorage>) -> Fs {
-    Fs::open(storage.clone(), &Options { background: true, ..options() }).unwrap()
-}
-
 /// Files that are in use, each with so many bytes.
 fn held(fs: &Fs, count: usize, len: usize) -> Vec<Ino> {
     let data = vec![3; len];
@@ -66,12 +62,7 @@ fn what_waits_to_be_deleted_goes_when_the_image_is_closed_or_opened_next() {
         let files = held(&fs, 200, 9000);
         unlink_all(&fs, 200);
         fs.release_all(files.iter().map(|ino| (*ino, 1))).unwrap();
-        if close {
-            fs.close().unwrap();
-        } else {
-            fs.sync().unwrap();
-            drop(fs);
-        }
+        end(fs, close);
         let fs = open(&storage);
         assert!(files.iter().all(|ino| is_gone(&fs, *ino)));
         assert_eq!(orphans(&fs), 0);

@@ -25,10 +25,6 @@ fn fill(fs: &Fs, ino: Ino, piece: usize) -> u64 {
     }
 }
 
-fn open_in_background(storage: &Arc<MemStorage>) -> Fs {
-    Fs::open(storage.clone(), &Options { background: true, ..options() }).unwrap()
-}
-
 /// What must work on a full image.
 fn use_full_image(size: u64, piece: usize, background: bool) {
     let storage = image(size);
@@ -156,12 +152,7 @@ fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
             fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
         }
         fs.unlink(ROOT, b"f", &ME).unwrap();
-        if close {
-            fs.close().unwrap();
-        } else {
-            fs.sync().unwrap();
-            drop(fs);
-        }
+        end(fs, close);
         let fs = open(&storage);
         assert!(matches!(fs.attributes(ino), Err(FsError::NotFound)));
         assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
