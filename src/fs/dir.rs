@@ -167,7 +167,10 @@ impl Fs {
     /// Like [`Fs::read_dir`], with the attributes of each inode, for at most `limit` entries. Each inode that `each` takes by
     /// returning `true` has one reference more; `.` and `..` have not.
     ///
-    /// The inodes are read in the order of their numbers, which is how they lie in the tree.
+    /// The inodes are read in the order of their numbers, which is how they lie in the tree. From the beginning of a large
+    /// directory only `.` and `..` are reported: its first entries by hash belong to inodes all over its birth group, so that
+    /// their attributes may cost as many reads as there are entries, and nobody has shown yet that he wants them. The kernel
+    /// goes on with [`Fs::read_dir`] then, or comes back here once it has looked up one of the names.
     pub fn read_dir_plus(
         &self,
         ino: Ino,
@@ -185,6 +188,9 @@ impl Fs {
             if after < cookie && !each(cookie, &self.attributes(ino)?, name) {
                 return Ok(());
             }
+        }
+        if after < DOTS && dir.count > PLUS_AT_ONCE_MAX {
+            return Ok(());
         }
         let entries = self.retained_entries(&node, dir.entries, after, limit.min(PLUS_MAX))?;
         let mut result = self.load_nodes(&entries);
@@ -264,6 +270,10 @@ impl Fs {
 
 /// Entries that one call of [`Fs::read_dir_plus`] reports at the most.
 const PLUS_MAX: usize = 1024;
+/// The cookie of `..`: the entries follow.
+const DOTS: Cookie = Cookie(2);
+/// The entries of a directory whose attributes are read along from the first call on.
+const PLUS_AT_ONCE_MAX: u64 = 2048;
 /// Inode numbers between two neighbours to which a cursor walks.
 const NEAR: u64 = 16;
 

@@ -140,6 +140,30 @@ fn directories_with_sgid_pass_on_their_group() {
 }
 
 #[test]
+fn attributes_in_a_large_directory_wait_until_somebody_wants_them() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let plus = |after| {
+        let mut seen = Vec::new();
+        let each = |_, a: &Attributes, name: &[u8]| {
+            seen.push((a.ino, name.to_vec()));
+            true
+        };
+        fs.read_dir_plus(ROOT, Cookie(after), 100, each).unwrap();
+        let dots = seen.iter().take_while(|(_, name)| name.starts_with(b".")).count();
+        seen[dots..].iter().for_each(|(ino, _)| fs.release(*ino, 1).unwrap());
+        (dots, seen.len() - dots)
+    };
+    for n in 0..=2048 {
+        if n == 2048 {
+            assert_eq!(plus(0), (2, 100), "in a small one they come at once");
+        }
+        create(&fs, ROOT, format!("{n}").as_bytes(), New::File, 0o644, &ME).unwrap();
+    }
+    assert_eq!((plus(0), plus(1), plus(2)), ((2, 0), (1, 0), (0, 100)));
+}
+
+#[test]
 fn references_of_lookup_create_and_link_keep_an_inode() {
     let storage = image(64 << 20);
     let fs = open(&storage);
