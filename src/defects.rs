@@ -39,6 +39,8 @@ pub enum Defect {
     ReplayFreedData,
     /// A batch that names data blocks becomes durable without them.
     MetadataBeforeData,
+    /// The log is written while contents that its records refer to are still under way.
+    GroupBeforeContents,
     /// A rename takes the old name away in a batch of its own.
     RenameInTwoBatches,
     /// A truncate that takes several batches leaves no mark.
@@ -75,8 +77,9 @@ impl Defect {
     ];
 
     /// Those of the filesystem, and of what the engine does for it only.
-    pub const FILESYSTEM: [Defect; 8] = [
+    pub const FILESYSTEM: [Defect; 9] = [
         Defect::MetadataBeforeData,
+        Defect::GroupBeforeContents,
         Defect::RenameInTwoBatches,
         Defect::CutWithoutMark,
         Defect::UnlinkWithoutMark,

@@ -16,16 +16,15 @@ use crate::tree::Batch;
 const WRITE_MAX: u64 = 1 << 20;
 /// A longer copy of bytes is a row of writes.
 pub(super) const COPY_MAX: u64 = WRITE_MAX;
-/// What is as long as this bypasses the page cache: such a write costs a copy in memory, but nothing is cached twice, and a later
-/// sync finds nothing to flush.
-const DIRECT_MIN: usize = 64 << 10;
+/// What is as long as this is put together in memory that lasts.
+const LARGE_MIN: usize = 64 << 10;
 /// Pieces in which an overwrite goes when only the reserve of the image is left: what each one frees serves the next.
 const URGENT_MAX: u64 = 64 << 10;
 /// Extents that one batch of a truncate or a deletion touches.
 pub(super) const EXTENTS_PER_BATCH: usize = 64;
 
 thread_local! {
-    /// Where large writes are put together, for direct I/O.
+    /// Where large writes are put together.
     static BUFFER: RefCell<AlignedBuf> = const { RefCell::new(AlignedBuf::new()) };
 }
 
@@ -250,9 +249,8 @@ impl Inner {
             place.old = &rest;
         }
         let whole = piece.offset == from && piece.end() == to;
-        let aligned = piece.data.as_ptr().addr().is_multiple_of(BLOCK_SIZE);
         let mut write = |bytes: &[u8]| self.write_new(place, (from, to.min(size)), bytes, taken, batch);
-        if whole && (aligned || piece.data.len() < DIRECT_MIN) {
+        if whole {
             return write(piece.data);
         }
         let assemble = |bytes: &mut [u8]| {
@@ -268,7 +266,7 @@ impl Inner {
             Ok::<_, FsError>(())
         };
         let len = (to - from) as usize;
-        if len < DIRECT_MIN {
+        if len < LARGE_MIN {
             let mut bytes = vec![0; len];
             assemble(&mut bytes)?;
             return write(&bytes);

@@ -457,8 +457,9 @@ impl Pool {
         Err(Error::NoSpace)
     }
 
-    /// Gives back blocks that were reserved and not used.
+    /// Gives back blocks that were reserved and not used. Waits for contents that are on their way there.
     pub fn unreserve_blocks(&self, run: Run) {
+        self.log.wait_for_contents(run.start.offset()..run.end().offset());
         self.space.lock().give_blocks(run);
     }
 

@@ -111,9 +111,11 @@ impl Tree {
         let pool = Arc::new(pool);
         let mut threads = Vec::new();
         if options.background && !options.read_only {
-            let (flusher, writer, interval) = (pool.clone(), pool.clone(), options.commit_interval);
+            let interval = options.commit_interval;
+            let [flusher, writer, contents] = [(); 3].map(|()| pool.clone());
             threads.push(thread::spawn(move || flusher.run_flusher()));
             threads.push(thread::spawn(move || writer.log.run_writer(interval)));
+            threads.push(thread::spawn(move || contents.log.run_contents_writer()));
         }
         if options.background {
             for _ in 0..PREFETCHERS {
@@ -238,13 +240,20 @@ impl Tree {
         if !fits || !self.pool.log.take_data_allowance(data.len()) {
             return self.write_blocks(start, data);
         }
+        self.check_write(start, data)?;
         self.write_home(start, data)?;
         batch.log_data(start, data);
         Ok(())
     }
 
-    /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards.
+    /// Writes whole blocks that the caller has reserved. They are durable before any batch that is applied afterwards. Many of them are
+    /// only taken, and written meanwhile: then no error but that of a full disk is told here, and a later commit fails.
     pub fn write_blocks(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        self.check_write(start, data)?;
+        if !self.defects().has(Defect::MetadataBeforeData) && self.pool.log.write_behind(start.offset(), data)
+        {
+            return Ok(());
+        }
         let written = self.write_home(start, data);
         if !self.defects().has(Defect::MetadataBeforeData) {
             self.pool.log.data_written();
@@ -252,10 +261,13 @@ impl Tree {
         written
     }
 
-    fn write_home(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+    fn check_write(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         debug_assert!(data.len().is_multiple_of(BLOCK_SIZE));
         self.check_blocks(start, data.len())?;
-        self.pool.writable()?;
+        self.pool.writable()
+    }
+
+    fn write_home(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         self.pool.storage().write_at(start.offset(), data).map_err(|e| match e.raw_os_error() {
             // The host's disk is full: nothing but this write is lost.
             Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
@@ -266,7 +278,10 @@ impl Tree {
     /// Reads whole blocks. What they contain is for the caller to verify.
     pub fn read_blocks(&self, start: BlockNo, data: &mut [u8]) -> Result<()> {
         self.check_blocks(start, data.len())?;
-        self.pool.storage().read_at(start.offset(), data).map_err(|e| Error::io("reading data", e))
+        self.pool.log.wait_for_contents(start.offset()..start.offset() + data.len() as u64);
+        self.pool.storage().read_at(start.offset(), data).map_err(|e| Error::io("reading data", e))?;
+        self.pool.log.overlay_contents(start.offset(), data);
+        Ok(())
     }
 
     /// Whole blocks will be read soon, so they may be fetched meanwhile.

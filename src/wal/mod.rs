@@ -11,11 +11,13 @@
 //!   one that recovery may need. The tail moves only after a superblock with that checkpoint is durable.
 //! - **L2** Appends are covered by reservations that were made with nothing held; an append never waits for I/O.
 //! - **L3** The mutex is never held across I/O. One leader at a time writes; it takes the buffer and leaves an empty one.
-//! - **L4** File data that was written before a record was appended is synced before that record is written.
+//! - **L4** File data that was written before a record was appended, or taken to be written behind (`contents.rs`), is synced before that
+//!   record is written.
 //! - **L5** The first record after each group is preceded by a mark that tells how far the log is durable.
 //! - **L6** Who waits for a group is never forgotten: a callback that no group has served is waited for by the background writer,
 //!   which does not end before it has called all of them; where it does not run, there are none.
 
+mod contents;
 pub mod format;
 mod scan;
 
@@ -31,6 +33,7 @@ use crate::storage::Storage;
 use crate::storage::sim::site_scope;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, unlocked};
+use contents::Contents;
 use format::{Kind, MARK_SIZE, RECORD_HEADER_SIZE};
 
 /// The most bytes that are appended or reserved but not yet written.
@@ -150,8 +153,8 @@ pub struct Log {
     /// The background writer has work.
     kick: Condvar,
     stopping: AtomicBool,
-    /// File data was written that no sync has covered yet.
-    data_pending: AtomicBool,
+    /// File data that was written behind, or not synced yet.
+    contents: Contents,
     /// Bytes of file data logged since the last commit that somebody asked for.
     data_logged: AtomicU64,
     failed: OnceLock<Error>,
@@ -194,7 +197,7 @@ impl Log {
             gathered: Condvar::new(),
             kick: Condvar::new(),
             stopping: AtomicBool::new(false),
-            data_pending: AtomicBool::new(false),
+            contents: Contents::default(),
             data_logged: AtomicU64::new(0),
             failed: OnceLock::new(),
             defects,
@@ -307,11 +310,6 @@ impl Log {
     pub fn take_data_allowance(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         self.data_logged.fetch_add(bytes, Ordering::Relaxed) + bytes <= DATA_ALLOWANCE
-    }
-
-    /// File data was written; the next group syncs it before its records (L4).
-    pub fn data_written(&self) {
-        self.data_pending.store(true, Ordering::SeqCst);
     }
 
     /// Waits until everything before `lsn` is durable. The caller holds no latch and no epoch.
@@ -445,9 +443,7 @@ impl Log {
     }
 
     fn write_group(&self, start: Lsn, bytes: &[u8]) -> std::io::Result<()> {
-        if self.data_pending.swap(false, Ordering::SeqCst) {
-            self.storage.sync()?;
-        }
+        self.sync_contents()?;
         self.stats.groups.fetch_add(1, Ordering::Relaxed);
         let _site = site_scope("log");
         self.place.write_durable(&*self.storage, start, bytes)
@@ -524,6 +520,8 @@ impl Log {
         let _state = self.state.lock();
         self.kick.notify_all();
         self.moved.notify_all();
+        drop(_state);
+        self.stop_contents_writer();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the log. Each is named after what a user would lose if it failed.
 
 mod callbacks;
+mod contents;
 
 use std::sync::atomic::AtomicUsize;
 

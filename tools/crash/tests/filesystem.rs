@@ -81,6 +81,11 @@ fn a_file_that_shows_old_garbage_is_found() {
 }
 
 #[test]
+fn a_record_that_overtakes_its_contents_is_found() {
+    finds(Defect::GroupBeforeContents);
+}
+
+#[test]
 fn a_file_that_a_rename_loses_is_found() {
     finds(Defect::RenameInTwoBatches);
 }
