@@ -54,7 +54,7 @@ pub(super) enum PageError {
     Beyond,
 }
 
-/// The two superblocks, as they are. The image may be longer than the file.
+/// The two superblocks, as they are. The image may be longer than the file. One whose counters are spent is not believed.
 pub(super) fn read_superblocks(
     storage: &dyn Storage,
 ) -> Result<[std::result::Result<Superblock, SuperblockError>; 2]> {
@@ -66,7 +66,12 @@ pub(super) fn read_superblocks(
             continue;
         }
         *found = match storage.read_at(at, &mut bytes) {
-            Ok(()) => Superblock::decode(&bytes, u64::MAX),
+            Ok(()) => match Superblock::decode(&bytes, u64::MAX) {
+                Ok(superblock) if superblock.is_spent() => Err(SuperblockError::Damaged(
+                    "sequence number, LSNs or incarnation are greater than any use makes them",
+                )),
+                found => found,
+            },
             Err(_) => Err(SuperblockError::Damaged("cannot be read")),
         };
     }
@@ -183,7 +188,10 @@ impl Image {
         let Some(Salvaged { mut superblock, seeds, log }) = found else {
             return Err(FsckError::Engine(match crate::pool::read_superblock(&**below) {
                 Err(e) => e,
-                Ok(_) => Error::corrupt("both superblocks", "they read differently the second time"),
+                Ok(_) => Error::corrupt(
+                    "both superblocks",
+                    "they cannot be used, and no image is found by its pages",
+                ),
             }));
         };
         let what = format!(
@@ -213,9 +221,15 @@ impl Image {
     /// Replays the log in memory: as opening the image would, or, if that refuses, as far as it goes.
     fn replay_log(&mut self, below: &Arc<dyn Storage>, resized: bool, findings: &mut Findings) -> Result<()> {
         let storage: Arc<dyn Storage> = Arc::new(overlay(below)?);
+        let kept = |e| Error::io("keeping what replaying the log changes", e);
+        // Opening might believe what is not believed here.
+        for (found, at) in read_superblocks(&**below)?.iter().zip(SUPERBLOCK_OFFSETS) {
+            if found.is_err() {
+                storage.write_at(at, &[0; SUPERBLOCK_SIZE]).map_err(kept)?;
+            }
+        }
         if resized {
             let at = SUPERBLOCK_OFFSETS[self.superblock.sequence as usize % 2];
-            let kept = |e| Error::io("keeping what replaying the log changes", e);
             storage.write_at(at, &self.superblock.encode()).map_err(kept)?;
         }
         let cache_size = replay_options(&**below).cache_size;

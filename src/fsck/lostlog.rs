@@ -9,6 +9,7 @@ use super::Result;
 use crate::error::Error;
 use crate::page::Lsn;
 use crate::page::format::get_u64;
+use crate::page::superblock::{COUNTER_MAX, INCARNATION_SPENT};
 use crate::storage::Storage;
 use crate::wal::Place;
 use crate::wal::format::{Header, Kind, RECORD_HEADER_SIZE, RECORD_SIZE_MAX};
@@ -39,7 +40,7 @@ const WINDOW: usize = 4 << 20;
 /// Bytes that are hashed in vain before the rest is given up: as in recovery, a forger could write a header at every place.
 const WASTED_MAX: usize = 64 * RECORD_SIZE_MAX;
 /// Greater LSNs are forged: they would leave no room for others.
-pub(super) const LSN_MAX: u64 = crate::page::superblock::COUNTER_MAX / 2;
+pub(super) const LSN_MAX: u64 = COUNTER_MAX / 2;
 /// Pieces that are kept; a log has one, and a few more where it is damaged.
 const PIECES_MAX: usize = 10_000;
 
@@ -164,5 +165,7 @@ fn header(bytes: &[u8], at: u64, size: u64) -> Option<Header> {
     let header = Header::decode(bytes.first_chunk()?);
     let fits = (RECORD_HEADER_SIZE..=RECORD_SIZE_MAX.min(size as usize)).contains(&header.len);
     let placed = header.lsn.0 % size == at && (size..=LSN_MAX).contains(&header.lsn.0);
-    (fits && placed && header.incarnation < u32::MAX - 1).then_some(header)
+    // An image that is opened for writing takes the next one.
+    let counted = header.incarnation <= INCARNATION_SPENT + 1;
+    (fits && placed && counted).then_some(header)
 }

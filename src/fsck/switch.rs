@@ -19,6 +19,10 @@ use crate::page::superblock::*;
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::Storage;
 
+/// Greater ones begin again, so that what has been repaired is not spent soon.
+const LAST_SEQUENCE: u64 = COUNTER_SPENT - (1 << 32);
+const LAST_INCARNATION: u32 = INCARNATION_SPENT - (1 << 15);
+
 pub(super) fn failed(e: std::io::Error) -> FsckError {
     FsckError::Engine(Error::io("writing the repaired image", e))
 }
@@ -32,14 +36,25 @@ fn write_superblock(storage: &dyn Storage, superblock: &Superblock) -> Result<()
 
 /// Writes both, each with a greater sequence number; the older place first.
 fn write_both(storage: &dyn Storage, superblock: &mut Superblock) -> Result<()> {
+    if superblock.sequence > LAST_SEQUENCE {
+        superblock.sequence = renumber(storage)?;
+    }
     for _ in 0..2 {
-        if superblock.sequence >= COUNTER_MAX {
-            return Err(Error::corrupt("superblock", "its sequence number cannot grow any more").into());
-        }
         superblock.sequence += 1;
         write_superblock(storage, superblock)?;
     }
     Ok(())
+}
+
+/// Writes the superblock that counts to both places, with small sequence numbers; returns the greater one. The other place comes
+/// first, and both say the same: it does not matter which of them counts in between.
+fn renumber(storage: &dyn Storage) -> Result<u64> {
+    let mut superblock = newest(storage)?;
+    superblock.sequence = 2 + (superblock.sequence + 1) % 2;
+    write_superblock(storage, &superblock)?;
+    superblock.sequence += 1;
+    write_superblock(storage, &superblock)?;
+    Ok(superblock.sequence)
 }
 
 /// Writes superblock `which` again from the other one, which counts.
@@ -87,14 +102,22 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
     superblock.hash_seed = image.superblock.hash_seed;
     superblock.root = target.root;
     superblock.groups = target.groups;
-    (superblock.checkpoint, superblock.floor) = (target.end, target.end);
-    superblock.incarnation = match superblock.incarnation.checked_add(1) {
-        Some(next) if next < u32::MAX => next,
-        _ => return Err(Error::corrupt("superblock", "its incarnation cannot grow any more").into()),
-    };
+    let mut end = target.end;
+    superblock.incarnation += 1;
+    let restart = superblock.incarnation > LAST_INCARNATION;
+    if restart {
+        // Incarnations begin again, behind all that the log may hold of an earlier one of that number.
+        superblock.incarnation = 1;
+        end.0 += superblock.log_size;
+    }
+    (superblock.checkpoint, superblock.floor) = (end, end);
     superblock.clean = true;
     superblock.incompat |= INCOMPAT_REPAIR;
     write_both(storage, &mut superblock)?;
+    if restart {
+        // The search for a log without superblocks believes the greatest incarnation.
+        clear_log(storage, &superblock)?;
+    }
     write_bitmaps(storage, &superblock, target)?;
     for half in 0..2 {
         empty_half(storage, &superblock, half)?;
@@ -105,6 +128,16 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
     }
     superblock.incompat &= !INCOMPAT_REPAIR;
     write_both(storage, &mut superblock)
+}
+
+fn clear_log(storage: &dyn Storage, superblock: &Superblock) -> Result<()> {
+    const STEP: usize = 1 << 20;
+    let zeros = vec![0; STEP];
+    for at in (0..superblock.log_size).step_by(STEP) {
+        let len = (superblock.log_size - at).min(STEP as u64) as usize;
+        storage.write_at(LOG_OFFSET + at, &zeros[..len]).map_err(failed)?;
+    }
+    storage.sync().map_err(failed)
 }
 
 fn newest(storage: &dyn Storage) -> Result<Superblock> {

@@ -149,6 +149,11 @@ impl Superblock {
     pub fn under_repair(&self) -> bool {
         self.incompat & INCOMPAT_REPAIR != 0
     }
+    /// Whether sequence number, LSNs or incarnation have come near their ends. Only a forger brings them there: the image is not written
+    /// to any more, and the checker takes such a superblock as damaged. What is left of the ranges is more than one opening uses.
+    pub fn is_spent(&self) -> bool {
+        self.sequence > COUNTER_SPENT || self.floor.0 > COUNTER_SPENT || self.incarnation > INCARNATION_SPENT
+    }
     /// Byte offset of doublewrite half `half` (0 or 1).
     pub fn doublewrite_offset(&self, half: usize) -> u64 {
         LOG_OFFSET + self.log_size + half as u64 * self.doublewrite_half_size()
@@ -357,6 +362,10 @@ pub const IMAGE_SIZE_MAX: u64 = 1 << 60;
 /// The greatest LSN and sequence number of an image that is opened. No image reaches it by use; a forged one could, and
 /// sums would wrap.
 pub const COUNTER_MAX: u64 = 1 << 62;
+/// The greatest LSN and sequence number of an image that is written to.
+pub const COUNTER_SPENT: u64 = COUNTER_MAX / 4 * 3;
+/// The greatest incarnation of an image that is written to.
+pub const INCARNATION_SPENT: u32 = u32::MAX - (1 << 16);
 
 /// The header page of a doublewrite half: which pages follow, and their LSNs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -232,6 +232,11 @@ impl Pool {
                 superblock.ro_compat
             )));
         }
+        if superblock.is_spent() && !options.read_only {
+            return Err(Error::Unusable(
+                "the superblock counts further than any use leads: let btfs fsck -y repair it".into(),
+            ));
+        }
         let storage: Arc<dyn Storage> = if options.read_only && !superblock.clean {
             Arc::new(OverlayStorage::new(storage).map_err(|e| Error::io("reading the image's size", e))?)
         } else {

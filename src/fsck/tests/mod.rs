@@ -12,6 +12,7 @@ mod repair;
 mod salvage;
 mod size;
 mod snapshot;
+mod spent;
 mod support;
 
 use super::*;

@@ -10,7 +10,7 @@ use crate::storage::MemStorage;
 pub const HUGE: u64 = 1 << 50;
 
 /// The superblocks: which of them counts, and both.
-fn superblocks(storage: &Arc<MemStorage>) -> (usize, [Superblock; 2]) {
+pub fn superblocks(storage: &Arc<MemStorage>) -> (usize, [Superblock; 2]) {
     let both = SUPERBLOCK_OFFSETS.map(|at| {
         let mut bytes = [0; SUPERBLOCK_SIZE];
         storage.read_at(at, &mut bytes).unwrap();
@@ -45,7 +45,7 @@ fn mended(storage: &Arc<MemStorage>, before: &Model, size: u64) -> Report {
 }
 
 /// An image whose log is to be replayed, besides the one that was closed.
-fn samples() -> [Arc<MemStorage>; 2] {
+pub fn samples() -> [Arc<MemStorage>; 2] {
     let crashed = sample(400, 120);
     let fs = Fs::open(crashed.clone(), &options()).unwrap();
     for n in 0..20 {
