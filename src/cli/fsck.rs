@@ -31,7 +31,7 @@ pub struct Args {
     /// Check also if it was closed in order
     #[arg(short = 'f', long)]
     force: bool,
-    /// Read and verify all file contents as well
+    /// Read and verify all file contents as well; with -y, mark as lost what fails its checksum
     #[arg(long)]
     scrub: bool,
     /// Print the report as JSON

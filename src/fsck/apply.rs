@@ -152,7 +152,7 @@ impl Apply<'_> {
             Fix::Reconnect(ino, links) => self.reconnect(*ino, *links)?,
             Fix::Adopt(group) => self.adopt(*group)?,
             Fix::Unshare(key) => self.unshare(key)?,
-            Fix::Lose(key, from, to) => self.lose(key, *from, *to)?,
+            Fix::Lose(ino, from, run) => self.lose(*ino, *from, *run)?,
             Fix::LoseRange(ino, from, to) => self.lose_range(*ino, *from, *to)?,
             _ => {}
         }
@@ -384,17 +384,26 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Gives up blocks of an extent. Shared ones are freed when the counts are written again.
-    fn lose(&mut self, key: &[u8], from: u32, to: u32) -> Result<()> {
-        let Some(record) = self.tree.get(key)? else { return Ok(()) };
-        let Some(AnyKey::Extent(ino, end)) = AnyKey::parse(key) else { return Ok(()) };
-        let Ok(Extent::Blocks { len, start, shared, crcs }) = Extent::decode(ino, end, &record) else {
-            return Ok(());
-        };
-        if from >= to || to as usize > crcs.len() {
+    /// Gives up blocks of a file that lie at byte `from` of it, if they still do. Shared ones are freed when the counts are written again.
+    fn lose(&mut self, ino: Ino, from: u64, run: Run) -> Result<()> {
+        let tree = self.tree;
+        let mut cursor = tree.cursor();
+        cursor.seek(&extent_key(ino, from.saturating_add(1)))?;
+        if !cursor.next()? {
             return Ok(());
         }
+        let key = cursor.key();
+        let Some(AnyKey::Extent(owner, end)) = AnyKey::parse(key) else { return Ok(()) };
+        let Ok(Extent::Blocks { len, start, shared, crcs }) = Extent::decode(ino, end, cursor.value()) else {
+            return Ok(());
+        };
         let begin = end - len as u64;
+        let first = from.saturating_sub(begin) / BLOCK_SIZE as u64;
+        let there = owner == ino && from >= begin && start.0 + first == run.start.0;
+        if !there || run.len == 0 || first + run.len as u64 > crcs.len() as u64 {
+            return Ok(());
+        }
+        let (from, to) = (first as u32, first as u32 + run.len);
         let (lost, behind) =
             (from as u64 * BLOCK_SIZE as u64, (to as u64 * BLOCK_SIZE as u64).min(len as u64));
         self.batch.delete(key);
@@ -412,7 +421,12 @@ impl Apply<'_> {
             self.batch.put(key, &rest.encode());
         }
         if !shared {
-            self.batch.free(Run { start: BlockNo(start.0 + from as u64), len: to - from });
+            self.batch.free(run);
+        }
+        // With a count of blocks that is too high, all holes of the file would be taken for lost.
+        if let Some(mut inode) = self.inode(ino)? {
+            inode.blocks = inode.blocks.saturating_sub(run.len as u64);
+            self.batch.put(&inode_key(ino), &inode.encode());
         }
         Ok(())
     }

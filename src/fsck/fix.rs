@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::fs::format::{Ino, Kind};
+use crate::page::Run;
 
 /// One step of a repair. Steps that change a record say which field becomes what, so that several can apply to one record.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,8 +64,8 @@ pub(super) enum Fix {
     Adopt(u64),
     /// What is left stays as it is.
     Accept,
-    /// Blocks of an extent, by its key, counted from its first one, are given up: reading them is an error.
-    Lose(Vec<u8>, u32, u32),
+    /// The contents of a file from a byte on, which lie in these blocks of one extent, are given up: reading them is an error.
+    Lose(Ino, u64, Run),
     /// What is not mapped of a range of a file is given up.
     LoseRange(Ino, u64, u64),
     /// Give the blocks of an extent or attribute, by its key, new places of their own.

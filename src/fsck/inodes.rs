@@ -430,14 +430,18 @@ impl Pass<'_> {
             let read = self.image.read_blocks(run, &mut value);
             self.report.scrubbed_bytes += value.len() as u64;
             value.truncate(len as usize);
-            let what = match read {
-                Ok(()) if crc32fast::hash(&value) == crc => return,
-                Ok(()) => format!("value of attribute {name:?} fails its checksum"),
-                Err(e) => format!("value of attribute {name:?} cannot be read: {e}"),
-            };
-            let mut place = Place::ino(ino.0);
-            place.blocks = Some(run);
-            self.findings.add(Problem::XattrValue, place, what, delete());
+            let place = Place { blocks: Some(run), ..Place::ino(ino.0) };
+            match read {
+                Ok(()) if crc32fast::hash(&value) == crc => {}
+                Ok(()) => {
+                    let what = format!("value of attribute {name:?} fails its checksum");
+                    self.findings.add(Problem::XattrValue, place, what, delete());
+                }
+                Err(e) => {
+                    let what = format!("value of attribute {name:?} cannot be read: {e}");
+                    self.findings.add(Problem::Unreadable, place, what, Vec::new());
+                }
+            }
         }
     }
 
@@ -548,7 +552,7 @@ impl Pass<'_> {
         }
         let Some(run) = extent.run() else { return };
         contents.blocks += run.len as u64;
-        self.behind_the_end(ino, begin, key, run, extent);
+        self.behind_the_end(ino, begin, run, extent);
         if is_shared(extent) && self.image.is_valid_run(run) {
             self.shared.extent(run);
             self.report.data_bytes += run.len as u64 * BLOCK;
@@ -560,7 +564,7 @@ impl Pass<'_> {
 
 impl Pass<'_> {
     /// Reports what of an extent lay behind the end of a file that is too short. Blocks that only hold zeros are as they were.
-    fn behind_the_end(&mut self, ino: Ino, begin: u64, key: &[u8], run: Run, extent: &Extent) {
+    fn behind_the_end(&mut self, ino: Ino, begin: u64, run: Run, extent: &Extent) {
         let (Some(held), Extent::Blocks { crcs, .. }) = (self.image.short, extent) else { return };
         if run.end().0 * BLOCK <= held || !self.image.is_valid_run(run) {
             return;
@@ -580,9 +584,10 @@ impl Pass<'_> {
         }
         if let Some((from, to)) = lost {
             let mut place = Place::range(ino.0, begin + from * BLOCK, begin + to * BLOCK);
-            place.blocks = Some(Run { start: BlockNo(run.start.0 + from), len: (to - from) as u32 });
+            let blocks = Run { start: BlockNo(run.start.0 + from), len: (to - from) as u32 };
+            place.blocks = Some(blocks);
             let what = "contents lay behind the end of the file";
-            let fixes = vec![Fix::Lose(key.to_vec(), from as u32, to as u32)];
+            let fixes = vec![Fix::Lose(ino, begin + from * BLOCK, blocks)];
             self.findings.add(Problem::Lost, place, what, fixes);
         }
     }

@@ -110,7 +110,7 @@ pub struct Progress {
 pub struct Options<'a> {
     /// What is repaired.
     pub repair: Repair,
-    /// Whether to read and verify all contents.
+    /// Whether to read and verify all contents. With [`Repair::All`] what fails its checksum is marked as lost.
     pub scrub: bool,
     /// With [`Repair::Safe`]: whether to look beyond the superblocks of an image that was closed in order. Without it such an image
     /// is taken as clean, as at boot. Other checks always look at everything.

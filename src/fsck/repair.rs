@@ -42,9 +42,11 @@ enum Done {
 struct History {
     problems: Vec<Problem>,
     counts: BTreeMap<ProblemKind, u64>,
-    /// What only a look at all contents finds, and nothing repairs.
-    rotten: Vec<Problem>,
-    rotten_count: u64,
+    /// What only a look at all contents finds and this repair leaves alone, as the last such look has found it.
+    carried: Vec<Problem>,
+    carried_count: u64,
+    /// The last look of all did not read contents.
+    stale: bool,
     report: Option<Report>,
     lost_names: u64,
     reconnected: u64,
@@ -58,7 +60,7 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
     let mut known = Earlier::default();
     for round in 0.. {
         let mut looked = look(storage, &options, &known)?;
-        history.note(&looked, options.scrub && looked.complete);
+        history.note(&looked, &options);
         let last = round + 1 == ROUNDS_MAX;
         let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
         let done = if last { Done::Nothing } else { history.act(storage, &options, &mut looked)? };
@@ -66,7 +68,7 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         // What was lost is dealt with once, when records can be; not in a round that only makes a root directory, or has too much to do.
         let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged && !unfinished;
         // Contents are read until what was found in them has been dealt with; a round that follows looks at everything else.
-        options.scrub &= !dealt_with;
+        options.scrub &= !dealt_with || rotten_waits(&options, &looked);
         if dealt_with {
             known.lost.clear();
         }
@@ -83,7 +85,7 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
 
 impl History {
     /// Remembers what a round has found.
-    fn note(&mut self, looked: &Looked, scrubbed: bool) {
+    fn note(&mut self, looked: &Looked, options: &Options<'_>) {
         for problem in &looked.findings.problems {
             let seen =
                 |p: &Problem| p.kind == problem.kind && p.place == problem.place && p.what == problem.what;
@@ -96,11 +98,16 @@ impl History {
             let count = self.counts.entry(*kind).or_default();
             *count = (*count).max(*n);
         }
+        let scrubbed = options.scrub && looked.complete;
         if scrubbed {
-            let rotten = looked.findings.problems.iter().filter(|p| p.kind == ProblemKind::Data);
-            self.rotten = rotten.cloned().collect();
-            self.rotten_count = looked.findings.counts.get(&ProblemKind::Data).copied().unwrap_or(0);
+            let stays = |kind: ProblemKind| {
+                kind == ProblemKind::Unreadable || kind == ProblemKind::Data && options.repair != Repair::All
+            };
+            let found = &looked.findings;
+            self.carried = found.problems.iter().filter(|p| stays(p.kind)).cloned().collect();
+            self.carried_count = found.counts.iter().filter(|(kind, _)| stays(**kind)).map(|(_, n)| n).sum();
         }
+        self.stale = !scrubbed;
         if looked.complete && (self.report.is_none() || scrubbed) {
             self.report = Some(looked.report.clone());
         }
@@ -166,6 +173,10 @@ impl History {
         if fixes.contains(&Fix::Bitmaps) {
             self.bitmaps(storage, looked)?;
             did = true;
+        }
+        let mut fixes = fixes;
+        if options.repair == Repair::All && looked.findings.unsafe_fixes == 0 {
+            fixes.append(&mut looked.findings.rotten);
         }
         did |= self.records(storage, options, looked, fixes)?;
         self.did |= did;
@@ -249,12 +260,11 @@ impl History {
             report.scrubbed_bytes = first.scrubbed_bytes;
         }
         let left: u64 = looked.findings.total();
-        let carried =
-            self.did && self.rotten_count > 0 && !looked.findings.counts.contains_key(&ProblemKind::Data);
-        let rotten = if carried { self.rotten_count } else { 0 };
+        let (carried, carried_count) =
+            if self.stale { (self.carried, self.carried_count) } else { (Vec::new(), 0) };
         let still = |p: &Problem| {
             let same = |q: &Problem| p.kind == q.kind && p.place == q.place && p.what == q.what;
-            looked.findings.problems.iter().any(same) || carried && self.rotten.iter().any(same)
+            looked.findings.problems.iter().chain(&carried).any(same)
         };
         let found: u64 = self.counts.values().sum();
         report.problems = self.problems.clone();
@@ -262,12 +272,18 @@ impl History {
             problem.outcome = if still(problem) { Outcome::Left } else { Outcome::Repaired };
         }
         report.counts = self.counts.iter().map(|(k, n)| (*k, *n)).collect();
-        report.left = left + rotten;
+        report.left = left + carried_count;
         report.repaired = found.saturating_sub(report.left).max((self.did && found > 0) as u64);
         report.lost_names = self.lost_names;
         report.reconnected = self.reconnected;
         report
     }
+}
+
+/// Whether contents with a wrong checksum are still to be given up after a round.
+fn rotten_waits(options: &Options<'_>, looked: &Looked) -> bool {
+    let found = &looked.findings;
+    options.repair == Repair::All && (!found.rotten.is_empty() || found.more_rotten)
 }
 
 /// Contents that are not marked as shared, and lie in blocks that others share: they get blocks of their own. If there are none,

@@ -140,6 +140,8 @@ kinds! {
     Flags = "flags",
     /// Contents of a file fail their checksum.
     Data = "data",
+    /// Contents of a file, or the value of an extended attribute, cannot be read. They may come back, and stay as they are.
+    Unreadable = "unreadable",
 }
 
 /// Where a problem lies. What is not known is `None`.
@@ -453,6 +455,11 @@ pub(super) struct Findings {
     pub fixes: Vec<Fix>,
     /// Fixes were left out: another round is needed.
     pub more: bool,
+    /// What gives up contents with a wrong checksum. It waits until nothing else is left that takes something away: which blocks are
+    /// whose is certain only then.
+    pub rotten: Vec<Fix>,
+    /// Some of that was left out.
+    pub more_rotten: bool,
     /// What no repair can do anything about.
     pub hopeless: u64,
     /// What only `-y` repairs.
@@ -461,6 +468,8 @@ pub(super) struct Findings {
 
 /// Fixes that one round collects; others wait for the next.
 const FIXES_MAX: usize = 200_000;
+/// The same of contents with a wrong checksum, 32 bytes each. Each round reads all contents again. (Tests shall have several.)
+const ROTTEN_MAX: usize = if cfg!(test) { 100 } else { 1_000_000 };
 
 impl Findings {
     /// Adds a problem, and what repairs it.
@@ -471,6 +480,31 @@ impl Findings {
             Some(_) if !safe => self.unsafe_fixes += 1,
             Some(_) => {}
         }
+        self.list(kind, place, what, &fixes, safe);
+        if self.fixes.len() + fixes.len() <= FIXES_MAX {
+            self.fixes.extend(fixes);
+        } else {
+            self.more = true;
+        }
+    }
+
+    /// Adds contents that were read and fail their checksum. They keep nothing else from being repaired.
+    pub fn add_rotten(&mut self, place: Place, fix: Fix) {
+        self.list(
+            ProblemKind::Data,
+            place,
+            "contents fail their checksum",
+            std::slice::from_ref(&fix),
+            false,
+        );
+        if self.rotten.len() < ROTTEN_MAX {
+            self.rotten.push(fix);
+        } else {
+            self.more_rotten = true;
+        }
+    }
+
+    fn list(&mut self, kind: ProblemKind, place: Place, what: impl fmt::Display, fixes: &[Fix], safe: bool) {
         let count = self.counts.entry(kind).or_default();
         *count += 1;
         if *count <= LISTED_MAX as u64 {
@@ -478,11 +512,6 @@ impl Findings {
             let repair = (!fixes.is_empty()).then(|| actions.join("; "));
             let what = what.to_string();
             self.problems.push(Problem { kind, place, what, repair, safe, outcome: Outcome::Left });
-        }
-        if self.fixes.len() + fixes.len() <= FIXES_MAX {
-            self.fixes.extend(fixes);
-        } else {
-            self.more = true;
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Extents are taken in key order, a window at a time, and read in the order in which they lie on the disk, neighbours in one read.
 
+use super::fix::Fix;
 use super::image::Image;
 use super::records::Records;
 use super::report::{Findings, Place, ProblemKind, Report};
@@ -88,34 +89,51 @@ fn verify(image: &Image, window: &[Piece], buffer: &mut Vec<u8>, findings: &mut 
     }
 }
 
+/// What became of a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Right,
+    /// It was read, and its checksum is another.
+    Wrong,
+    /// The host could not read it.
+    Unread,
+}
+
 /// Verifies one extent; what a larger read could not get is read block by block.
 fn verify_piece(image: &Image, piece: &Piece, held: Option<&[u8]>, findings: &mut Findings) {
-    let mut bad: Option<(u64, u64)> = None;
-    let mut report = |bad: &mut Option<(u64, u64)>| {
-        let Some((from, to)) = bad.take() else { return };
-        let at = BlockNo(piece.run.start.0 + from);
-        let (begin, size) = (piece.begin, BLOCK_SIZE as u64);
-        let mut place = Place::range(piece.ino.0, begin + from * size, begin + to * size);
-        place.blocks = Some(Run { start: at, len: (to - from) as u32 });
-        findings.add(ProblemKind::Data, place, "contents fail their checksum, or cannot be read", Vec::new());
-    };
     let mut block = [0; BLOCK_SIZE];
-    for (i, crc) in piece.crcs.iter().enumerate() {
-        let end = BlockNo(piece.run.start.0 + i as u64 + 1).offset();
-        let right = match held {
+    let compare = |bytes: &[u8], crc| if crc32fast::hash(bytes) == crc { Found::Right } else { Found::Wrong };
+    let mut look = |i: usize, crc| {
+        let at = BlockNo(piece.run.start.0 + i as u64);
+        match held {
             // Reported with the inode.
-            _ if image.short.is_some_and(|held| end > held) => true,
-            Some(bytes) => crc32fast::hash(&bytes[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE]) == *crc,
-            None => {
-                let run = Run { start: BlockNo(piece.run.start.0 + i as u64), len: 1 };
-                image.read_blocks(run, &mut block).is_ok() && crc32fast::hash(&block) == *crc
-            }
-        };
-        match (&mut bad, right) {
-            (_, true) => report(&mut bad),
-            (Some((_, to)), false) => *to = i as u64 + 1,
-            (None, false) => bad = Some((i as u64, i as u64 + 1)),
+            _ if image.short.is_some_and(|held| at.offset() + BLOCK_SIZE as u64 > held) => Found::Right,
+            Some(bytes) => compare(&bytes[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE], crc),
+            None if image.read_blocks(Run { start: at, len: 1 }, &mut block).is_ok() => compare(&block, crc),
+            None => Found::Unread,
+        }
+    };
+    // Neighbours to which the same happened.
+    let (mut from, mut same) = (0, Found::Right);
+    for (i, crc) in piece.crcs.iter().enumerate() {
+        let found = look(i, *crc);
+        if found != same {
+            note(piece, from, i, same, findings);
+            (from, same) = (i, found);
         }
     }
-    report(&mut bad);
+    note(piece, from, piece.crcs.len(), same, findings);
+}
+
+/// Reports blocks of an extent.
+fn note(piece: &Piece, from: usize, to: usize, found: Found, findings: &mut Findings) {
+    let (begin, size) = (piece.begin, BLOCK_SIZE as u64);
+    let run = Run { start: BlockNo(piece.run.start.0 + from as u64), len: (to - from) as u32 };
+    let mut place = Place::range(piece.ino.0, begin + from as u64 * size, begin + to as u64 * size);
+    place.blocks = Some(run);
+    match found {
+        Found::Right => {}
+        Found::Wrong => findings.add_rotten(place, Fix::Lose(piece.ino, begin + from as u64 * size, run)),
+        Found::Unread => findings.add(ProblemKind::Unreadable, place, "contents cannot be read", Vec::new()),
+    }
 }

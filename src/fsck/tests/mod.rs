@@ -9,6 +9,7 @@ mod lost;
 mod pages;
 mod records;
 mod repair;
+mod rot;
 mod salvage;
 mod size;
 mod snapshot;

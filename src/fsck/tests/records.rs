@@ -388,7 +388,7 @@ fn contents_that_have_rotted() {
     });
     let report = expect(&k.storage, &[(P::Data, 1)]);
     assert_eq!(report.problems[0].place.range, Some((4096, 8192)));
-    assert!(report.problems[0].repair.is_none());
+    assert!(!report.problems[0].safe && report.to_string().contains("with -y: mark it as lost"), "{report}");
     assert!(report.to_json().contains("\"from\": 4096, \"to\": 8192"));
 }
 
