@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use btfs::Error;
 use btfs::fs::Fs;
-use btfs::fsck::{FsckError, Options, ProblemKind, Repair, Report, check};
+use btfs::fsck::{FsckError, Options, Repair, Report, check};
 use btfs::storage::{Image, MemStorage};
 
 use crate::Verdict;
@@ -39,8 +39,7 @@ pub fn run(storage: Arc<MemStorage>, mode: u8) -> Result<Verdict, String> {
         Err(e) if may_fail(image, &e) => return Ok(Verdict::Refused(e.to_string())),
         Err(e) => return Err(format!("the repair fails: {e}")),
     };
-    let rotten = report.count(ProblemKind::Data);
-    if report.left > rotten {
+    if report.left > 0 {
         return Err(format!("the repair leaves something:\n{report}"));
     }
     sound &= report.is_clean();
@@ -51,7 +50,7 @@ pub fn run(storage: Arc<MemStorage>, mode: u8) -> Result<Verdict, String> {
     let found = walk(&fs, &mut met);
     let says = |met: &Met, when: &str| match &met.damage {
         Some(damage) => Err(format!("{when} the repair: {damage}\n{report}")),
-        None if met.rotten && rotten == 0 => Err(format!("contents are rotten {when} the repair\n{report}")),
+        None if met.rotten => Err(format!("contents are rotten {when} the repair\n{report}")),
         None => Ok(()),
     };
     says(&met, "a walk after")?;
@@ -64,7 +63,7 @@ pub fn run(storage: Arc<MemStorage>, mode: u8) -> Result<Verdict, String> {
 }
 
 fn clean(storage: &Arc<MemStorage>, first: &Report, when: &str) -> Result<(), String> {
-    match check(storage.clone(), &LOOK) {
+    match check(storage.clone(), &Options { scrub: true, ..LOOK }) {
         Ok(report) if report.is_clean() => Ok(()),
         Ok(report) => Err(format!("{when} finds\n{report}\nafter\n{first}")),
         Err(e) => Err(format!("{when} fails: {e}\nafter\n{first}")),

@@ -19,7 +19,7 @@ const BYTES_MAX: usize = 4 << 20;
 pub struct Met {
     /// Damage of what the checker is to repair: the first.
     pub damage: Option<String>,
-    /// Contents of files that cannot be read: nobody repairs them.
+    /// Contents of files with a wrong checksum: only a repair that reads them gives them up.
     pub rotten: bool,
 }
 
