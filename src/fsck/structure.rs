@@ -113,6 +113,9 @@ pub(super) struct Structure {
     pub sound: bool,
 }
 
+/// Pages of a row that are read ahead.
+const AHEAD: usize = 256;
+
 struct Walk<'a> {
     image: &'a Image,
     claims: &'a mut Claims,
@@ -197,7 +200,11 @@ impl Walk<'_> {
         if gaps.next_if(|g| **g == 0).is_some() {
             below.gap();
         }
+        (0..AHEAD.min(row.len())).for_each(|i| self.will_read(row.id(i)));
         for i in 0..row.len() {
+            if i + AHEAD < row.len() {
+                self.will_read(row.id(i + AHEAD));
+            }
             let torn = gaps.next_if(|g| **g == i + 1).is_some();
             if !self.segment(Segment { row, i, level, torn }, &mut below) {
                 below.gap();
@@ -207,6 +214,14 @@ impl Walk<'_> {
             }
         }
         below
+    }
+
+    /// Has a page read into the host's page cache meanwhile: a disk serves several reads at once. One byte less than the page, which
+    /// takes all of it: whole ones might be read past the cache, so that storages ignore them here.
+    fn will_read(&self, id: PageId) {
+        if self.image.superblock.is_data_page(id) {
+            self.image.storage().will_read(id.offset(), PAGE_SIZE as u64 - 1);
+        }
     }
 
     /// Walks from a page that has a separator to the next one that has. `false`: something of it is missing.
