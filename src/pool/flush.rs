@@ -8,6 +8,9 @@
 //! - **D3** A half is reused only after a sync that began after its pages' in-place writes completed.
 //! - **D4** The checkpoint is at most the log's end as it was *before* the dirty table was read, and at most every
 //!   page's recLSN; everything older was synced before the superblock is written, and log space is freed after.
+//! - **D5** Both superblocks say that the image is in use, with the log's incarnation, before the first record: if either is damaged
+//!   later, the other still leads to the log, or to a place in it that has been overwritten, which recovery notices. Were one of them
+//!   from before, damage to the newer one would silently lose whatever was committed since.
 
 use std::sync::atomic::Ordering;
 
@@ -84,7 +87,7 @@ impl Pool {
         }
         if !read_only {
             // No longer closed in order, durably, before the first record.
-            self.checkpoint_with(&mut self.flusher.lock(), false)?;
+            self.checkpoint_twice(&mut self.flusher.lock())?;
             self.read_only.store(false, Ordering::SeqCst);
             return Ok(());
         }
@@ -100,6 +103,12 @@ impl Pool {
             drop(flusher);
             spin_wait();
         }
+    }
+
+    /// A checkpoint that both superblocks tell of, before the first record that only they lead to (D5).
+    pub(super) fn checkpoint_twice(&self, flusher: &mut Flusher) -> Result<()> {
+        self.checkpoint_with(flusher, false)?;
+        self.write_superblock(flusher)
     }
 
     pub(super) fn checkpoint_with(&self, flusher: &mut Flusher, clean: bool) -> Result<()> {

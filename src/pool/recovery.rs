@@ -191,6 +191,11 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
             Err(_) => {}
         }
     }
+    if let (Some(_), Some(SuperblockError::Damaged(reason))) = (&best, &worst) {
+        log::warn!(
+            "one of the two superblocks is damaged ({reason}): the other one is used. btfs fsck -p repairs it"
+        );
+    }
     if let Some(superblock) = best {
         if superblock.under_repair() {
             return Err(Error::Unusable(
@@ -446,7 +451,7 @@ impl Pool {
         if !self.defects.has(Defect::SameIncarnation) {
             flusher.superblock.incarnation = superblock.incarnation + 1;
         }
-        self.checkpoint_with(&mut flusher, false)
+        self.checkpoint_twice(&mut flusher)
     }
 }
 

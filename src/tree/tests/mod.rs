@@ -19,6 +19,7 @@ mod shuttle;
 mod space;
 #[cfg(not(shuttle))]
 mod stress;
+mod superblocks;
 
 use std::sync::Arc;
 
