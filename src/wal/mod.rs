@@ -43,6 +43,9 @@ const BUFFER_WRITE: usize = 1 << 20;
 /// How long a leader waits for others that committed a moment ago, at the most.
 const GATHER: Duration = Duration::from_micros(100);
 
+/// A page of the host's page cache, in bytes. The circular area begins and ends with one.
+const CACHE_PAGE: u64 = 4096;
+
 /// How long the flusher gives way to a commit, at the most.
 const PASS: Duration = Duration::from_micros(500);
 
@@ -413,6 +416,12 @@ impl Log {
         let mut bytes = std::mem::replace(&mut state.buffer, spare);
         let end = state.end;
         let start = end - bytes.len() as u64;
+        // Whole pages of the page cache need not be read from the disk before they are written. Nothing is needed of what zeros are
+        // written over: it is free (L1), and the log's next bytes.
+        let filled = end.next_multiple_of(CACHE_PAGE);
+        if filled <= state.tail + self.place.size {
+            bytes.resize((filled - start) as usize, 0);
+        }
         let served = std::mem::take(&mut state.committers);
         let written = unlocked(state, &self.state, || self.write_group(Lsn(start), &bytes));
         match written {

@@ -355,6 +355,28 @@ fn what_nobody_commits_is_durable_after_the_interval() {
     });
 }
 
+/// Groups are written up to the end of a page. In a full log that page holds the beginning of the oldest record.
+#[test]
+fn a_full_log_keeps_its_oldest_record() {
+    for first in [100, 1000, 3000] {
+        let storage = storage();
+        let log = log(&storage, 1, Lsn(START.0 + first));
+        let mut count = 0;
+        for len in [2000, 300, 20, 1] {
+            while log.try_reserve(Log::record_size(len)).is_ok() {
+                let mut reserved = Log::record_size(len);
+                let end = log.append(&vec![7; len], &mut reserved);
+                log.unreserve(reserved);
+                log.commit(end).unwrap();
+                count += 1;
+            }
+        }
+        assert!(PLACE.size - log.used() < 100, "the log is not full");
+        let (scan, found) = scan_from(&*storage, Lsn(START.0 + first), 1, START).unwrap();
+        assert_eq!((found.len(), scan.end), (count, log.end()));
+    }
+}
+
 #[test]
 fn damage_to_what_was_committed_last_is_found_when_the_log_has_been_idle() {
     let storage = storage();
