@@ -237,7 +237,9 @@ impl Mount {
             Peer::Btfs => {
                 let daemon = self.daemon();
                 sys::kill(daemon, libc::SIGKILL).expect("kill");
-                wait_until("the killed daemon is gone", || self.find_daemon().is_none());
+                // Its last thread may be waiting for the disk, and has the image open until then.
+                let unlocked = || File::open(&self.image).is_ok_and(|image| image.try_lock_shared().is_ok());
+                wait_until("the killed daemon is gone", || self.find_daemon().is_none() && unlocked());
             }
             Peer::Ext4 => {
                 let root = File::open(&self.point).expect("the root");

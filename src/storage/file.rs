@@ -42,8 +42,9 @@ pub enum OpenMode {
 /// (`O_DIRECT`); all others, and durable writes, are buffered. [`super::AlignedBuf`] is such memory.
 #[derive(Debug)]
 pub struct FileStorage {
-    buffered: File,
     direct: Option<File>,
+    /// It holds the lock, and is closed last: who waits for the lock finds the file in nobody's hands.
+    buffered: File,
     mode: OpenMode,
     is_device: bool,
     /// What the host turned out not to support.
@@ -138,8 +139,8 @@ impl FileStorage {
             fs::TryLockError::Error(error) => fail(error),
         })?;
         Ok(FileStorage {
-            buffered,
             direct: open_direct(path, mode, &metadata),
+            buffered,
             mode,
             is_device,
             no_direct: AtomicBool::new(false),
