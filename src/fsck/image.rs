@@ -110,9 +110,10 @@ fn whole_length(
     Ok((Arc::new(Extended::new(below.clone(), held, superblock.size)), Some(held)))
 }
 
-/// The superblock that counts, whether or not a repair is under way.
+/// The superblock that counts, whether or not a repair is under way. Of two with the same number it is the first, as when the image
+/// is opened.
 pub(super) fn newest(both: &[std::result::Result<Superblock, SuperblockError>; 2]) -> Option<Superblock> {
-    both.iter().filter_map(|s| s.as_ref().ok()).max_by_key(|s| s.sequence).cloned()
+    both.iter().rev().filter_map(|s| s.as_ref().ok()).max_by_key(|s| s.sequence).cloned()
 }
 
 impl Image {
@@ -332,7 +333,7 @@ fn check_superblocks(
         );
     }
     if let [Ok(a), Ok(b)] = both {
-        let older = (a.sequence > b.sequence) as usize;
+        let older = (a.sequence >= b.sequence) as usize;
         let (old, new) = if older == 0 { (a, b) } else { (b, a) };
         // Images do not shrink.
         let same = old.size <= size.unwrap_or(new.size).max(new.size)

@@ -85,7 +85,7 @@ pub fn superblock(image: &Image) -> Option<Superblock> {
         image.read(*at, &mut bytes).ok()?;
         Superblock::decode(&bytes, image.len()).ok()
     };
-    SUPERBLOCK_OFFSETS.iter().filter_map(read).max_by_key(|s| s.sequence)
+    SUPERBLOCK_OFFSETS.iter().rev().filter_map(read).max_by_key(|s| s.sequence)
 }
 
 /// What a transaction does, by the operations that only one kind has.
