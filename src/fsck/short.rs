@@ -51,8 +51,8 @@ impl Storage for Extended {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
+    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {

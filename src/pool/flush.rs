@@ -10,7 +10,8 @@
 //!   page's recLSN; everything older was synced before the superblock is written, and log space is freed after.
 //! - **D5** Both superblocks say that the image is in use, with the log's incarnation, before the first record: if either is damaged
 //!   later, the other still leads to the log, or to a place in it that has been overwritten, which recovery notices. Were one of them
-//!   from before, damage to the newer one would silently lose whatever was committed since.
+//!   from before, damage to the newer one would silently lose whatever was committed since. (What the newer one's checkpoint gave free
+//!   may have been used again meanwhile. Going back behind it can then cost those blocks; their checksums tell.)
 
 use std::sync::atomic::Ordering;
 

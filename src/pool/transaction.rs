@@ -182,7 +182,7 @@ impl Pool {
         let allocated = self.storage.allocate(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64);
         let mut space = self.space.lock();
         match allocated {
-            Ok(()) => {
+            Ok(_) => {
                 space.carve(run);
                 Ok(())
             }

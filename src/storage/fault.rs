@@ -202,7 +202,7 @@ impl<S: Storage> Storage for FaultStorage<S> {
         self.inner.set_len(len)
     }
 
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
         self.begin_whole(OpKind::Allocate, offset, len)?;
         self.inner.allocate(offset, len)
     }

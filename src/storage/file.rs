@@ -318,8 +318,10 @@ impl Storage for FileStorage {
         Ok(())
     }
 
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.fallocate(libc::FALLOC_FL_KEEP_SIZE, offset, len, &self.no_allocate).map(drop)
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
+        // A device has its space.
+        let held = self.fallocate(libc::FALLOC_FL_KEEP_SIZE, offset, len, &self.no_allocate)?;
+        Ok(held || self.is_device)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {

@@ -53,8 +53,8 @@ impl Storage for MemStorage {
         self.image.write().set_len(len)
     }
 
-    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
+    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {

@@ -101,8 +101,8 @@ pub trait Storage: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
 
     /// Makes sure that the host has space for this range, so that writing to it cannot fail for want of it.
-    /// The content and the length do not change. Ok where the host has no such service.
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// The content and the length do not change. Returns false where the host has no such service, and nothing is sure.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool>;
 
     /// Gives the space of a range back to the host. Returns true if the range reads as zeros from now on, and
     /// false where the host cannot do this and the range reads as before.
@@ -142,7 +142,7 @@ impl<T: Storage + ?Sized> Storage for Arc<T> {
         (**self).set_len(len)
     }
 
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
         (**self).allocate(offset, len)
     }
 

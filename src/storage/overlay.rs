@@ -116,8 +116,8 @@ impl<S: Storage> Storage for OverlayStorage<S> {
         if len == self.len { Ok(()) } else { Err(behind_the_end()) }
     }
 
-    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
+    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {

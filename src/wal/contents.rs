@@ -4,7 +4,7 @@
 //! moment changes: the record that refers to the contents is appended at once, and waits for them before it goes to disk (L4).
 //!
 //! - **C1** Contents that were taken are written before a group of the log that was begun afterwards, and before anybody reads their
-//!   place or gives it up.
+//!   place, writes there again, or gives it up.
 //! - **C2** The host has space for them: a full disk is still told to who writes. Any other failure ends all writing, like that of
 //!   the log, and is latched before anybody finds that the contents are no longer under way. They are kept: reads go on.
 //! - **C3** The mutex is not held across I/O. Who waits writes himself what nobody else is writing, so nothing depends on a thread.
@@ -66,9 +66,9 @@ impl Log {
     /// Takes contents, which are durable before any record that is appended afterwards; waits while too much is under way. Returns
     /// whether they were taken; otherwise the caller writes them. The caller holds no latch and no epoch.
     pub fn write_behind(&self, offset: u64, data: &[u8]) -> bool {
-        // What the host refuses shows when the caller writes.
+        // Where the host refuses, or cannot tell, the caller's own write shows whether there is room.
         if !(BEHIND_MIN..=BEHIND_MAX).contains(&data.len())
-            || self.storage.allocate(offset, data.len() as u64).is_err()
+            || !self.storage.allocate(offset, data.len() as u64).unwrap_or(false)
         {
             return false;
         }
@@ -98,10 +98,11 @@ impl Log {
         self.wait_while(|_, place| place.start < range.end && range.start < place.end);
     }
 
-    /// Puts contents that could not be written over what was read at `offset`.
-    pub fn overlay_contents(&self, offset: u64, data: &mut [u8]) {
+    /// Puts contents that could not be written over what was read at `offset`; returns how many bytes.
+    pub fn overlay_contents(&self, offset: u64, data: &mut [u8]) -> usize {
+        let mut held_bytes = 0;
         if self.contents.count.load(Ordering::SeqCst) == 0 {
-            return;
+            return held_bytes;
         }
         let end = offset + data.len() as u64;
         for taken in &self.contents.state.lock().failed {
@@ -110,8 +111,10 @@ impl Log {
             if from < to {
                 let held = &taken.bytes[(from - place.start) as usize..(to - place.start) as usize];
                 data[(from - offset) as usize..(to - offset) as usize].copy_from_slice(held);
+                held_bytes += held.len();
             }
         }
+        held_bytes
     }
 
     /// Waits for all contents that were taken before this call, and syncs what was written since the last sync. Fails if writing has

@@ -63,7 +63,7 @@ impl Storage for Noting {
         self.below.set_len(len)
     }
 
-    fn allocate(&self, offset: u64, len: u64) -> std::io::Result<()> {
+    fn allocate(&self, offset: u64, len: u64) -> std::io::Result<bool> {
         self.below.allocate(offset, len)
     }
 

@@ -326,7 +326,7 @@ impl Storage for Unreadable {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.inner.set_len(len)
     }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
         self.inner.allocate(offset, len)
     }
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {

@@ -277,8 +277,8 @@ impl Storage for SimStorage {
         self.operate(OpKind::SetLen, len, 0, Arc::default())
     }
 
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.operate(OpKind::Allocate, offset, len, Arc::default())
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.operate(OpKind::Allocate, offset, len, Arc::default()).map(|()| true)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {

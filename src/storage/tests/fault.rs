@@ -38,7 +38,7 @@ fn every_kind_of_operation_can_fail() {
         (OpKind::WriteDurable, &|| storage.write_durable_at(0, &[0])),
         (OpKind::Sync, &|| storage.sync()),
         (OpKind::SetLen, &|| storage.set_len(4096)),
-        (OpKind::Allocate, &|| storage.allocate(0, 4096)),
+        (OpKind::Allocate, &|| storage.allocate(0, 4096).map(drop)),
         (OpKind::Punch, &|| storage.punch(0, 4096).map(drop)),
     ];
     for (failing, _) in &tries {

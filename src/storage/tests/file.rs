@@ -62,7 +62,7 @@ fn direct_and_buffered_calls_see_each_others_bytes() {
                         storage.write_vectored_at(offset, &[&bytes[..half], &bytes[half..]]).unwrap();
                     }
                     4 => assert!(storage.punch(offset, size).unwrap()),
-                    _ => storage.allocate(offset, size).unwrap(),
+                    _ => assert!(storage.allocate(offset, size).unwrap()),
                 }
             }
             let mut found = Aligned::new(size as usize, shift);
@@ -179,7 +179,7 @@ fn a_read_only_image_is_not_changed() {
             storage.write_vectored_at(0, &[b"x"]),
             storage.write_durable_at(0, b"x"),
             storage.set_len(0),
-            storage.allocate(0, 4096),
+            storage.allocate(0, 4096).map(drop),
             storage.punch(0, 4096).map(drop),
         ];
         for result in results {

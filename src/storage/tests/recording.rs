@@ -22,7 +22,7 @@ fn work(sim: &SimStorage, seed: u64, operations: u64) -> std::io::Result<()> {
             6 | 7 => sim.write_durable_at(offset, &bytes)?,
             8 => drop(sim.punch(offset, bytes.len() as u64)?),
             9 => sim.sync()?,
-            10 => sim.allocate(offset, bytes.len() as u64)?,
+            10 => drop(sim.allocate(offset, bytes.len() as u64)?),
             _ => sim.set_len(150_000 + offset / 2)?,
         }
     }

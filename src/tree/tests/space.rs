@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::page::format::BLOCKS_PER_GROUP;
-use crate::storage::{FileStorage, OpenMode};
+use crate::storage::{Fault, FaultStorage, FileStorage, OpKind, OpenMode};
 
 fn small() -> (Arc<MemStorage>, Tree) {
     let storage = image(10 << 20, 256 << 10);
@@ -277,4 +277,39 @@ fn freed_space_goes_back_to_the_host() {
     let after = taken();
     assert!(after <= before + (4 << 20), "{before} to {full} to {after} bytes");
     tree.check().unwrap();
+}
+
+/// The first contents are those of a batch that failed, on their way to blocks of an unwritten extent.
+#[test]
+fn of_contents_that_are_written_twice_the_later_ones_stay() {
+    let storage = image(16 << 20, 512 << 10);
+    let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+    let run = tree.reserve_blocks(32).unwrap();
+    let (first, second) = (vec![1; 32 * BLOCK_SIZE], vec![2; BLOCK_SIZE]);
+    let mut batch = Batch::new();
+    tree.write_blocks(run.start, &first).unwrap();
+    tree.write_blocks_logged(run.start, &second, &mut batch).unwrap();
+    batch.allocate(run);
+    tree.apply(&batch).unwrap();
+    tree.commit_all().unwrap();
+    let mut found = vec![0; 32 * BLOCK_SIZE];
+    tree.read_blocks(run.start, &mut found).unwrap();
+    assert!(found[..BLOCK_SIZE] == second && found[BLOCK_SIZE..] == first[BLOCK_SIZE..]);
+}
+
+#[test]
+fn contents_that_a_bad_disk_does_not_take_are_read_although_it_gives_nothing() {
+    let storage = Arc::new(FaultStorage::new(MemStorage::from_image(image(16 << 20, 512 << 10).image())));
+    let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+    let run = tree.reserve_blocks(32).unwrap();
+    let bytes: Vec<u8> = (0..32 * BLOCK_SIZE).map(|i| (i / 7) as u8).collect();
+    storage.arm(Fault::nth(&[OpKind::Write, OpKind::Read], 0).forever());
+    tree.write_blocks(run.start, &bytes).unwrap();
+    let mut batch = Batch::new();
+    batch.allocate(run);
+    tree.apply(&batch).unwrap();
+    tree.commit_all().unwrap_err();
+    let mut found = vec![0; 3 * BLOCK_SIZE];
+    tree.read_blocks(BlockNo(run.start.0 + 2), &mut found).unwrap();
+    assert_eq!(found, bytes[2 * BLOCK_SIZE..5 * BLOCK_SIZE]);
 }

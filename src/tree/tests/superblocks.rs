@@ -59,6 +59,13 @@ fn what_was_committed_is_not_lost_with_one_of_the_superblocks() {
     tree.set_read_only(false).unwrap();
     work(&tree, &mut count, 5);
     look(&storage, count, false, "made writable again");
+    let size = tree.size() + (4 << 20);
+    tree.grow(size).unwrap();
+    for at in SUPERBLOCK_OFFSETS {
+        let damaged = Arc::new(MemStorage::from_image(storage.image()));
+        damaged.write_at(at + 60, b"xxxx").unwrap();
+        assert_eq!(Tree::open(damaged, &quiet(64)).unwrap().size(), size, "grown, superblock at {at}");
+    }
     // From the second checkpoint on the older superblock leads to a place in the log that is overwritten later.
     for round in 0..12 {
         work(&tree, &mut count, 90);
