@@ -191,6 +191,7 @@ impl History {
             return Ok(Done::Something);
         };
         let held = looked.image.short.unwrap_or(len) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let held = held.max(size::least(&looked.image.superblock));
         let impossible = matches!(
             error.kind(),
             ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::Unsupported

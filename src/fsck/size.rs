@@ -21,10 +21,15 @@ use crate::page::superblock::*;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
 use crate::storage::Storage;
 
+/// The least size of an image with these areas.
+pub(super) fn least(superblock: &Superblock) -> u64 {
+    superblock.data_offset() + CHUNK_SIZE as u64
+}
+
 /// The superblock of an image of another size. What lies behind it does not count any more: groups, and the root, which is then looked for
 /// where a new image has it. `None`: nothing would be left.
 pub(super) fn resized(superblock: &Superblock, size: u64) -> Option<Superblock> {
-    if size < superblock.data_offset() + CHUNK_SIZE as u64 {
+    if size < least(superblock) {
         return None;
     }
     let mut resized = Superblock { size, ..superblock.clone() };
