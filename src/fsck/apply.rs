@@ -36,14 +36,17 @@ struct Apply<'a> {
     taken: Option<BTreeSet<u64>>,
     /// No number below this is free.
     free: u64,
+    /// Blocks may have two owners.
+    contested: bool,
 }
 
 /// Does the steps that change records.
 pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut SharedRuns) -> Result<Applied> {
     let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
     let seed = tree.hash_seed();
-    let mut apply =
-        Apply { tree: &tree, batch: Batch::new(), applied: Applied::default(), seed, taken: None, free: 1 };
+    let contested = fixes.iter().any(|fix| matches!(fix, Fix::Unshare(_) | Fix::Contested));
+    let (batch, applied) = (Batch::new(), Applied::default());
+    let mut apply = Apply { tree: &tree, batch, applied, seed, taken: None, free: 1, contested };
     let root_first = fixes.contains(&Fix::Root);
     if root_first {
         // Names in it mean something again only now.
@@ -420,7 +423,8 @@ impl Apply<'_> {
             let rest = Extent::Blocks { len: len - behind as u32, start, shared, crcs };
             self.batch.put(key, &rest.encode());
         }
-        if !shared {
+        // What another one may own is found free by the next round, when the bitmaps are compared.
+        if !shared && !self.contested {
             self.batch.free(run);
         }
         // With a count of blocks that is too high, all holes of the file would be taken for lost.
