@@ -23,7 +23,7 @@ pub enum Defect {
     /// Recovery builds on what it reads without making it durable first: after the death of the process alone, not all
     /// of it is.
     RecoverUnsynced,
-    /// Recovery does not begin a new incarnation of the log.
+    /// Recovery does not begin a new incarnation of the log, whose groups are not filled up with zeros.
     SameIncarnation,
     /// A page enters the dirty table after its record was appended.
     DirtyAfterAppend,
