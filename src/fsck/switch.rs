@@ -131,12 +131,7 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
 }
 
 fn clear_log(storage: &dyn Storage, superblock: &Superblock) -> Result<()> {
-    const STEP: usize = 1 << 20;
-    let zeros = vec![0; STEP];
-    for at in (0..superblock.log_size).step_by(STEP) {
-        let len = (superblock.log_size - at).min(STEP as u64) as usize;
-        storage.write_at(LOG_OFFSET + at, &zeros[..len]).map_err(failed)?;
-    }
+    crate::pool::zero(storage, LOG_OFFSET, LOG_OFFSET + superblock.log_size).map_err(failed)?;
     storage.sync().map_err(failed)
 }
 

@@ -25,7 +25,7 @@ pub mod transaction;
 pub use epoch::{Alive, Counter, Epochs};
 pub use frames::{PageRead, PageWrite, Pin};
 pub use prefetch::PREFETCHERS;
-pub use recovery::{FormatOptions, RecoveryReport, read_superblock};
+pub use recovery::{FormatOptions, RecoveryReport, read_superblock, zero};
 pub use transaction::{Need, Reservation};
 
 use std::collections::VecDeque;

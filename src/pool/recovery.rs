@@ -143,8 +143,9 @@ fn write_page(storage: &dyn Storage, page: &mut PageBytes, id: PageId, lsn: Lsn)
     storage.write_at(id.offset(), page)
 }
 
-/// Log and doublewrite area are written, not only allocated: an overwrite of written blocks syncs twice as fast.
-fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
+/// Writes zeros between two bytes. Log and doublewrite area are written, not only allocated: an overwrite of written blocks syncs twice
+/// as fast.
+pub fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
     let zeros = vec![0; CHUNK_SIZE];
     let mut at = from;
     while at < to {

@@ -527,10 +527,10 @@ impl Log {
     /// Ends the background writer.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        let _state = self.state.lock();
+        let state = self.state.lock();
         self.kick.notify_all();
         self.moved.notify_all();
-        drop(_state);
+        drop(state);
         self.stop_contents_writer();
     }
 }
