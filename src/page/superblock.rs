@@ -1,5 +1,5 @@
 //! The superblock: what the image is, where its parts lie, and where recovery begins. Two copies, written
-//! alternately; the valid one with the greater sequence number counts.
+//! one after the other; the valid one with the greater sequence number counts.
 
 use super::format::*;
 use super::ids::{Lsn, PageId};

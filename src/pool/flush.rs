@@ -8,10 +8,9 @@
 //! - **D3** A half is reused only after a sync that began after its pages' in-place writes completed.
 //! - **D4** The checkpoint is at most the log's end as it was *before* the dirty table was read, and at most every
 //!   page's recLSN; everything older was synced before the superblock is written, and log space is freed after.
-//! - **D5** Both superblocks say that the image is in use, with the log's incarnation, before the first record: if either is damaged
-//!   later, the other still leads to the log, or to a place in it that has been overwritten, which recovery notices. Were one of them
-//!   from before, damage to the newer one would silently lose whatever was committed since. (What the newer one's checkpoint gave free
-//!   may have been used again meanwhile. Going back behind it can then cost those blocks; their checksums tell.)
+//! - **D5** Both superblocks tell of a checkpoint before anything relies on it: the first record of an incarnation, records that
+//!   overwrite the log behind it, blocks that leave quarantine by it, what lies in space that was gained. So damage to either of them
+//!   loses nothing: the other leads to the same state.
 
 use std::sync::atomic::Ordering;
 
@@ -22,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::page::format::{page_lsn, seal};
 use crate::page::superblock::{DoublewriteHeader, SUPERBLOCK_OFFSETS, Superblock};
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
-use crate::storage::sim::set_site;
+use crate::storage::sim::{set_site, site_scope};
 use crate::sync::spin_wait;
 
 /// What the flusher alone uses.
@@ -88,7 +87,7 @@ impl Pool {
         }
         if !read_only {
             // No longer closed in order, durably, before the first record.
-            self.checkpoint_twice(&mut self.flusher.lock())?;
+            self.checkpoint_with(&mut self.flusher.lock(), false)?;
             self.read_only.store(false, Ordering::SeqCst);
             return Ok(());
         }
@@ -104,12 +103,6 @@ impl Pool {
             drop(flusher);
             spin_wait();
         }
-    }
-
-    /// A checkpoint that both superblocks tell of, before the first record that only they lead to (D5).
-    pub(super) fn checkpoint_twice(&self, flusher: &mut Flusher) -> Result<()> {
-        self.checkpoint_with(flusher, false)?;
-        self.write_superblock(flusher)
     }
 
     pub(super) fn checkpoint_with(&self, flusher: &mut Flusher, clean: bool) -> Result<()> {
@@ -136,7 +129,7 @@ impl Pool {
         superblock.floor = self.log.durable().max(checkpoint);
         superblock.groups = self.space.lock().groups_before(checkpoint);
         superblock.clean = clean;
-        self.write_superblock(flusher)?;
+        self.write_superblocks(flusher)?;
         self.log.set_tail(checkpoint);
         self.checkpointed.store(checkpoint.0, Ordering::SeqCst);
         self.reclaim();
@@ -146,21 +139,24 @@ impl Pool {
         Ok(())
     }
 
-    /// Writes the superblock to the copy that is not the newest.
-    pub(super) fn write_superblock(&self, flusher: &mut Flusher) -> Result<()> {
-        set_site("superblock");
-        flusher.superblock.sequence += 1;
-        let at = SUPERBLOCK_OFFSETS[flusher.superblock.sequence as usize % 2];
-        let encoded = flusher.superblock.encode();
-        // Only where log space is at stake: the superblock with which recovery ends is durable.
+    /// Writes both superblocks (D5), one after the other: a torn one leaves the other.
+    pub(super) fn write_superblocks(&self, flusher: &mut Flusher) -> Result<()> {
+        // Only where log space is at stake: the superblocks with which recovery ends are durable.
         let opened = self.stats.checkpoints.load(Ordering::Relaxed) > 0;
-        let written = if opened && self.defects.has(Defect::FreeLogEarly) {
-            self.storage.write_at(at, &encoded)
-        } else {
-            self.storage.write_durable_at(at, &encoded)
-        };
-        set_site("");
-        written.map_err(|e| self.log.fail(Error::io("writing the superblock", e)))
+        let free_early = opened && self.defects.has(Defect::FreeLogEarly);
+        let _site = site_scope("superblock");
+        for _ in SUPERBLOCK_OFFSETS {
+            flusher.superblock.sequence += 1;
+            // The one that is not the newest.
+            let at = SUPERBLOCK_OFFSETS[flusher.superblock.sequence as usize % 2];
+            let encoded = flusher.superblock.encode();
+            let written = match free_early {
+                true => self.storage.write_at(at, &encoded),
+                false => self.storage.write_durable_at(at, &encoded),
+            };
+            written.map_err(|e| self.log.fail(Error::io("writing the superblock", e)))?;
+        }
+        Ok(())
     }
 
     fn sync_data(&self, flusher: &mut Flusher) -> Result<()> {

@@ -84,9 +84,7 @@ impl Pool {
         {
             let mut flusher = self.flusher.lock();
             flusher.superblock.size = size;
-            // Both, before anything lies in what is gained: the image has its size also if one of them is damaged later (D5).
-            self.write_superblock(&mut flusher)?;
-            self.write_superblock(&mut flusher)?;
+            self.write_superblocks(&mut flusher)?;
         }
         self.geometry.push(grown.clone());
         self.space.lock().grow(grown);
