@@ -57,6 +57,8 @@ pub struct AdapterOptions {
     pub writeback: bool,
     /// What to do about errors.
     pub on_error: OnError,
+    /// Whether there are more workers than one, so that one may wait for the disk.
+    pub spare_worker: bool,
     /// Who may use the controls that change the volume, beside user 0.
     pub owner: u32,
 }
@@ -182,24 +184,27 @@ impl<V: Volume> Adapter<V> {
         run.done(&result);
     }
 
-    /// Makes everything durable and replies then, from the thread that did it: no worker sleeps on the disk.
+    /// Makes everything durable and replies then, from the thread that did it: one worker sleeps on the disk at the most (M3).
     fn sync(&self, reply: ReplyEmpty) {
         let (counters, started) = (self.counters.clone(), Instant::now());
         let on_error = self.options.on_error;
-        self.volume.sync_then(Box::new(move |result| {
-            counters.add(Request::Fsync, started, result.is_err());
-            match result {
-                Ok(()) => reply.ok(),
-                Err(e) => {
-                    log::error!("fsync: {e}");
-                    if on_error == OnError::Abort {
-                        std::process::abort();
+        self.volume.sync_then(
+            self.options.spare_worker,
+            Box::new(move |result| {
+                counters.add(Request::Fsync, started, result.is_err());
+                match result {
+                    Ok(()) => reply.ok(),
+                    Err(e) => {
+                        log::error!("fsync: {e}");
+                        if on_error == OnError::Abort {
+                            std::process::abort();
+                        }
+                        // Also where the volume has become read-only by an error: this is about data that were taken before.
+                        reply.error(Errno::EIO);
                     }
-                    // Also where the volume has become read-only by an error: this is about data that were taken before.
-                    reply.error(Errno::EIO);
                 }
-            }
-        }));
+            }),
+        );
     }
 
     fn create(

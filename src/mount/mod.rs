@@ -3,7 +3,8 @@
 //! - **M1** The adapter holds no filesystem logic: a request becomes one call of a [`Volume`], and its result a reply.
 //! - **M2** The kernel checks permissions (`default_permissions`) and keeps locks; entries and attributes are cached for ever, as
 //!   nobody else changes them.
-//! - **M3** A worker never waits for a sync of the disk: the thread that commits the log answers fsync.
+//! - **M3** Workers do not wait for a sync of the disk: the thread that commits the log answers fsync. At most one of several workers
+//!   is that thread, while nobody else asks for a sync.
 //! - **M4** The image stays locked until everything is on disk, after the kernel has already let go of the mount.
 
 mod adapter;

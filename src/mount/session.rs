@@ -73,17 +73,19 @@ impl<V: Volume> Mount<V> {
             Ok(flusher) => flusher.map(Arc::new),
             Err(e) => return Err(SessionError::Fuse(e)),
         };
+        // Even on one processor one worker can serve while another waits for the disk.
+        let processors = std::thread::available_parallelism().map_or(2, |n| n.get());
+        let workers = options.threads.unwrap_or(processors.clamp(2, 16));
         let adapter_options = AdapterOptions {
             writeback: options.writeback,
             on_error: options.on_error,
+            spare_worker: workers > 1,
             owner: nix::unistd::getuid().as_raw(),
         };
         let adapter =
             Adapter::new(volume.clone(), Arc::new(Counters::default()), adapter_options, flusher.clone());
         let mut config = fuser::Config::default();
-        // Even on one processor one worker can serve while another waits for the disk.
-        let processors = std::thread::available_parallelism().map_or(2, |n| n.get());
-        config.n_threads = Some(options.threads.unwrap_or(processors.clamp(2, 16)));
+        config.n_threads = Some(workers);
         config.clone_fd = mounts::can_clone_device();
         let only_some = options.allow_root && !options.flags.allow_other;
         let acl = if only_some { SessionACL::RootAndOwner } else { SessionACL::All };

@@ -107,8 +107,8 @@ pub trait Volume: Send + Sync + 'static {
     fn remove_xattr(&self, ino: Ino, name: &[u8], caller: &Caller) -> Result<()>;
     /// How much space there is.
     fn usage(&self) -> Usage;
-    /// Makes everything done so far durable, and calls back then; does not wait.
-    fn sync_then(&self, callback: Callback);
+    /// Makes everything done so far durable, and calls back then; waits for nothing, unless nobody else does and it `may_wait`.
+    fn sync_then(&self, may_wait: bool, callback: Callback);
     /// Makes everything done so far durable.
     fn sync(&self) -> Result<()>;
     /// What the volume counts, as a JSON object, for people who watch it.
@@ -243,8 +243,8 @@ impl Volume for Fs {
     fn usage(&self) -> Usage {
         Fs::usage(self)
     }
-    fn sync_then(&self, callback: Callback) {
-        self.tree().commit_then(Box::new(|result| callback(result.map_err(FsError::from))));
+    fn sync_then(&self, may_wait: bool, callback: Callback) {
+        self.tree().commit_then(may_wait, Box::new(|result| callback(result.map_err(FsError::from))));
     }
     fn sync(&self) -> Result<()> {
         Fs::sync(self)

@@ -18,7 +18,7 @@ const _: () = assert!(size_of::<Block>() == DIRECT_ALIGN && align_of::<Block>() 
 /// A row of bytes at an address that is a multiple of [`DIRECT_ALIGN`], to be used again and again.
 ///
 /// A [`super::FileStorage`] goes past the page cache if offset, address and length of a call are multiples of
-/// [`DIRECT_ALIGN`] and the length is at least 16 KiB; otherwise it reads and writes through the page cache, which
+/// [`DIRECT_ALIGN`] and the length is at least 16 KiB or the write durable; otherwise it reads and writes through the page cache, which
 /// costs a copy. So a user rounds the range that it reads or writes out to blocks, and takes a buffer for all of it:
 /// a slice of this buffer that begins and ends at multiples of [`DIRECT_ALIGN`] goes directly as well.
 ///

@@ -18,7 +18,7 @@ use super::buffer::DIRECT_ALIGN;
 use super::lock::find_holder;
 use super::{OpenError, Storage, sys};
 
-/// Shorter calls are buffered, in bytes.
+/// Shorter calls are buffered, in bytes; but for durable writes.
 const DIRECT_LEN_MIN: u64 = 16384;
 /// How long to try to get the lock. A holder that has closed the image or was killed can still have it for a
 /// moment: a child that it forked has a copy of the descriptor until it calls exec.
@@ -38,8 +38,8 @@ pub enum OpenMode {
 
 /// An image in a regular file or on a block device, locked while this exists.
 ///
-/// Calls of at least 16 KiB whose offset, length and memory are multiples of 4096 bypass the page cache
-/// (`O_DIRECT`); all others, and durable writes, are buffered. [`super::AlignedBuf`] is such memory.
+/// Calls of at least 16 KiB, and durable writes of any length, whose offset, length and memory are multiples of 4096 bypass the page
+/// cache (`O_DIRECT`); all others are buffered. [`super::AlignedBuf`] is such memory.
 #[derive(Debug)]
 pub struct FileStorage {
     direct: Option<File>,
@@ -160,15 +160,20 @@ impl FileStorage {
         self.direct.is_some() && !self.no_direct.load(Ordering::Relaxed)
     }
 
-    /// The direct descriptor, if it can be used for a call with this offset, these buffers.
-    fn direct_for<'b>(&self, offset: u64, bufs: impl Iterator<Item = &'b [u8]>) -> Option<&File> {
+    /// The direct descriptor, if it can be used for a call with this offset, these buffers, and is worth it from `len_min` bytes on.
+    fn direct_for<'b>(
+        &self,
+        offset: u64,
+        bufs: impl Iterator<Item = &'b [u8]>,
+        len_min: u64,
+    ) -> Option<&File> {
         let direct = self.direct.as_ref().filter(|_| self.is_direct())?;
         let (mut total, mut misaligned) = (0, offset);
         for buf in bufs {
             total += buf.len() as u64;
             misaligned |= buf.as_ptr().addr() as u64 | buf.len() as u64;
         }
-        (total >= DIRECT_LEN_MIN && misaligned.is_multiple_of(DIRECT_ALIGN as u64)).then_some(direct)
+        (total >= len_min && misaligned.is_multiple_of(DIRECT_ALIGN as u64)).then_some(direct)
     }
 
     fn give_up_direct(&self) {
@@ -182,7 +187,7 @@ impl FileStorage {
         self.check_writable()?;
         IoSlice::advance_slices(&mut bufs, 0);
         while !bufs.is_empty() {
-            let direct = self.direct_for(offset, bufs.iter().map(|buf| &**buf));
+            let direct = self.direct_for(offset, bufs.iter().map(|buf| &**buf), DIRECT_LEN_MIN);
             let file = direct.unwrap_or(&self.buffered);
             match sys::pwritev2(file, bufs, offset, 0) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -234,7 +239,7 @@ impl Storage for FileStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let (mut offset, mut buf) = (offset, buf);
         while !buf.is_empty() {
-            let direct = self.direct_for(offset, std::iter::once(&*buf));
+            let direct = self.direct_for(offset, std::iter::once(&*buf), DIRECT_LEN_MIN);
             match direct.unwrap_or(&self.buffered).read_at(buf, offset) {
                 Ok(0) => {
                     return Err(io::Error::new(
@@ -278,13 +283,17 @@ impl Storage for FileStorage {
                 self.write_at(offset, buf)?;
                 return self.sync();
             }
-            match sys::pwritev2(&self.buffered, &[IoSlice::new(buf)], offset, libc::RWF_DSYNC) {
+            // The disk is waited for in any case, so the page cache would only cost a copy.
+            let direct = self.direct_for(offset, std::iter::once(buf), 0);
+            let file = direct.unwrap_or(&self.buffered);
+            match sys::pwritev2(file, &[IoSlice::new(buf)], offset, libc::RWF_DSYNC) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     offset += written as u64;
                     buf = &buf[written..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if direct.is_some() && is_errno(&error, libc::EINVAL) => self.give_up_direct(),
                 Err(error) if is_unsupported(&error) => self.no_dsync.store(true, Ordering::Relaxed),
                 Err(error) => return Err(error),
             }

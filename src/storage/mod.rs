@@ -48,7 +48,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
-pub use buffer::AlignedBuf;
+pub use buffer::{AlignedBuf, DIRECT_ALIGN};
 pub use counts::{Counts, OpKind};
 pub use fault::{Fault, FaultStorage};
 pub use file::{FileStorage, OpenMode};

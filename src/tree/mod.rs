@@ -208,11 +208,11 @@ impl Tree {
     }
 
     /// Calls back once everything applied so far is durable, with the same result as [`Tree::commit_all`]. The caller waits for
-    /// nothing, unless there are no background threads ([`Options::background`]): then the commit runs inside this call. If
-    /// everything is durable already, the callback runs inside this call, too. Every callback is called, once, also when the tree
-    /// is closed or dropped or writing has failed. What it may do is told at [`Callback`].
-    pub fn commit_then(&self, callback: Callback) {
-        self.pool.log.commit_then(self.pool.log.end(), callback);
+    /// nothing, unless there are no background threads ([`Options::background`]), or it is alone and `may_lead`: then the commit runs
+    /// inside this call. If everything is durable already, the callback runs inside this call, too. Every callback is called, once,
+    /// also when the tree is closed or dropped or writing has failed. What it may do is told at [`Callback`].
+    pub fn commit_then(&self, may_lead: bool, callback: Callback) {
+        self.pool.log.commit_then(self.pool.log.end(), may_lead, callback);
     }
 
     /// Takes up to `count` adjacent blocks (at least one) for data. Write them, then [`Batch::allocate`] the run, or give it back

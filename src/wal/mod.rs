@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //!
-//! - **L1** `tail ≤ durable ≤ buffer start ≤ end`, and `end + reserved ≤ tail + size`: a record never overwrites
+//! - **L1** `tail ≤ durable ≤ begin ≤ end`, and `end + reserved ≤ tail + size`: a record never overwrites
 //!   one that recovery may need. The tail moves only after a superblock with that checkpoint is durable.
 //! - **L2** Appends are covered by reservations that were made with nothing held; an append never waits for I/O.
 //! - **L3** The mutex is never held across I/O. One leader at a time writes; it takes the buffer and leaves an empty one.
@@ -29,8 +29,8 @@ use std::time::Duration;
 use crate::defects::{Defect, Defects};
 use crate::error::{Error, Result};
 use crate::page::Lsn;
-use crate::storage::Storage;
 use crate::storage::sim::site_scope;
+use crate::storage::{AlignedBuf, DIRECT_ALIGN, Storage};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, unlocked};
 use contents::Contents;
@@ -39,12 +39,12 @@ use format::{Kind, MARK_SIZE, RECORD_HEADER_SIZE};
 /// The most bytes that are appended or reserved but not yet written.
 pub const BUFFER_MAX: u64 = 16 << 20;
 /// From so many buffered bytes on, the background writer is woken.
-const BUFFER_WRITE: usize = 1 << 20;
+const BUFFER_WRITE: u64 = 1 << 20;
 /// How long a leader waits for others that committed a moment ago, at the most.
 const GATHER: Duration = Duration::from_micros(100);
 
-/// A page of the host's page cache, in bytes. The circular area begins and ends with one.
-const CACHE_PAGE: u64 = 4096;
+/// Groups are written in whole pages of this size, in bytes, past the host's page cache. The circular area begins and ends with one.
+const LOG_PAGE: u64 = DIRECT_ALIGN as u64;
 
 /// How long the flusher gives way to a commit, at the most.
 const PASS: Duration = Duration::from_micros(500);
@@ -108,10 +108,12 @@ pub enum Shortage {
 }
 
 struct State {
-    /// The bytes `[end - buffer.len(), end)`, not yet handed to a leader.
-    buffer: Vec<u8>,
-    /// An empty buffer with capacity, for the next leader to leave behind.
-    spare: Vec<u8>,
+    /// The bytes up to `end` that have not been handed to a leader, and before them those of the page in which the last group ended.
+    buffer: AlignedBuf,
+    /// A buffer with capacity, for the next leader to leave behind.
+    spare: AlignedBuf,
+    /// Where the next group begins.
+    begin: u64,
     end: u64,
     reserved: u64,
     tail: u64,
@@ -127,6 +129,13 @@ struct State {
     waiting: Vec<Waiting>,
     /// The background writer runs.
     has_writer: bool,
+}
+
+impl State {
+    /// Bytes for the next group.
+    fn pending(&self) -> u64 {
+        self.end - self.begin
+    }
 }
 
 /// Counters of the log.
@@ -167,7 +176,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log that continues at `end`, everything before it being durable and checkpointed.
+    /// A log that continues at `end`. What lies before it, in the same page, is overwritten by the first group: both superblocks must tell
+    /// of a checkpoint at `end` by then.
     pub fn new(
         storage: Arc<dyn Storage>,
         place: Place,
@@ -176,8 +186,9 @@ impl Log {
         defects: Defects,
     ) -> Self {
         let state = State {
-            buffer: Vec::new(),
-            spare: Vec::new(),
+            buffer: AlignedBuf::zeroed((end.0 % LOG_PAGE) as usize),
+            spare: AlignedBuf::new(),
+            begin: end.0,
             end: end.0,
             reserved: 0,
             tail: end.0,
@@ -296,7 +307,7 @@ impl Log {
         let end = state.end;
         self.end.store(end, Ordering::SeqCst);
         self.stats.records.fetch_add(1, Ordering::Relaxed);
-        if state.buffer.len() >= BUFFER_WRITE && !state.leading {
+        if state.pending() >= BUFFER_WRITE && !state.leading {
             self.kick.notify_one();
         }
         Lsn(end)
@@ -360,8 +371,9 @@ impl Log {
 
     /// Calls back once everything before `lsn` is durable, or has failed to become so; at once and in this thread if it is
     /// already, or if no background writer runs (which then waits for the disk). Otherwise the caller waits for nothing:
-    /// whoever writes the group calls. The caller holds no latch and no epoch.
-    pub fn commit_then(&self, lsn: Lsn, call: Callback) {
+    /// whoever writes the group calls. Except that a caller who `may_lead` writes the group himself if he commits alone, as the
+    /// one before him did: this spares waking another thread. The caller holds no latch and no epoch.
+    pub fn commit_then(&self, lsn: Lsn, may_lead: bool, call: Callback) {
         self.data_logged.store(0, Ordering::Relaxed);
         let lsn = lsn.min(self.end());
         if self.durable() < lsn && !self.defects.has(Defect::AcknowledgeBeforeSync) {
@@ -370,8 +382,11 @@ impl Log {
                 self.stats.commits.fetch_add(1, Ordering::Relaxed);
                 state.waiting.push(Waiting { lsn: lsn.0, call });
                 self.count_in(&mut state);
-                if !state.leading {
-                    self.kick.notify_one();
+                let alone = state.committers == 1 && state.expected <= 1;
+                match state.leading {
+                    true => {}
+                    false if may_lead && alone => self.lead(&mut state),
+                    false => _ = self.kick.notify_one(),
                 }
                 return;
             }
@@ -412,16 +427,18 @@ impl Log {
                 }
             }
         }
-        let spare = std::mem::take(&mut state.spare);
-        let mut bytes = std::mem::replace(&mut state.buffer, spare);
-        let end = state.end;
-        let start = end - bytes.len() as u64;
-        // Whole pages of the page cache need not be read from the disk before they are written. Nothing is needed of what zeros are
-        // written over: it is free (L1), and the log's next bytes.
-        let filled = end.next_multiple_of(CACHE_PAGE);
+        let (end, start) = (state.end, state.begin - state.begin % LOG_PAGE);
+        let mut next = std::mem::take(&mut state.spare);
+        next.clear();
+        next.extend_from_slice(&state.buffer[(end - end % LOG_PAGE - start) as usize..]);
+        let mut bytes = std::mem::replace(&mut state.buffer, next);
+        state.begin = end;
+        // Whole pages go past the page cache; where they do not, they need not be read from the disk before they are written. Nothing
+        // is needed of what zeros are written over: it is free (L1), and the log's next bytes.
+        let filled = end.next_multiple_of(LOG_PAGE);
         // (A defect that is planted goes without: zeros hide it nearly always.)
         if filled <= state.tail + self.place.size && !self.defects.has(Defect::SameIncarnation) {
-            bytes.resize((filled - start) as usize, 0);
+            bytes.resize((filled - start) as usize);
         }
         let served = std::mem::take(&mut state.committers);
         let written = unlocked(state, &self.state, || self.write_group(Lsn(start), &bytes));
@@ -430,7 +447,6 @@ impl Log {
                 self.durable.store(end, Ordering::SeqCst);
                 // Those served now will be back in a moment if they commit in a loop; the others wait already.
                 state.expected = served + state.committers;
-                bytes.clear();
                 state.spare = bytes;
             }
             Err(error) => {
@@ -488,9 +504,9 @@ impl Log {
                 if self.stopping.load(Ordering::SeqCst) {
                     break;
                 }
-                if state.buffer.len() < BUFFER_WRITE {
+                if state.pending() < BUFFER_WRITE {
                     let timed_out = self.kick.wait_for(&mut state, interval).timed_out();
-                    if !timed_out && state.buffer.len() < BUFFER_WRITE {
+                    if !timed_out && state.pending() < BUFFER_WRITE {
                         continue;
                     }
                 }
@@ -499,7 +515,7 @@ impl Log {
                 self.moved.wait(&mut state);
             } else if !state.waiting.is_empty() {
                 self.lead(&mut state);
-            } else if !state.buffer.is_empty() {
+            } else if state.pending() > 0 {
                 self.lead_aside(&mut state);
             } else if self.mark_end(&mut state) {
                 self.lead(&mut state);

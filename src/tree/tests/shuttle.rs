@@ -489,7 +489,7 @@ fn every_callback_is_called_also_while_the_tree_is_closed() {
                     let before = called.fetch_add(1 << (8 * n), Ordering::SeqCst);
                     assert_eq!(before >> (8 * n) & 0xff, 0, "called twice");
                 };
-                t.commit_then(Box::new(call));
+                t.commit_then(false, Box::new(call));
             })
         };
         let mut threads: Vec<_> = (0..3).map(commit).collect();
@@ -520,7 +520,7 @@ fn every_callback_is_called_after_a_failed_write() {
                 for _ in 0..2 {
                     let _ = t.apply(&batch);
                     let called = called.clone();
-                    t.commit_then(Box::new(move |_| _ = called.fetch_add(1, Ordering::SeqCst)));
+                    t.commit_then(false, Box::new(move |_| _ = called.fetch_add(1, Ordering::SeqCst)));
                 }
             })
         };

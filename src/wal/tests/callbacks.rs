@@ -46,12 +46,32 @@ fn a_callback_comes_when_its_record_is_durable_and_many_share_a_write() {
                 assert!(durable.durable() >= end);
                 sender.send(()).unwrap();
             };
-            log.commit_then(end, Box::new(call));
+            log.commit_then(end, false, Box::new(call));
         }
         (0..200).for_each(|_| receiver.recv_timeout(Duration::from_secs(20)).unwrap());
     });
     let groups = log.stats.groups.load(Ordering::Relaxed);
     assert!(groups <= 100, "{groups} writes for 200 commits");
+}
+
+#[test]
+fn who_commits_alone_and_may_lead_wakes_nobody_and_never_writes_for_many() {
+    let (storage, _) = slow();
+    let log = log(&storage, 1, START);
+    let (sender, receiver) = mpsc::channel();
+    with_writer(&log, || {
+        let writer_waits = || assert!(!log.state.lock().leading);
+        for _ in 0..20 {
+            log.commit_then(append(&log, b"alone"), true, send(&sender));
+            receiver.try_recv().expect("it was written inside the call").unwrap();
+            writer_waits();
+        }
+        // Two at once: from then on somebody else writes, until there is one again.
+        log.state.lock().expected = 2;
+        log.commit_then(append(&log, b"one of two"), true, send(&sender));
+        receiver.try_recv().unwrap_err();
+        receiver.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
+    });
 }
 
 /// Each round waits for the callback before the next one begins, so a lost wake-up would be a standstill; others commit in the
@@ -72,7 +92,7 @@ fn no_callback_is_forgotten_beside_threads_that_commit() {
                             log.commit(end).unwrap();
                             continue;
                         }
-                        log.commit_then(end, send(&sender));
+                        log.commit_then(end, false, send(&sender));
                         receiver.recv_timeout(Duration::from_secs(20)).expect("forgotten").unwrap();
                         assert!(log.durable() >= end);
                     }
@@ -90,14 +110,14 @@ fn what_is_durable_already_calls_back_at_once() {
     let end = append(&log, b"record");
     let (sender, receiver) = mpsc::channel();
     // Without a writer the commit runs inside the call.
-    log.commit_then(end, send(&sender));
+    log.commit_then(end, false, send(&sender));
     receiver.try_recv().unwrap().unwrap();
     assert_eq!(log.durable(), end);
     with_writer(&log, || {
-        log.commit_then(end, send(&sender));
+        log.commit_then(end, false, send(&sender));
         receiver.try_recv().unwrap().unwrap();
         // As for any commit, what lies behind the end stands for all there is.
-        log.commit_then(Lsn(u64::MAX), send(&sender));
+        log.commit_then(Lsn(u64::MAX), false, send(&sender));
         receiver.try_recv().unwrap().unwrap();
     });
 }
@@ -109,12 +129,12 @@ fn whoever_waits_when_the_log_is_closed_is_called() {
     let (sender, receiver) = mpsc::channel();
     with_writer(&log, || {
         for _ in 0..20 {
-            log.commit_then(append(&log, b"record"), send(&sender));
+            log.commit_then(append(&log, b"record"), false, send(&sender));
         }
     });
     assert_eq!(receiver.try_iter().filter(|result| result.is_ok()).count(), 20);
     assert_eq!(log.durable(), log.end());
-    log.commit_then(append(&log, b"late"), send(&sender));
+    log.commit_then(append(&log, b"late"), false, send(&sender));
     receiver.try_recv().unwrap().unwrap();
 }
 
@@ -131,7 +151,7 @@ fn after_a_failed_write_every_callback_gets_the_error() {
             // As if somebody were writing a group just now: these have to wait.
             log.state.lock().leading = true;
             for _ in 0..10 {
-                log.commit_then(append(&log, b"lost"), send(&sender));
+                log.commit_then(append(&log, b"lost"), false, send(&sender));
             }
             if by_another {
                 log.fail(Error::NoSpace);
@@ -145,8 +165,8 @@ fn after_a_failed_write_every_callback_gets_the_error() {
             for _ in 0..10 {
                 receiver.recv_timeout(Duration::from_secs(20)).unwrap().unwrap_err();
             }
-            log.commit_then(log.durable(), send(&sender));
-            log.commit_then(log.end(), send(&sender));
+            log.commit_then(log.durable(), false, send(&sender));
+            log.commit_then(log.end(), false, send(&sender));
             assert_eq!(receiver.try_iter().filter(|result| result.is_err()).count(), 2);
         });
         assert!(receiver.try_recv().is_err(), "a callback was called twice");

@@ -111,19 +111,17 @@ fn a_durable_record_that_is_damaged_is_an_error_and_not_the_end() {
     let log = log(&storage, 1, START);
     let first = append(&log, &[1; 500]);
     log.commit(first).unwrap();
-    let image = storage.image();
+    let damage = |storage: &MemStorage| overwrite(storage, Lsn(START.0 + 100), &[9]);
     // The superblock or a doublewrite header says how far the log was durable.
-    overwrite(&*storage, Lsn(START.0 + 100), &[9]);
-    assert!(scan_from(&*storage, START, 1, first).unwrap_err().is_corrupt());
-    assert_eq!(scan_from(&*storage, START, 1, START).unwrap().0.end, START);
+    let copy = MemStorage::from_image(storage.image());
+    damage(&copy);
+    assert!(scan_from(&copy, START, 1, first).unwrap_err().is_corrupt());
+    assert_eq!(scan_from(&copy, START, 1, START).unwrap().0.end, START);
     // A later record's mark says it.
-    let storage = Arc::new(MemStorage::from_image(image));
-    let log = Log::new(storage.clone(), PLACE, 1, first, Defects::default());
-    log.state.lock().marked = START.0;
     let second = append(&log, &[2; 500]);
     log.commit(second).unwrap();
     assert_eq!(scan_from(&*storage, START, 1, START).unwrap().0.floor, first);
-    overwrite(&*storage, Lsn(START.0 + 100), &[9]);
+    damage(&storage);
     assert!(scan_from(&*storage, START, 1, START).unwrap_err().is_corrupt());
 }
 
@@ -131,16 +129,20 @@ fn a_durable_record_that_is_damaged_is_an_error_and_not_the_end() {
 fn records_of_an_older_incarnation_do_not_come_back_to_life() {
     let storage = storage();
     let old = log(&storage, 1, START);
-    let bodies: Vec<Lsn> = (0..10).map(|n| append(&old, &[n; 100])).collect();
+    // Four to a page, so that no zeros are written behind the last one.
+    let body = |n: u8| vec![n; 1024 - RECORD_HEADER_SIZE];
+    let ends: Vec<Lsn> = (0..20).map(|n| append(&old, &body(n))).collect();
     old.commit(old.end()).unwrap();
-    // A recovery ended the log behind the third record; the next one to be written has the same length.
-    let new = log(&storage, 2, bodies[2]);
-    new.state.lock().marked = bodies[2].0;
-    append(&new, &[77; 100]);
+    // A recovery ended the log behind the third record; what is written next ends where one begins that was cut off.
+    let new = log(&storage, 2, ends[2]);
+    for _ in 0..5 {
+        append(&new, &body(77));
+    }
     new.commit(new.end()).unwrap();
-    let (scan, found) = scan_from(&*storage, bodies[2], 2, bodies[2]).unwrap();
+    assert_eq!(new.end(), ends[7]);
+    let (scan, found) = scan_from(&*storage, ends[2], 2, ends[2]).unwrap();
     assert_eq!((scan.end, scan.discarded), (new.end(), 0));
-    assert_eq!(found.iter().map(|(_, b)| b[0]).collect::<Vec<_>>(), [77]);
+    assert_eq!(found.iter().map(|(_, b)| b[0]).collect::<Vec<_>>(), [77; 5]);
 }
 
 #[test]
@@ -360,7 +362,11 @@ fn what_nobody_commits_is_durable_after_the_interval() {
 fn a_full_log_keeps_its_oldest_record() {
     for first in [100, 1000, 3000] {
         let storage = storage();
-        let log = log(&storage, 1, Lsn(START.0 + first));
+        let log = log(&storage, 1, START);
+        // The tail, and so the end of a full log, lies within a page.
+        let tail = append(&log, &vec![7; first]);
+        log.commit(tail).unwrap();
+        log.set_tail(tail);
         let mut count = 0;
         for len in [2000, 300, 20, 1] {
             while log.try_reserve(Log::record_size(len)).is_ok() {
@@ -372,7 +378,7 @@ fn a_full_log_keeps_its_oldest_record() {
             }
         }
         assert!(PLACE.size - log.used() < 100, "the log is not full");
-        let (scan, found) = scan_from(&*storage, Lsn(START.0 + first), 1, START).unwrap();
+        let (scan, found) = scan_from(&*storage, tail, 1, START).unwrap();
         assert_eq!((found.len(), scan.end), (count, log.end()));
     }
 }

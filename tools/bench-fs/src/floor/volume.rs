@@ -518,7 +518,7 @@ impl Volume for Floor {
         Usage { blocks: BLOCKS, free: BLOCKS, available: BLOCKS, files: BLOCKS, files_free: BLOCKS }
     }
 
-    fn sync_then(&self, callback: Callback) {
+    fn sync_then(&self, _may_wait: bool, callback: Callback) {
         callback(Ok(()));
     }
 
