@@ -201,13 +201,17 @@ struct Pages {
 /// All pages that lie where they say, by their identities.
 struct Survey(BTreeMap<u64, Pages>);
 
-/// Reads the whole image.
+/// Reads the whole image, but for holes.
 fn survey(storage: &dyn Storage, len: u64, progress: &dyn Fn(Progress)) -> Result<Survey> {
     let mut found: BTreeMap<u64, Pages> = BTreeMap::new();
     let mut chunk = vec![0; CHUNK_SIZE];
     let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
     let mut at = LOG_OFFSET;
-    while at + PAGE_SIZE as u64 <= len {
+    loop {
+        at = storage.skip_hole(at) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        if at + PAGE_SIZE as u64 > len {
+            return Ok(Survey(found));
+        }
         let n = (CHUNK_SIZE as u64).min((len - at) / PAGE_SIZE as u64 * PAGE_SIZE as u64) as usize;
         let whole = storage.read_at(at, &mut chunk[..n]).is_ok();
         for i in 0..n / PAGE_SIZE {
@@ -229,7 +233,6 @@ fn survey(storage: &dyn Storage, len: u64, progress: &dyn Fn(Progress)) -> Resul
         at += n as u64;
         progress(Progress { stage: Stage::Search, done: at, total: len });
     }
-    Ok(Survey(found))
 }
 
 impl Pages {

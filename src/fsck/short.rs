@@ -31,6 +31,11 @@ impl Storage for Extended {
         if there.is_empty() { Ok(()) } else { self.below.read_at(offset, there) }
     }
 
+    fn skip_hole(&self, offset: u64) -> u64 {
+        let next = if offset < self.held { self.below.skip_hole(offset) } else { offset };
+        if next < self.held { next } else { self.len.max(offset) }
+    }
+
     fn write_at(&self, _offset: u64, _buf: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::PermissionDenied.into())
     }

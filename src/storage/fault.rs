@@ -167,6 +167,10 @@ impl<S: Storage> Storage for FaultStorage<S> {
         self.inner.will_read(offset, len);
     }
 
+    fn skip_hole(&self, offset: u64) -> u64 {
+        self.inner.skip_hole(offset)
+    }
+
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         match self.begin(OpKind::Write, offset, buf.len() as u64) {
             Ok(()) => self.inner.write_at(offset, buf),

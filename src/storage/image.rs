@@ -88,6 +88,23 @@ impl Image {
         Ok(())
     }
 
+    /// Where the next block lies that was ever written; `offset` itself if it lies in one, or if what was never written is not zero.
+    pub(super) fn skip_hole(&self, offset: u64) -> u64 {
+        if self.stale.is_some() || offset >= self.len {
+            return offset;
+        }
+        let first = offset / BLOCK as u64;
+        let chunk = first as usize / CHUNK_BLOCKS;
+        let written =
+            self.chunks.iter().enumerate().skip(chunk).filter_map(|(i, blocks)| Some((i, blocks.as_ref()?)));
+        let mut blocks = written.flat_map(|(i, blocks)| {
+            let present = blocks.iter().enumerate().filter(|(_, block)| block.is_some());
+            present.map(move |(k, _)| (i * CHUNK_BLOCKS + k) as u64)
+        });
+        let next = blocks.find(|block| *block >= first);
+        next.map_or(self.len, |block| (block * BLOCK as u64).max(offset))
+    }
+
     /// Writes `bytes` at `offset`, and makes the image longer where needed. Fails with EFBIG beyond 4 TiB.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         check_len(offset, bytes.len() as u64)?;

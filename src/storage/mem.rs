@@ -33,6 +33,10 @@ impl Storage for MemStorage {
         self.image.read().read(offset, buf)
     }
 
+    fn skip_hole(&self, offset: u64) -> u64 {
+        self.image.read().skip_hole(offset)
+    }
+
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.image.write().write(offset, buf)
     }

@@ -72,6 +72,12 @@ pub trait Storage: Send + Sync {
     /// A short range will be read soon: its bytes may be fetched meanwhile. Waits for nothing, and promises nothing.
     fn will_read(&self, _offset: u64, _len: u64) {}
 
+    /// An offset, at least `offset` and at most the greater of it and the length, before which from `offset` on there are only zeros.
+    /// It is `offset` itself where the host cannot tell more.
+    fn skip_hole(&self, offset: u64) -> u64 {
+        offset
+    }
+
     /// Writes all of `buf`. Durable after a [`Storage::sync`] that begins after this returns. A write past
     /// the end of a file extends it; a block device refuses it.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
@@ -116,6 +122,10 @@ impl<T: Storage + ?Sized> Storage for Arc<T> {
 
     fn will_read(&self, offset: u64, len: u64) {
         (**self).will_read(offset, len);
+    }
+
+    fn skip_hole(&self, offset: u64) -> u64 {
+        (**self).skip_hole(offset)
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {

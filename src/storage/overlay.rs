@@ -67,6 +67,14 @@ impl<S: Storage> Storage for OverlayStorage<S> {
         self.below.will_read(offset, len);
     }
 
+    fn skip_hole(&self, offset: u64) -> u64 {
+        let below = self.below.skip_hole(offset);
+        match self.blocks.read().range(offset / BLOCK..).next() {
+            Some((block, _)) => below.min(block * BLOCK).max(offset),
+            None => below,
+        }
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.below.read_at(offset, buf)?;
         let blocks = self.blocks.read();

@@ -41,6 +41,19 @@ pub(super) fn will_need(file: &File, offset: u64, len: u64) {
     }
 }
 
+/// `lseek(2)` with `SEEK_DATA`: where the next data are, if there are any. Moves the descriptor's position.
+pub(super) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    // SAFETY: the call takes no memory, and the descriptor is open as long as `file` is borrowed.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), signed(offset)?, libc::SEEK_DATA) };
+    match u64::try_from(found) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
 fn signed(offset: u64) -> io::Result<i64> {
     i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Aligned, in_every_folder, read};
-use crate::storage::{FileStorage, Image, MemStorage, OpenError, OpenMode, Rng, SimStorage, Storage};
+use crate::storage::{
+    FileStorage, Image, MemStorage, OpenError, OpenMode, OverlayStorage, Rng, SimStorage, Storage,
+};
 
 fn open_fails(path: &Path, mode: OpenMode) -> OpenError {
     FileStorage::open(path, mode).expect_err("it must not open")
@@ -306,4 +308,39 @@ fn use_device(device: &Path) {
     drop(storage);
     let storage = FileStorage::open(device, OpenMode::ReadOnly).unwrap();
     assert_eq!(read(&storage, 10, 7), b"durable");
+}
+
+#[test]
+fn holes_are_skipped_and_data_are_not() {
+    const MIB: u64 = 1 << 20;
+    let look = |storage: &dyn Storage| {
+        let next = storage.skip_hole(0);
+        assert!((9 * MIB..=10 * MIB + 5).contains(&next), "{next}");
+        assert_eq!(storage.skip_hole(10 * MIB + 5), 10 * MIB + 5);
+        let next = storage.skip_hole(12 * MIB);
+        assert!((29 * MIB..=30 * MIB).contains(&next), "{next}");
+        assert_eq!(storage.skip_hole(32 * MIB), 64 * MIB, "nothing follows");
+        assert_eq!(storage.skip_hole(70 * MIB), 70 * MIB, "behind the end");
+    };
+    let fill = |storage: &dyn Storage| {
+        storage.set_len(64 * MIB).unwrap();
+        storage.write_at(10 * MIB + 5, &[1]).unwrap();
+        storage.write_at(30 * MIB, &[2; 100]).unwrap();
+    };
+    in_every_folder(|folder| {
+        let storage = FileStorage::create(folder.join("image"), false).unwrap();
+        fill(&storage);
+        look(&storage);
+        let overlay = OverlayStorage::new(storage).unwrap();
+        look(&overlay);
+        overlay.write_at(20 * MIB, &[3]).unwrap();
+        assert_eq!(overlay.skip_hole(12 * MIB), 20 * MIB);
+        assert_eq!(overlay.skip_hole(20 * MIB + 1), 20 * MIB + 1);
+    });
+    let memory = MemStorage::new(0);
+    fill(&memory);
+    look(&memory);
+    // Stale bytes are no zeros.
+    let device = MemStorage::from_image(Image::new(MIB, Some(7)));
+    assert_eq!(device.skip_hole(5), 5);
 }
