@@ -49,6 +49,8 @@ pub struct Frame {
     pub writing: AtomicBool,
     /// The page was born since it was last written: its first write needs no doublewrite copy.
     pub newborn: AtomicBool,
+    /// The page was read ahead; a scan that comes to it is to have more read ahead.
+    pub milestone: AtomicBool,
 }
 
 impl Frame {
@@ -63,6 +65,7 @@ impl Frame {
             usage: AtomicU32::new(0),
             writing: AtomicBool::new(false),
             newborn: AtomicBool::new(false),
+            milestone: AtomicBool::new(false),
         }
     }
 

@@ -24,7 +24,7 @@ pub mod transaction;
 
 pub use epoch::{Alive, Counter, Epochs};
 pub use frames::{PageRead, PageWrite, Pin};
-pub use prefetch::PREFETCHERS;
+pub use prefetch::{Ahead, PREFETCHERS};
 pub use recovery::{FormatOptions, RecoveryReport, read_superblock, zero};
 pub use transaction::{Need, Reservation};
 
@@ -269,22 +269,44 @@ impl Pool {
     /// Reads a page from the image into a frame, unless somebody else has done so meanwhile.
     #[cold]
     fn load(&self, id: PageId, keep: bool) -> Result<Loaded<'_>> {
-        let mut page = if keep { self.empty_frame() } else { self.scan_frame() };
+        match self.claim(id, self.frame_for(keep), keep) {
+            Ok(mut page) => {
+                let read = self.fetch(id, &mut page);
+                self.settle(id, page, read).map(Loaded::Page)
+            }
+            Err(frame) => Ok(Loaded::Elsewhere(frame)),
+        }
+    }
+
+    /// Enters a page that is to be read in the page table, with an empty frame: from now on everybody else waits for the frame's latch.
+    /// `Err`: somebody else has done so, in this frame.
+    fn claim<'p>(
+        &'p self,
+        id: PageId,
+        page: PageWrite<'p>,
+        keep: bool,
+    ) -> std::result::Result<PageWrite<'p>, FrameNo> {
         {
             let stripe = self.table.lock(id);
             if let Some(frame) = stripe.find(&self.frames, id) {
                 drop(stripe);
                 self.free_frames.push(page.frame());
-                return Ok(Loaded::Elsewhere(frame));
+                return Err(frame);
             }
             stripe.insert(&self.frames, page.frame(), id);
         }
         page.header().usage.store(keep as u32, Ordering::Relaxed);
         page.header().newborn.store(false, Ordering::SeqCst);
-        match self.fetch(id, &mut page) {
+        page.header().milestone.store(false, Ordering::Relaxed);
+        Ok(page)
+    }
+
+    /// Ends what [`Pool::claim`] began: the page has been read, or is given up.
+    fn settle<'p>(&'p self, id: PageId, mut page: PageWrite<'p>, read: Result<()>) -> Result<PageRead<'p>> {
+        match read {
             Ok(()) => {
                 page.note_change();
-                Ok(Loaded::Page(page.downgrade()))
+                Ok(page.downgrade())
             }
             Err(error) => {
                 // Nobody must take what was not verified for a page, the latch-order checker included.
@@ -320,29 +342,37 @@ impl Pool {
 
     /// An empty frame, latched exclusively. Evicts a clean page by the clock if need be (P2: there is one).
     fn empty_frame(&self) -> PageWrite<'_> {
+        self.frame_for(true)
+    }
+
+    /// An empty frame for a page that is worth keeping or not. The caller holds no latch for which somebody might wait who could clean
+    /// another frame.
+    fn frame_for(&self, keep: bool) -> PageWrite<'_> {
         loop {
-            let free = self.free_frames.pop();
-            if let Some(frame) = free {
-                return self.latch_unused(frame);
-            }
-            for _ in 0..2 * self.frames.count() {
-                if let Some(page) = self.evict_next() {
-                    return page;
-                }
+            if let Some(page) = self.try_frame_for(keep) {
+                return page;
             }
             spin_wait();
         }
     }
 
-    /// An empty frame for a page that is not worth keeping (PostgreSQL calls this a buffer ring).
-    fn scan_frame(&self) -> PageWrite<'_> {
+    /// The same, if one is found by two rounds of the clock. Pages that are not worth keeping use few frames in turn (PostgreSQL calls
+    /// this a buffer ring).
+    fn try_frame_for(&self, keep: bool) -> Option<PageWrite<'_>> {
+        let by_the_clock = || match self.free_frames.pop() {
+            Some(frame) => Some(self.latch_unused(frame)),
+            None => (0..2 * self.frames.count()).find_map(|_| self.evict_next()),
+        };
+        if keep {
+            return by_the_clock();
+        }
         let oldest = {
             let mut ring = self.ring.lock();
             if ring.len() < RING { None } else { ring.pop_front() }
         };
-        let page = oldest.and_then(|frame| self.evict(frame)).unwrap_or_else(|| self.empty_frame());
+        let page = oldest.and_then(|frame| self.evict(frame)).or_else(by_the_clock)?;
         self.ring.lock().push_back(page.frame());
-        page
+        Some(page)
     }
 
     /// Latches a frame without a page. A thread that followed a stale link may hold the latch for a moment; it waits for

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::page::format::{TYPE_TREE, page_type};
 use crate::page::node::Node;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
-use crate::pool::{Counter, PageRead};
+use crate::pool::{Ahead, Counter, PageRead};
 
 /// A position between two records of the tree.
 pub struct Cursor<'t> {
@@ -205,11 +205,12 @@ impl Cursor<'_> {
         let Some(high) = self.node().high().map(<[u8]>::to_vec) else { return Ok(false) };
         self.leaves += 1;
         let right = self.node().right();
-        if self.ahead > 0 {
-            self.ahead -= 1;
-        } else if !self.tree.pool.is_cached(right) {
-            self.ahead = self.tree.read_ahead(&high, self.leaves <= LONG_SCAN)?;
-        }
+        let keep = self.leaves <= LONG_SCAN;
+        self.ahead = match self.tree.pool.ahead_of(right) {
+            Ahead::Milestone => self.tree.read_ahead(&high, true, keep)?,
+            Ahead::Missing if self.ahead == 0 => self.tree.read_ahead(&high, false, keep)?,
+            _ => self.ahead.saturating_sub(1),
+        };
         if !self.follow(right, &high) {
             self.load(Target::Covering(&high), None)?;
         }

@@ -8,20 +8,24 @@ use crate::error::Result;
 use crate::page::PageId;
 use crate::page::node::{Covers, Node};
 
-/// Leaves that a scan reads ahead. Fewer than the frames that long scans share.
+/// Leaves that a scan has read ahead when it meets one that is not in the pool. Fewer than the frames that long scans share.
 const AHEAD: usize = 12;
+/// The same when it comes to the middle of those, so that it is likely to go on; not for long scans.
+const FURTHER: usize = 96;
 /// Leaves that [`Tree::will_get`] reads ahead for one call.
 const GETS_AHEAD: usize = 48;
 
 impl Tree {
-    /// Has the leaves read ahead that follow the one that covers `key`; returns how many. Latches held on entry and exit: none.
-    pub(super) fn read_ahead(&self, key: &[u8], keep: bool) -> Result<usize> {
+    /// Has the leaves read ahead that follow the one that covers `key`, `further` or not; returns how many. Latches held on entry and
+    /// exit: none.
+    pub(super) fn read_ahead(&self, key: &[u8], further: bool, keep: bool) -> Result<usize> {
+        let ahead = if further && keep { FURTHER.min(self.pool.frame_count() / 16) } else { AHEAD };
         let _index = self.index.reader();
         let alive = self.pool.enter();
         let Some(found) = self.find(&alive, Target::Covering(key), 1, true)? else { return Ok(0) };
         let node = Node(&found.page);
         let next = node.child_index(key) + 1;
-        let children: Vec<_> = (next..node.count().min(next + AHEAD)).map(|i| node.child(i)).collect();
+        let children: Vec<_> = (next..node.count().min(next + ahead)).map(|i| node.child(i)).collect();
         drop(found);
         let count = children.len();
         self.pool.prefetch(children.into_iter(), alive.epoch(), keep);

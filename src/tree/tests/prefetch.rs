@@ -1,6 +1,6 @@
 //! Reading ahead: cold leaves come from the disk side by side, and nothing else changes.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::*;
@@ -13,7 +13,7 @@ fn slow_disk(below: Arc<MemStorage>) -> (Arc<FaultStorage<Arc<MemStorage>>>, Arc
     let most = Arc::new(AtomicUsize::new(0));
     let (noted, reading) = (most.clone(), AtomicUsize::new(0));
     let observer = move |kind, _, bytes| {
-        if kind == OpKind::Read && bytes == PAGE_SIZE as u64 {
+        if kind == OpKind::Read && bytes >= PAGE_SIZE as u64 {
             noted.fetch_max(reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(2));
             reading.fetch_sub(1, Ordering::SeqCst);
@@ -56,6 +56,67 @@ fn a_scan_reads_several_leaves_at_a_time() {
     assert!(most.load(Ordering::SeqCst) > 2, "the disk served one read after the other");
     let read = tree.stats().pages_read;
     assert!(read < RECORDS as u64 / 10, "{read} pages: leaves were read more than once");
+}
+
+#[test]
+fn leaves_that_lie_together_are_read_in_one_piece() {
+    let (disk, _, tree) = cold();
+    let before = disk.counts();
+    let mut cursor = tree.cursor();
+    while cursor.next().unwrap() {}
+    let (calls, pages) = (disk.counts().since(&before).calls(OpKind::Read), tree.stats().pages_read);
+    assert!(calls < pages / 2, "{calls} calls to read {pages} pages");
+}
+
+/// Pages that are read ahead are changed, evicted and freed at the same time.
+#[test]
+fn nothing_stale_is_read_ahead_while_others_write() {
+    const KEYS: u32 = 6000;
+    let storage = image(64 << 20, 1 << 20);
+    let tree = Tree::open(storage, &Options { background: true, ..quiet(72) }).unwrap();
+    let put = |n: u32, round: u32| {
+        let mut batch = Batch::new();
+        match round % 5 {
+            4 => batch.delete(&key(n)),
+            _ => batch.put(&key(n), &[round.to_be_bytes(); 80].concat()),
+        }
+        tree.apply(&batch).unwrap();
+    };
+    (0..KEYS).for_each(|n| put(n, 0));
+    let (written, done) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let scans: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut scans = 0;
+                    while !done.load(Ordering::SeqCst) {
+                        let begun = written.load(Ordering::SeqCst);
+                        let mut cursor = tree.cursor();
+                        while cursor.next().unwrap() {
+                            // Every key is written once a round, in an order of its own.
+                            let round = u32::from_be_bytes(cursor.value()[..4].try_into().unwrap());
+                            assert!(
+                                round + 1 >= begun,
+                                "{:?} is of round {round}, not {begun}",
+                                cursor.key()
+                            );
+                        }
+                        scans += 1;
+                    }
+                    assert!(scans > 3);
+                })
+            })
+            .collect();
+        for round in 1..16 {
+            for i in 0..KEYS {
+                put((i * 1409 + round) % KEYS, round);
+            }
+            written.store(round, Ordering::SeqCst);
+        }
+        done.store(true, Ordering::SeqCst);
+        scans.into_iter().for_each(|scan| scan.join().unwrap());
+    });
+    tree.check().unwrap();
 }
 
 #[test]
