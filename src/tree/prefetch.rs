@@ -19,7 +19,8 @@ impl Tree {
     /// Has the leaves read ahead that follow the one that covers `key`, `further` or not; returns how many. Latches held on entry and
     /// exit: none.
     pub(super) fn read_ahead(&self, key: &[u8], further: bool, keep: bool) -> Result<usize> {
-        let ahead = if further && keep { FURTHER.min(self.pool.frame_count() / 16) } else { AHEAD };
+        let ahead =
+            if further && keep { (self.pool.frame_count() / 16).clamp(AHEAD, FURTHER) } else { AHEAD };
         let _index = self.index.reader();
         let alive = self.pool.enter();
         let Some(found) = self.find(&alive, Target::Covering(key), 1, true)? else { return Ok(0) };

@@ -68,7 +68,7 @@ fn leaves_that_lie_together_are_read_in_one_piece() {
     assert!(calls < pages / 2, "{calls} calls to read {pages} pages");
 }
 
-/// Pages that are read ahead are changed, evicted and freed at the same time.
+/// Pages that are read ahead are changed, evicted and freed at the same time; nobody is left waiting, and what is seen is never older than it may be.
 #[test]
 fn nothing_stale_is_read_ahead_while_others_write() {
     const KEYS: u32 = 6000;
