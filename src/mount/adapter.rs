@@ -188,23 +188,21 @@ impl<V: Volume> Adapter<V> {
     fn sync(&self, reply: ReplyEmpty) {
         let (counters, started) = (self.counters.clone(), Instant::now());
         let on_error = self.options.on_error;
-        self.volume.sync_then(
-            self.options.spare_worker,
-            Box::new(move |result| {
-                counters.add(Request::Fsync, started, result.is_err());
-                match result {
-                    Ok(()) => reply.ok(),
-                    Err(e) => {
-                        log::error!("fsync: {e}");
-                        if on_error == OnError::Abort {
-                            std::process::abort();
-                        }
-                        // Also where the volume has become read-only by an error: this is about data that were taken before.
-                        reply.error(Errno::EIO);
+        let done = move |result: Result<()>| {
+            counters.add(Request::Fsync, started, result.is_err());
+            match result {
+                Ok(()) => reply.ok(),
+                Err(e) => {
+                    log::error!("fsync: {e}");
+                    if on_error == OnError::Abort {
+                        std::process::abort();
                     }
+                    // Also where the volume has become read-only by an error: this is about data that were taken before.
+                    reply.error(Errno::EIO);
                 }
-            }),
-        );
+            }
+        };
+        self.volume.sync_then(self.options.spare_worker, Box::new(done));
     }
 
     fn create(

@@ -18,7 +18,7 @@ const QUEUE_MAX: usize = 256;
 const FRAMES_MIN: usize = if cfg!(test) { 32 } else { 256 };
 /// A stretch of the image that is read in one piece: pages, first to last.
 const STRETCH_MAX: u64 = 16;
-/// Pages between two that are wanted which are read and thrown away: that costs less than another request.
+/// Pages between two that are wanted which are read and thrown away, at the most: that costs less than another request.
 const GAP_MAX: u64 = 4;
 /// A thread latches one of so many frames at the most while it reads a stretch.
 const FRAMES_PER_STRETCH: usize = if cfg!(test) { 8 } else { 64 };
@@ -67,7 +67,7 @@ impl Pool {
         let first = missing[0];
         missing.sort_unstable();
         let pages_max = (self.frames.count() / FRAMES_PER_STRETCH).clamp(1, STRETCH_MAX as usize);
-        let together = |a: &PageId, b: &PageId| b.0 - a.0 <= GAP_MAX;
+        let together = |a: &PageId, b: &PageId| b.0 <= a.0 + 1 + GAP_MAX;
         let mut stretches: Vec<Stretch> = Vec::new();
         for near in missing.chunk_by(together) {
             let mut rest = near;
@@ -85,7 +85,7 @@ impl Pool {
         }
         let mut queue = self.prefetcher.queue.lock();
         let waiting: usize = queue.iter().map(|stretch| stretch.ids.len()).sum();
-        if waiting < QUEUE_MAX {
+        if waiting + missing.len() <= QUEUE_MAX {
             queue.extend(stretches);
             self.prefetcher.added.notify_all();
         }
@@ -147,7 +147,10 @@ impl Pool {
                     None => break,
                 },
             };
-            claimed.extend(self.claim(id, page, stretch.keep).ok().map(|page| (id, page)));
+            if let Ok(page) = self.claim(id, page, stretch.keep) {
+                page.header().milestone.store(stretch.milestone == Some(id), Ordering::Relaxed);
+                claimed.push((id, page));
+            }
         }
         let (Some((first, _)), Some((last, _))) = (claimed.first(), claimed.last()) else { return };
         let first = *first;
@@ -163,9 +166,7 @@ impl Pool {
                 self.fetch(id, &mut page)
             };
             // An error is for who needs the page.
-            if let Ok(page) = self.settle(id, page, read) {
-                page.header().milestone.store(stretch.milestone == Some(id), Ordering::Relaxed);
-            }
+            let _ = self.settle(id, page, read);
         }
     }
 

@@ -8,9 +8,9 @@
 //! Invariants:
 //!
 //! - **L1** `tail ≤ durable ≤ begin ≤ end`, and `end + reserved ≤ tail + size`: a record never overwrites
-//!   one that recovery may need. The tail moves only after a superblock with that checkpoint is durable.
+//!   one that recovery may need. The tail moves only after both superblocks with that checkpoint are durable.
 //! - **L2** Appends are covered by reservations that were made with nothing held; an append never waits for I/O.
-//! - **L3** The mutex is never held across I/O. One leader at a time writes; it takes the buffer and leaves an empty one.
+//! - **L3** The mutex is never held across I/O. One leader at a time writes; it takes the buffer and leaves one for the next group.
 //! - **L4** File data that was written before a record was appended, or taken to be written behind (`contents.rs`), is synced before that
 //!   record is written.
 //! - **L5** The first record after each group is preceded by a mark that tells how far the log is durable.
@@ -428,6 +428,7 @@ impl Log {
             }
         }
         let (end, start) = (state.end, state.begin - state.begin % LOG_PAGE);
+        // The next group begins with the page in which this one ends.
         let mut next = std::mem::take(&mut state.spare);
         next.clear();
         next.extend_from_slice(&state.buffer[(end - end % LOG_PAGE - start) as usize..]);

@@ -1,25 +1,60 @@
 //! Reading ahead: cold leaves come from the disk side by side, and nothing else changes.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::page::PAGE_SIZE;
 use crate::page::format::page_number;
 use crate::storage::{FaultStorage, OpKind};
 
-/// A storage that takes its time to read a page, and the most reads that were under way side by side.
-fn slow_disk(below: Arc<MemStorage>) -> (Arc<FaultStorage<Arc<MemStorage>>>, Arc<AtomicUsize>) {
-    let most = Arc::new(AtomicUsize::new(0));
-    let (noted, reading) = (most.clone(), AtomicUsize::new(0));
-    let observer = move |kind, _, bytes| {
-        if kind == OpKind::Read && bytes >= PAGE_SIZE as u64 {
-            noted.fetch_max(reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            std::thread::sleep(Duration::from_millis(2));
-            reading.fetch_sub(1, Ordering::SeqCst);
+/// Reads that are to be under way side by side.
+const SIDE_BY_SIDE: usize = 3;
+/// A failure is not mistaken for a machine under load.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a disk saw of the threads that read ahead.
+#[derive(Default)]
+struct Seen {
+    /// Whether their reads wait until several are under way.
+    together: AtomicBool,
+    reading: AtomicUsize,
+    /// The most reads that were under way side by side.
+    most: AtomicUsize,
+    /// The most bytes that were read in one piece.
+    longest: AtomicUsize,
+}
+
+impl Seen {
+    fn side_by_side(&self) -> bool {
+        self.most.load(Ordering::SeqCst) >= SIDE_BY_SIDE
+    }
+}
+
+fn wait_until(what: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !what() && begun.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    what()
+}
+
+type Disk = FaultStorage<Arc<MemStorage>>;
+
+/// A disk that watches the reads of other threads than this one.
+fn watched_disk(below: Arc<MemStorage>) -> (Arc<Disk>, Arc<Seen>) {
+    let (seen, scanning) = (Arc::<Seen>::default(), std::thread::current().id());
+    let noted = seen.clone();
+    let observer = move |kind, _, bytes: u64| {
+        if kind == OpKind::Read && std::thread::current().id() != scanning {
+            noted.longest.fetch_max(bytes as usize, Ordering::SeqCst);
+            noted.most.fetch_max(noted.reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            wait_until(|| !noted.together.load(Ordering::SeqCst) || noted.side_by_side());
+            noted.reading.fetch_sub(1, Ordering::SeqCst);
         }
     };
-    (Arc::new(FaultStorage::observed(below, observer)), most)
+    (Arc::new(FaultStorage::observed(below, observer)), seen)
 }
 
 fn key(n: u32) -> Vec<u8> {
@@ -27,9 +62,13 @@ fn key(n: u32) -> Vec<u8> {
 }
 
 const RECORDS: u32 = 4000;
+/// Records of a leaf, nearly.
+const PER_LEAF: u32 = 30;
+/// After so many a scan is in its second leaf, and the next ones have been asked for.
+const ASKED: u32 = PER_LEAF * 3 / 2;
 
 /// An image of some hundred leaves, opened with nothing in the pool.
-fn cold() -> (Arc<FaultStorage<Arc<MemStorage>>>, Arc<AtomicUsize>, Tree) {
+fn cold() -> (Arc<Disk>, Arc<Seen>, Tree) {
     let storage = image(64 << 20, 1 << 20);
     let tree = Tree::open(storage.clone(), &quiet(200)).unwrap();
     for n in 0..RECORDS {
@@ -38,39 +77,69 @@ fn cold() -> (Arc<FaultStorage<Arc<MemStorage>>>, Arc<AtomicUsize>, Tree) {
         tree.apply(&batch).unwrap();
     }
     tree.close().unwrap();
-    let (disk, most) = slow_disk(storage);
-    let tree = Tree::open(disk.clone(), &Options { background: true, ..quiet(400) }).unwrap();
-    most.store(0, Ordering::SeqCst);
-    (disk, most, tree)
+    let (disk, seen) = watched_disk(storage);
+    let tree = Tree::open(disk.clone(), &Options { background: true, ..quiet(1600) }).unwrap();
+    (disk, seen, tree)
 }
 
 #[test]
-fn a_scan_reads_several_leaves_at_a_time() {
-    let (_, most, tree) = cold();
+fn a_scan_has_several_stretches_of_leaves_read_ahead_at_a_time() {
+    const ASKED_FURTHER: u32 = PER_LEAF * 19 / 2;
+    let (_, seen, tree) = cold();
     let mut cursor = tree.cursor();
     for n in 0..RECORDS {
         assert!(cursor.next().unwrap());
         assert_eq!((cursor.key(), cursor.value()), (&*key(n), &[n as u8; 500][..]));
+        match n {
+            ASKED => {
+                let neighbours = wait_until(|| seen.longest.load(Ordering::SeqCst) >= 8 * PAGE_SIZE);
+                assert!(neighbours, "neighbours were read one by one");
+                seen.together.store(true, Ordering::SeqCst);
+            }
+            // In the tenth; in the middle of those, many more were asked for.
+            ASKED_FURTHER => {
+                assert!(wait_until(|| seen.side_by_side()), "the disk served one read after the other")
+            }
+            _ => {}
+        }
     }
     assert!(!cursor.next().unwrap());
-    assert!(most.load(Ordering::SeqCst) > 2, "the disk served one read after the other");
     let read = tree.stats().pages_read;
     assert!(read < RECORDS as u64 / 10, "{read} pages: leaves were read more than once");
 }
 
+/// Otherwise one could be loaded, changed, written home and evicted between the read and its entry, and come back as it was.
 #[test]
-fn leaves_that_lie_together_are_read_in_one_piece() {
-    let (disk, _, tree) = cold();
-    let before = disk.counts();
+fn the_pages_of_a_stretch_are_in_the_table_before_it_is_read() {
+    let (storage, _, tree) = cold();
+    tree.close().unwrap();
+    let pool: Arc<OnceLock<Arc<Pool>>> = Arc::default();
+    let (seen, stretches) = (pool.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = stretches.clone();
+    let observer = move |kind, offset: u64, bytes: u64| {
+        if let (OpKind::Read, true, Some(pool)) = (kind, bytes > PAGE_SIZE as u64, seen.get()) {
+            let (first, end) = (offset / PAGE_SIZE as u64, (offset + bytes) / PAGE_SIZE as u64);
+            if [first, end - 1].iter().all(|id| pool.is_cached(PageId(*id))) {
+                counted.fetch_add(1, Ordering::SeqCst);
+            } else {
+                counted.store(usize::MAX / 2, Ordering::SeqCst);
+            }
+        }
+    };
+    let disk = Arc::new(FaultStorage::observed(storage.inner().clone(), observer));
+    let tree = Tree::open(disk, &Options { background: true, ..quiet(400) }).unwrap();
+    assert!(pool.set(tree.pool.clone()).is_ok());
     let mut cursor = tree.cursor();
+    (0..ASKED).for_each(|_| assert!(cursor.next().unwrap()));
+    assert!(wait_until(|| stretches.load(Ordering::SeqCst) > 0), "nothing was read in one piece");
     while cursor.next().unwrap() {}
-    let (calls, pages) = (disk.counts().since(&before).calls(OpKind::Read), tree.stats().pages_read);
-    assert!(calls < pages / 2, "{calls} calls to read {pages} pages");
+    let count = stretches.load(Ordering::SeqCst);
+    assert!(count < usize::MAX / 2, "a stretch was read while somebody else could load its pages");
 }
 
-/// Pages that are read ahead are changed, evicted and freed at the same time; nobody is left waiting, and what is seen is never older than it may be.
+/// Pages that are read ahead are changed, evicted and freed at the same time: nobody is left waiting.
 #[test]
-fn nothing_stale_is_read_ahead_while_others_write() {
+fn reading_ahead_stops_nobody_who_writes() {
     const KEYS: u32 = 6000;
     let storage = image(64 << 20, 1 << 20);
     let tree = Tree::open(storage, &Options { background: true, ..quiet(72) }).unwrap();
@@ -89,7 +158,7 @@ fn nothing_stale_is_read_ahead_while_others_write() {
             .map(|_| {
                 scope.spawn(|| {
                     let mut scans = 0;
-                    while !done.load(Ordering::SeqCst) {
+                    while !done.load(Ordering::SeqCst) || scans < 4 {
                         let begun = written.load(Ordering::SeqCst);
                         let mut cursor = tree.cursor();
                         while cursor.next().unwrap() {
@@ -103,7 +172,6 @@ fn nothing_stale_is_read_ahead_while_others_write() {
                         }
                         scans += 1;
                     }
-                    assert!(scans > 3);
                 })
             })
             .collect();
@@ -121,13 +189,14 @@ fn nothing_stale_is_read_ahead_while_others_write() {
 
 #[test]
 fn records_that_were_announced_are_read_side_by_side() {
-    let (_, most, tree) = cold();
+    let (_, seen, tree) = cold();
+    seen.together.store(true, Ordering::SeqCst);
     let keys: Vec<_> = (0..RECORDS).step_by(200).map(key).collect();
     tree.will_get(&keys).unwrap();
+    assert!(wait_until(|| seen.side_by_side()), "the disk served one read after the other");
     for key in &keys {
         assert_eq!(tree.get(key).unwrap().unwrap().len(), 500);
     }
-    assert!(most.load(Ordering::SeqCst) > 2, "the disk served one read after the other");
     let read = tree.stats().pages_read;
     assert!(read <= 30, "{read} pages for 20 keys");
 }
