@@ -18,7 +18,7 @@ const WRITE_MAX: u64 = 1 << 20;
 pub(super) const COPY_MAX: u64 = WRITE_MAX;
 /// What is as long as this is put together in memory that lasts.
 const LARGE_MIN: usize = 64 << 10;
-/// Pieces in which an overwrite goes when only the reserve of the image is left: what each one frees serves the next.
+/// Stretches of a file in which an overwrite goes when only the reserve of the image is left: what each one frees serves the next.
 const URGENT_MAX: u64 = 64 << 10;
 /// Extents that one batch of a truncate or a deletion touches.
 pub(super) const EXTENTS_PER_BATCH: usize = 64;
@@ -135,17 +135,47 @@ impl Inner {
         let mut done = 0;
         while done < data.len() {
             let rest = Piece { offset: offset + done as u64, data: &data[done..], urgent: false };
-            let within = rest.offset % BLOCK;
-            let piece = rest.first(WRITE_MAX - within);
+            let piece = rest.first(WRITE_MAX - rest.offset % BLOCK);
             done += match self.write_piece(node, state, piece, caller) {
-                Err(FsError::NoSpace) => {
-                    let piece = Piece { urgent: true, ..rest.first(URGENT_MAX - within) };
-                    self.write_piece(node, state, piece, caller)?
-                }
+                Err(FsError::NoSpace) => self.write_urgently(node, state, rest, caller)?,
                 written => written?,
             };
         }
         Ok(())
+    }
+
+    /// Overwrites the first part of `rest` from the image's reserve, and with it what lies around it in the same stretch. A block
+    /// of its own in the middle of an extent would make three of one: for a file that is overwritten all over that is more
+    /// records than the reserve has room for. Returns how many bytes of `rest`.
+    fn write_urgently(
+        &self,
+        node: &Node,
+        state: &mut State,
+        rest: Piece<'_>,
+        caller: &Caller,
+    ) -> Result<usize> {
+        let stretch = rest.offset / URGENT_MAX * URGENT_MAX;
+        let piece = Piece { urgent: true, ..rest.first(stretch + URGENT_MAX - rest.offset) };
+        let size = file_of(state)?.size;
+        let old = self.extents_in(node.ino, stretch, stretch + URGENT_MAX, usize::MAX)?;
+        let (mut from, mut to) = piece.blocks();
+        while from > stretch && is_allocated(&old, (from - BLOCK, from)) {
+            from -= BLOCK;
+        }
+        while to < stretch + URGENT_MAX && to < size && is_allocated(&old, (to, to + BLOCK)) {
+            to += BLOCK;
+        }
+        let mut bytes = vec![0; (to - from) as usize];
+        let len = bytes.len();
+        // Damage beside it does not concern who writes here.
+        if !is_allocated(&old, (from, to)) || self.read_mapped(node.ino, &old, from, &mut bytes, len).is_err()
+        {
+            return self.write_piece(node, state, piece, caller);
+        }
+        bytes.truncate((to.min(size.max(piece.end())) - from) as usize);
+        bytes[(piece.offset - from) as usize..][..piece.data.len()].copy_from_slice(piece.data);
+        self.write_piece(node, state, Piece { offset: from, data: &bytes, urgent: true }, caller)?;
+        Ok(piece.data.len())
     }
 
     /// One atomic write of the piece or, where the file is in very small pieces, of its first part. Returns how many bytes. What was

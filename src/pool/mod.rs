@@ -462,23 +462,26 @@ impl Pool {
         self.reserve_blocks_from(want, false)
     }
 
-    /// Like [`Pool::reserve_blocks`]; if it is urgent, also from what is kept for the tree.
+    /// Like [`Pool::reserve_blocks`]; if it is urgent, also from what is kept for the tree. Then what is in quarantine is waited for
+    /// before fewer blocks are taken: the last ones must not end in ever smaller pieces.
     pub fn reserve_blocks_from(&self, want: u32, urgent: bool) -> Result<Run> {
         let want = want.clamp(1, BLOCKS_PER_GROUP / 2);
         self.set_pages_aside();
         for attempt in 0..4 {
             self.writable()?;
-            if let Some(run) = self.space.lock().take_blocks(want, urgent) {
+            let least = if urgent && attempt == 0 { want } else { 1 };
+            if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);
             }
             self.reclaim();
-            if let Some(run) = self.space.lock().take_blocks(want, urgent) {
+            let least = if self.space.lock().has_more_soon() { least } else { 1 };
+            if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);
             }
             if self.add_group()? {
                 continue;
             }
-            if attempt == 3 || !self.space.lock().has_quarantined() {
+            if attempt == 3 || !self.space.lock().has_more_soon() {
                 break;
             }
             self.log.commit(self.log.end())?;
@@ -512,7 +515,7 @@ impl Pool {
     /// Ends the quarantine of what is safe now. Waits for nothing.
     pub fn reclaim(&self) {
         let mut space = self.space.lock();
-        if !space.has_quarantined() {
+        if !space.has_more_soon() {
             return;
         }
         self.epochs.advance();

@@ -13,6 +13,7 @@
 //!   data, when no whole chunk was left, do not mark theirs.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use crate::defects::{Defect, Defects};
 use crate::page::bitmap::Bitmap;
@@ -51,6 +52,8 @@ pub struct Space {
     quarantined: u64,
     /// Chunks that became available as a whole and have not been punched.
     punchable: BTreeSet<Chunk>,
+    /// Blocks of chunks that are being punched just now.
+    punching: u64,
     /// Where the next search for data blocks begins.
     cursor: u64,
     defects: Defects,
@@ -69,6 +72,7 @@ impl Space {
             freed_runs: VecDeque::new(),
             quarantined: 0,
             punchable: BTreeSet::new(),
+            punching: 0,
             cursor: 0,
             defects,
         }
@@ -236,13 +240,17 @@ impl Space {
         words.iter().all(|w| *w == !0)
     }
 
-    /// Blocks that can be allocated now or soon: available, quarantined, and free places for pages.
+    /// Blocks that can be allocated now or soon: available, quarantined, being punched, and free places for pages.
     pub fn free_blocks(&self) -> u64 {
         let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
         let unborn: u64 = (self.groups()..self.geometry.group_count())
             .map(|g| (self.geometry.group_blocks(g) as u64).saturating_sub(BLOCKS_PER_PAGE as u64))
             .sum();
-        available + self.quarantined + unborn + self.pages.len() as u64 * BLOCKS_PER_PAGE as u64
+        available
+            + self.quarantined
+            + self.punching
+            + unborn
+            + self.pages.len() as u64 * BLOCKS_PER_PAGE as u64
     }
 
     // -- pages --------------------------------------------------------------------------------------------------
@@ -343,7 +351,7 @@ impl Space {
     /// Blocks that data may not take: the tree needs them to free anything at all.
     pub fn reserve(&self) -> u64 {
         let total = self.geometry.size / BLOCK_SIZE as u64;
-        (total / 128).clamp(BLOCKS_PER_CHUNK as u64 / 4, 64 * BLOCKS_PER_CHUNK as u64)
+        (total / 128).min(64 * BLOCKS_PER_CHUNK as u64).max(total / 256).max(BLOCKS_PER_CHUNK as u64 / 4)
     }
 
     /// Of [`Space::free_blocks`] those that data may take.
@@ -353,9 +361,10 @@ impl Space {
         free.saturating_sub(self.reserve().max(carved))
     }
 
-    /// Takes up to `want` adjacent blocks for data, as near behind the last ones as can be. If it is urgent, half of what is kept
-    /// for the tree may be taken, too.
-    pub fn take_blocks(&mut self, want: u32, urgent: bool) -> Option<Run> {
+    /// Takes so many adjacent blocks for data, as near behind the last ones as can be, and as many as can be. If it is urgent, half
+    /// of what is kept for the tree may be taken, too.
+    pub fn take_blocks(&mut self, wanted: RangeInclusive<u32>, urgent: bool) -> Option<Run> {
+        let (least, want) = wanted.into_inner();
         if urgent {
             self.uncarve_for_data(want);
         }
@@ -367,7 +376,7 @@ impl Space {
             None => (available + carved).saturating_sub(reserve),
         };
         let want = want.min(room.min(u32::MAX as u64) as u32);
-        if want == 0 {
+        if want < least {
             return None;
         }
         let mut best: Option<Run> = None;
@@ -388,7 +397,7 @@ impl Space {
                 break;
             }
         }
-        let run = best?;
+        let run = best.filter(|run| run.len >= least)?;
         self.take(run);
         self.cursor = run.end().0 - self.first_block();
         Some(run)
@@ -398,8 +407,8 @@ impl Space {
     fn uncarve_for_data(&mut self, want: u32) {
         let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
         let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
-        let lacking = (want as u64).saturating_sub(available).min(carved.saturating_sub(self.reserve() / 2));
-        for _ in 0..lacking / BLOCKS_PER_PAGE as u64 {
+        let lacking = (want as u64).saturating_sub(available).next_multiple_of(BLOCKS_PER_PAGE as u64);
+        for _ in 0..lacking.min(carved.saturating_sub(self.reserve() / 2)) / BLOCKS_PER_PAGE as u64 {
             let Some(page) = self.pages.pop() else { return };
             self.uncarve(page);
             self.odd.remove(&page);
@@ -464,9 +473,9 @@ impl Space {
         self.freed_runs.push_back((lsn, epoch, run));
     }
 
-    /// Whether anything waits in quarantine.
-    pub fn has_quarantined(&self) -> bool {
-        self.quarantined > 0
+    /// Whether anything becomes available by a checkpoint: out of quarantine, or because the flusher, who makes it, has punched it.
+    pub fn has_more_soon(&self) -> bool {
+        self.quarantined + self.punching > 0
     }
 
     /// Ends the quarantine of what is safe now (S2). `discard` drops a page's frame, if it can.
@@ -522,6 +531,7 @@ impl Space {
             if self.is_available(chunk) {
                 let run = self.chunk_run(chunk);
                 self.take(run);
+                self.punching += run.len as u64;
                 return Some(run);
             }
         }
@@ -529,6 +539,7 @@ impl Space {
 
     /// The chunk has been punched.
     pub fn give_punched(&mut self, run: Run) {
+        self.punching -= run.len as u64;
         self.give(run);
         self.punchable.remove(&self.chunk_of(run.start));
     }

@@ -135,7 +135,7 @@ impl Pool {
             return Ok(());
         }
         *full += 1;
-        if *full <= 3 && self.space.lock().has_quarantined() {
+        if *full <= 3 && self.space.lock().has_more_soon() {
             self.log.commit(self.log.end())?;
             self.wait_for_checkpoint()?;
             return Ok(());

@@ -90,6 +90,70 @@ fn a_full_large_image_takes_what_needs_no_space() {
     use_full_image(1 << 30, 1 << 20, true);
 }
 
+/// Allocates until there is no space; returns the file's size.
+fn fill_unwritten(fs: &Fs, ino: Ino) -> u64 {
+    for at in (0..).step_by(64 << 10) {
+        match fs.fallocate(ino, at, 64 << 10, Fallocate::Allocate, &ME) {
+            Ok(()) => {}
+            Err(FsError::NoSpace) => break,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    fs.attributes(ino).unwrap().size
+}
+
+/// A block of its own within a large extent makes three of one; the records of all of them would be more than the reserve.
+#[test]
+fn all_of_a_full_image_can_be_overwritten_in_small_pieces_at_random() {
+    for (size, written) in [(16 << 20, true), (128 << 20, true), (128 << 20, false)] {
+        let storage = image(size);
+        // A large write to single blocks is one batch, which the least cache of a mount has room for.
+        let options = Options { background: true, cache_size: 16 << 20, ..Options::default() };
+        let fs = Fs::open(storage.clone(), &options).unwrap();
+        let filler = file(&fs, b"filler");
+        let filled = if written { fill(&fs, filler, 1 << 20) } else { fill_unwritten(&fs, filler) };
+        let mut rng = Rng::new(size);
+        let mut order: Vec<u64> = (0..filled / 4096).collect();
+        (1..order.len()).rev().for_each(|i| order.swap(i, rng.index(i + 1)));
+        let content = |block: u64| [block.to_be_bytes(); 512].concat();
+        for (i, block) in order.iter().enumerate() {
+            fs.write(filler, block * 4096, &content(*block), &ME)
+                .unwrap_or_else(|e| panic!("{e} after {i} of {} blocks, image of {size} bytes", order.len()));
+        }
+        fs.sync().unwrap();
+        assert_eq!(fs.attributes(filler).unwrap().size, filled);
+        for block in &order {
+            assert!(fs.read(filler, block * 4096, 4096).unwrap() == content(*block), "block {block}");
+        }
+        fs.unlink(ROOT, b"filler", &ME).unwrap();
+        let again = fill(&fs, file(&fs, b"again"), 1 << 20);
+        assert!(again >= filled / 100 * 98, "{again} of {filled}");
+        fs.close().unwrap();
+        open(&storage).tree().check().unwrap();
+    }
+}
+
+/// What is written again with it, because it lies beside it, may be damaged, and stays as it is.
+#[test]
+fn in_a_full_image_damage_beside_a_write_does_not_hinder_it() {
+    let storage = image(16 << 20);
+    let fs = open(&storage);
+    let (before, filler) = (file(&fs, b"before"), file(&fs, b"filler"));
+    fs.write(before, 0, &[b"the damaged block".as_slice(), &[1; 4079], &vec![2; 60 << 10]].concat(), &ME)
+        .unwrap();
+    fill(&fs, filler, 4096);
+    fs.close().unwrap();
+    let bytes = storage.image().to_vec().unwrap();
+    let at = bytes.windows(17).position(|w| w == b"the damaged block").unwrap() as u64;
+    storage.write_at(at, b"DAMAGE").unwrap();
+    let fs = open(&storage);
+    fs.write(before, 40_000, &[3; 5000], &ME).unwrap();
+    assert!(fs.read(before, 0, 100).is_err());
+    let rest = fs.read(before, 4096, 60 << 10).unwrap();
+    let expected = |at: usize| if (40_000..45_000).contains(&at) { 3 } else { 2 };
+    assert!(rest.iter().enumerate().all(|(i, byte)| *byte == expected(i + 4096)));
+}
+
 #[test]
 fn many_small_files_fill_the_image_and_all_can_be_deleted() {
     for (size, len) in [(16 << 20, 0), (16 << 20, 1500), (64 << 20, 5000)] {

@@ -205,7 +205,7 @@ fn freed_blocks_wait_until_the_deletion_is_durable() {
     pool.run_freed(lsn, run);
     let waits = |pool: &Pool| {
         pool.reclaim();
-        pool.space.lock().has_quarantined()
+        pool.space.lock().has_more_soon()
     };
     assert!(waits(&pool), "a crash now would bring the owner back");
     assert_eq!(pool.free_blocks(), free + run.len as u64, "what waits is counted as free");

@@ -2,6 +2,8 @@
 //! as they can be.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::*;
 use crate::page::format::BLOCKS_PER_GROUP;
@@ -277,6 +279,52 @@ fn freed_space_goes_back_to_the_host() {
     let after = taken();
     assert!(after <= before + (4 << 20), "{before} to {full} to {after} bytes");
     tree.check().unwrap();
+}
+
+/// The host takes its time with each chunk, and the chunk is nobody's meanwhile.
+#[test]
+fn what_is_being_given_back_to_the_host_is_free_and_waited_for() {
+    let (punching, go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (begun, may_go_on) = (punching.clone(), go.clone());
+    let disk = FaultStorage::observed(image(10 << 20, 256 << 10), move |kind, _, _| {
+        if kind == OpKind::Punch {
+            begun.store(true, Ordering::SeqCst);
+            while !may_go_on.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    let tree = Tree::open(Arc::new(disk), &Options { background: true, ..quiet(64) }).unwrap();
+    let mut runs = Vec::new();
+    let all: u64 = loop {
+        match tree.reserve_blocks(256) {
+            Ok(run) => runs.push(run),
+            Err(Error::NoSpace) => break runs.iter().map(|run| run.len as u64).sum(),
+            Err(e) => panic!("{e}"),
+        }
+    };
+    let mut batch = Batch::new();
+    runs.iter().for_each(|run| batch.allocate(*run));
+    tree.apply(&batch).unwrap();
+    let full = tree.free_blocks();
+    let mut batch = Batch::new();
+    runs.iter().for_each(|run| batch.free(*run));
+    tree.apply(&batch).unwrap();
+    tree.commit_all().unwrap();
+    while !punching.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(tree.free_blocks(), full + all);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            go.store(true, Ordering::SeqCst);
+        });
+        let mut again = 0;
+        while again < all {
+            again += tree.reserve_blocks(256).expect("a chunk is with the host").len as u64;
+        }
+    });
 }
 
 /// The first contents are those of a batch that failed, on their way to blocks of an unwritten extent.
