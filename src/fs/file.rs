@@ -144,9 +144,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Overwrites the first part of `rest` from the image's reserve, and with it what lies around it in the same stretch. A block
-    /// of its own in the middle of an extent would make three of one: for a file that is overwritten all over that is more
-    /// records than the reserve has room for. Returns how many bytes of `rest`.
+    /// Overwrites the first part of `rest` from the image's reserve, and with it what lies around it in the same stretches, if there
+    /// is room for that. A block of its own in the middle of an extent would make three of one: for a file that is overwritten all
+    /// over that is more records than the reserve has room for. Returns how many bytes of `rest`.
     fn write_urgently(
         &self,
         node: &Node,
@@ -154,28 +154,30 @@ impl Inner {
         rest: Piece<'_>,
         caller: &Caller,
     ) -> Result<usize> {
-        let stretch = rest.offset / URGENT_MAX * URGENT_MAX;
-        let piece = Piece { urgent: true, ..rest.first(stretch + URGENT_MAX - rest.offset) };
+        let _alone = self.overwriting.lock();
+        let piece = Piece { urgent: true, ..rest.first(URGENT_MAX - rest.offset % BLOCK) };
         let size = file_of(state)?.size;
-        let old = self.extents_in(node.ino, stretch, stretch + URGENT_MAX, usize::MAX)?;
         let (mut from, mut to) = piece.blocks();
-        while from > stretch && is_allocated(&old, (from - BLOCK, from)) {
+        let (least, most) = (from / URGENT_MAX * URGENT_MAX, to.next_multiple_of(URGENT_MAX));
+        let old = self.extents_in(node.ino, least, most, usize::MAX)?;
+        while from > least && is_allocated(&old, (from - BLOCK, from)) {
             from -= BLOCK;
         }
-        while to < stretch + URGENT_MAX && to < size && is_allocated(&old, (to, to + BLOCK)) {
+        while to < most && to < size && is_allocated(&old, (to, to + BLOCK)) {
             to += BLOCK;
         }
         let mut bytes = vec![0; (to - from) as usize];
         let len = bytes.len();
         // Damage beside it does not concern who writes here.
-        if !is_allocated(&old, (from, to)) || self.read_mapped(node.ino, &old, from, &mut bytes, len).is_err()
-        {
-            return self.write_piece(node, state, piece, caller);
+        if is_allocated(&old, (from, to)) && self.read_mapped(node.ino, &old, from, &mut bytes, len).is_ok() {
+            bytes.truncate((to.min(size.max(piece.end())) - from) as usize);
+            bytes[(piece.offset - from) as usize..][..piece.data.len()].copy_from_slice(piece.data);
+            match self.write_piece(node, state, Piece { offset: from, data: &bytes, urgent: true }, caller) {
+                Err(FsError::NoSpace) => {}
+                written => return written.map(|_| piece.data.len()),
+            }
         }
-        bytes.truncate((to.min(size.max(piece.end())) - from) as usize);
-        bytes[(piece.offset - from) as usize..][..piece.data.len()].copy_from_slice(piece.data);
-        self.write_piece(node, state, Piece { offset: from, data: &bytes, urgent: true }, caller)?;
-        Ok(piece.data.len())
+        self.write_piece(node, state, piece, caller)
     }
 
     /// One atomic write of the piece or, where the file is in very small pieces, of its first part. Returns how many bytes. What was

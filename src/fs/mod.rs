@@ -120,6 +120,8 @@ pub struct Inner {
     /// Held while counts of shared blocks are read and changed.
     sharing: Mutex<()>,
     windows: space::Windows,
+    /// Overwrites that take from the image's reserve, one at a time: what one frees is for the next. After an inode's lock.
+    overwriting: Mutex<()>,
     reclaimer: orphan::Reclaimer,
     /// Renames of directories to other parents, one at a time (cycles).
     renames: Mutex<()>,
@@ -175,6 +177,7 @@ impl Fs {
             table: Table::default(),
             sharing: Mutex::new(()),
             windows: space::Windows::default(),
+            overwriting: Mutex::new(()),
             reclaimer: orphan::Reclaimer::new(options.background),
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),

@@ -18,7 +18,7 @@ use super::file::EXTENTS_PER_BATCH;
 use super::format::*;
 use super::table::{Node, State};
 use super::{Fs, Inner};
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, thread};
 use crate::tree::Batch;
 
@@ -45,6 +45,8 @@ pub(super) struct Reclaimer {
     /// Files whose cut has not been finished (O4).
     unfinished: Mutex<HashSet<Ino>>,
     unfinished_count: AtomicUsize,
+    /// How often something has been deleted.
+    deletions: AtomicU64,
 }
 
 #[derive(Default)]
@@ -92,6 +94,7 @@ impl Reclaimer {
             closing: AtomicBool::new(false),
             unfinished: Mutex::default(),
             unfinished_count: AtomicUsize::new(0),
+            deletions: AtomicU64::new(0),
         }
     }
 
@@ -102,6 +105,11 @@ impl Reclaimer {
         if queue.len() == 1 {
             self.moved.notify_all();
         }
+    }
+
+    /// Changes whenever something has been deleted, before the queue says that nothing waits.
+    pub fn deletions(&self) -> u64 {
+        self.deletions.load(Ordering::SeqCst)
     }
 
     fn is_stopping(&self) -> bool {
@@ -329,6 +337,7 @@ impl Inner {
                 Err(e) => failed = Some((doomed.node.ino, e)),
             }
         }
+        self.reclaimer.deletions.fetch_add(any as u64, Ordering::SeqCst);
         self.reclaimer.moved.notify_all();
         if let Some((ino, e)) = failed {
             log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);

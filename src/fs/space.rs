@@ -109,13 +109,17 @@ impl Inner {
     }
 
     /// Does something that takes space; if there is none, once more when everything that can be given up has been (B1, B2).
-    fn or_after_cleaning<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
+    pub(super) fn or_after_cleaning<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
+        let deletions = self.reclaimer.deletions();
         match take() {
             Err(FsError::NoSpace) => {
                 let windows = Windows::remove(&mut self.windows.list.lock(), |_| true);
                 let any = !windows.is_empty();
                 self.give_back(windows);
-                if self.drain() | any { take() } else { Err(FsError::NoSpace) }
+                let drained = self.drain();
+                // Or others have deleted something since.
+                let any = any || drained || self.reclaimer.deletions() != deletions;
+                if any { take() } else { Err(FsError::NoSpace) }
             }
             result => result,
         }

@@ -469,6 +469,9 @@ impl Pool {
         self.set_pages_aside();
         for attempt in 0..4 {
             self.writable()?;
+            if attempt > 0 {
+                self.reclaim();
+            }
             let least = if urgent && attempt == 0 { want } else { 1 };
             if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);

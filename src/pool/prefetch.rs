@@ -67,7 +67,7 @@ impl Pool {
         let first = missing[0];
         missing.sort_unstable();
         let pages_max = (self.frames.count() / FRAMES_PER_STRETCH).clamp(1, STRETCH_MAX as usize);
-        let together = |a: &PageId, b: &PageId| b.0 <= a.0 + 1 + GAP_MAX;
+        let together = |a: &PageId, b: &PageId| b.0 - a.0 <= 1 + GAP_MAX;
         let mut stretches: Vec<Stretch> = Vec::new();
         for near in missing.chunk_by(together) {
             let mut rest = near;

@@ -351,7 +351,7 @@ impl Space {
     /// Blocks that data may not take: the tree needs them to free anything at all.
     pub fn reserve(&self) -> u64 {
         let total = self.geometry.size / BLOCK_SIZE as u64;
-        (total / 128).min(64 * BLOCKS_PER_CHUNK as u64).max(total / 256).max(BLOCKS_PER_CHUNK as u64 / 4)
+        (total / 128).clamp(BLOCKS_PER_CHUNK as u64 / 4, 64 * BLOCKS_PER_CHUNK as u64)
     }
 
     /// Of [`Space::free_blocks`] those that data may take.

@@ -527,11 +527,11 @@ impl Log {
     }
 
     /// Appends a mark behind the last group if nobody has appended anything behind it: without one, damage to that group would be
-    /// taken for the log's end. A mark needs none itself.
+    /// taken for the log's end. A mark needs none itself, nor does what a checkpoint has passed.
     fn mark_end(&self, state: &mut State) -> bool {
         let durable = self.durable.load(Ordering::SeqCst);
         let room = state.end + state.reserved + MARK_SIZE as u64 <= state.tail + self.place.size;
-        if durable <= state.marked + MARK_SIZE as u64 || !room {
+        if durable <= state.marked + MARK_SIZE as u64 || durable <= state.tail || !room {
             return false;
         }
         state.marked = durable;

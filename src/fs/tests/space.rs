@@ -1,6 +1,7 @@
 //! Full images, and deletions that take long.
 
 use super::*;
+use crate::page::Run;
 use crate::storage::Rng;
 
 fn file(fs: &Fs, name: &[u8]) -> Ino {
@@ -133,6 +134,78 @@ fn all_of_a_full_image_can_be_overwritten_in_small_pieces_at_random() {
     }
 }
 
+/// After names have taken what they may of the reserve, there is no room for a stretch, and less for each of several writers.
+#[test]
+fn several_overwrite_an_image_that_is_full_of_contents_and_names() {
+    const WRITERS: u64 = 8;
+    const STRETCHES: u64 = 24;
+    let storage = image(16 << 20);
+    let fs = open_in_background(&storage);
+    let files: Vec<Ino> = (0..WRITERS).map(|i| file(&fs, format!("f{i}").as_bytes())).collect();
+    files.iter().for_each(|ino| fs.write(*ino, 0, &[1; 1536 << 10], &ME).unwrap());
+    fill(&fs, file(&fs, b"filler"), 4096);
+    for i in 0.. {
+        match create(&fs, ROOT, format!("name {i}").as_bytes(), New::File, 0o644, &ME) {
+            Ok(_) => {}
+            Err(FsError::NoSpace) => break,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    fs.sync().unwrap();
+    fs.tree().checkpoint().unwrap();
+    std::thread::scope(|scope| {
+        for ino in &files {
+            let fs = &fs;
+            scope.spawn(move || {
+                for n in 0..STRETCHES {
+                    fs.write(*ino, (n * 16 + 7) * 4096, &[2; 4096], &ME)
+                        .unwrap_or_else(|e| panic!("{e}, {n}"));
+                }
+            });
+        }
+    });
+    fs.close().unwrap();
+    let fs = open(&storage);
+    for ino in files {
+        let bytes = fs.read(ino, 0, 1536 << 10).unwrap();
+        let expected = |block: u64| if block % 16 == 7 { 2 } else { 1 };
+        assert!(bytes.iter().enumerate().all(|(i, byte)| *byte == expected(i as u64 / 4096)));
+    }
+    fs.tree().check().unwrap();
+}
+
+#[test]
+fn an_overwrite_for_which_nearly_all_of_the_reserve_is_used_takes_nothing_with_it() {
+    let storage = image(16 << 20);
+    let fs = open(&storage);
+    let filler = file(&fs, b"filler");
+    fill(&fs, filler, 1 << 20);
+    fs.sync().unwrap();
+    fs.tree().checkpoint().unwrap();
+    let mut held: Vec<Run> = std::iter::from_fn(|| fs.tree().reserve_blocks_urgently(1).ok()).collect();
+    held.drain(..3).for_each(|run| fs.tree().unreserve_blocks(run));
+    fs.write(filler, 7 * 4096, &[2; 4096], &ME).unwrap();
+    assert!(matches!(fs.write(filler, 24 * 4096, &[2; 5 * 4096], &ME), Err(FsError::NoSpace)));
+    let bytes = fs.read(filler, 0, 64 * 4096).unwrap();
+    assert!(bytes.iter().enumerate().all(|(i, byte)| *byte == if i / 4096 == 7 { 2 } else { 7 }));
+}
+
+#[test]
+fn an_overwrite_of_64_kib_of_a_full_image_is_one_record_wherever_it_begins() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let filler = file(&fs, b"filler");
+    fill(&fs, filler, 4096);
+    // Until only the reserve is left.
+    (0..4000).for_each(|i| fs.write(filler, i * 3 % 4000 * 8192, &[1; 4096], &ME).unwrap());
+    for offset in [0, 4096, 61_440, 65_536 + 30_000] {
+        fs.sync().unwrap();
+        let before = fs.tree().stats().log_records;
+        fs.write(filler, (8 << 20) + offset, &[2; (64 << 10) - 4096], &ME).unwrap();
+        assert_eq!(fs.tree().stats().log_records, before + 1, "at {offset}");
+    }
+}
+
 /// What is written again with it, because it lies beside it, may be damaged, and stays as it is.
 #[test]
 fn in_a_full_image_damage_beside_a_write_does_not_hinder_it() {
@@ -204,6 +277,28 @@ fn the_space_of_a_huge_file_is_there_for_the_next_write() {
     let again = fill(&fs, next, 1 << 20);
     assert!(again >= filled / 100 * 95, "{again} of {filled}");
     fs.close().unwrap();
+}
+
+#[test]
+fn space_that_others_gain_while_it_is_looked_for_is_found() {
+    let fs = open_in_background(&image(16 << 20));
+    let ino = file(&fs, b"f");
+    fs.write(ino, 0, &[1; 100_000], &ME).unwrap();
+    fs.retain(ino);
+    fs.unlink(ROOT, b"f", &ME).unwrap();
+    let mut attempts = 0;
+    let found = fs.or_after_cleaning(|| {
+        attempts += 1;
+        if attempts > 1 {
+            return Ok(());
+        }
+        // As if another thread did it between this failure and the search for what could be deleted.
+        fs.release(ino, 1).unwrap();
+        fs.drain();
+        Err(FsError::NoSpace)
+    });
+    assert!(found.is_ok());
+    assert!(matches!(fs.or_after_cleaning(|| Err::<(), _>(FsError::NoSpace)), Err(FsError::NoSpace)));
 }
 
 #[test]
