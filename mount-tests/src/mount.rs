@@ -298,7 +298,7 @@ pub fn need_helpers(mount: &Mount) {
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "in vain: until {what}");
+        assert!(start.elapsed() < Duration::from_secs(120), "in vain: until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -9,15 +9,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub fn cases() -> Vec<Case> {
     cases![
-        listing_a_directory_that_changes_misses_and_repeats_nothing.limit(240),
-        a_position_in_a_directory_stays_valid.limit(120),
-        many_births_in_one_directory_are_all_there.limit(120),
-        a_directory_can_be_emptied_while_it_is_listed.limit(120),
-        deep_and_wide_trees_work.limit(120),
+        listing_a_directory_that_changes_misses_and_repeats_nothing,
+        a_position_in_a_directory_stays_valid,
+        many_births_in_one_directory_are_all_there,
+        a_directory_can_be_emptied_while_it_is_listed,
+        deep_and_wide_trees_work,
     ]
 }
 
@@ -36,19 +36,20 @@ fn listing_a_directory_that_changes_misses_and_repeats_nothing(mount: &mut Mount
         let kind = if number % 10 == 0 { "moving" } else { "staying" };
         File::create(place.join(format!("{kind}-{number}"))).expect("create");
     }
-    let stop = AtomicBool::new(false);
-    let changes = std::thread::scope(|threads| {
+    let (stop, changes) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|threads| {
         let changers: Vec<_> = (0..3u64)
             .map(|thread| {
-                let (place, stop) = (&place, &stop);
-                threads.spawn(move || change_directory(place, thread, entries, stop))
+                let (place, stop, changes) = (&place, &stop, &changes);
+                threads.spawn(move || change_directory(place, thread, entries, stop, changes))
             })
             .collect();
         let listers: Vec<_> = (0..2)
             .map(|_| {
-                let place = &place;
+                let (place, changes) = (&place, &changes);
                 threads.spawn(move || {
-                    for listing in 0..4 {
+                    let enough = |listing| listing >= 4 && changes.load(Ordering::Relaxed) > 1000;
+                    for listing in (0..).take_while(|listing| !enough(*listing)) {
                         let mut seen = HashMap::new();
                         names(place).into_iter().for_each(|name| *seen.entry(name).or_insert(0) += 1);
                         for number in (0..entries).filter(|number| number % 10 != 0) {
@@ -66,10 +67,8 @@ fn listing_a_directory_that_changes_misses_and_repeats_nothing(mount: &mut Mount
         let failed = listers.into_iter().filter_map(|lister| lister.join().err()).count();
         stop.store(true, Ordering::Relaxed);
         assert_eq!(failed, 0, "listings that were wrong");
-        changers.into_iter().map(|changer| changer.join().expect("changer")).sum::<u64>()
+        changers.into_iter().for_each(|changer| changer.join().expect("changer"));
     });
-    eprintln!("{changes} changes during 8 listings");
-    assert!(changes > 1000, "only {changes} changes while the directory was listed");
     let before: BTreeSet<_> = names(&place).into_iter().collect();
     mount.remount();
     let after = names(&place);
@@ -77,9 +76,8 @@ fn listing_a_directory_that_changes_misses_and_repeats_nothing(mount: &mut Mount
     assert!(after.into_iter().collect::<BTreeSet<_>>() == before, "after a remount");
 }
 
-fn change_directory(place: &Path, thread: u64, entries: u64, stop: &AtomicBool) -> u64 {
+fn change_directory(place: &Path, thread: u64, entries: u64, stop: &AtomicBool, changes: &AtomicU64) {
     let mut random = Random::new(thread);
-    let mut changes = 0;
     while !stop.load(Ordering::Relaxed) {
         // Each thread has numbers of its own.
         let number = random.below(entries / 30) * 30 + thread * 10;
@@ -88,14 +86,13 @@ fn change_directory(place: &Path, thread: u64, entries: u64, stop: &AtomicBool) 
             0 => drop(fs::rename(&here, &there)),
             1 => drop(fs::rename(&there, &here)),
             _ => {
-                let name = place.join(format!("new-{thread}-{changes}"));
+                let name = place.join(format!("new-{thread}-{number}"));
                 File::create(&name).expect("create");
                 fs::remove_file(&name).expect("unlink");
             }
         }
-        changes += 1;
+        changes.fetch_add(1, Ordering::Relaxed);
     }
-    changes
 }
 
 fn a_position_in_a_directory_stays_valid(mount: &mut Mount) {

@@ -8,11 +8,11 @@ use std::path::Path;
 
 pub fn cases() -> Vec<Case> {
     cases![
-        a_git_clone_is_sound_after_gc_and_remount.limit(120),
+        a_git_clone_is_sound_after_gc_and_remount,
         sqlite_keeps_its_transactions_with_a_rollback_journal,
         sqlite_keeps_its_transactions_with_a_write_ahead_log,
-        cargo_builds_a_crate_and_rebuilds_only_what_changed.limit(120),
-        many_processes_at_once_lose_nothing.limit(120),
+        cargo_builds_a_crate_and_rebuilds_only_what_changed,
+        many_processes_at_once_lose_nothing,
     ]
 }
 

@@ -11,11 +11,11 @@ use std::process::Command;
 
 pub fn cases() -> Vec<Case> {
     cases![
-        fsx_finds_nothing_wrong.limit(400),
-        fsx_finds_nothing_wrong_with_writeback.options("writeback=on").limit(400),
-        stress_ng_finds_nothing_wrong.limit(400),
-        pjdfstest_finds_nothing_wrong.limit(120),
-        pjdfstest_finds_a_read_only_mount_read_only.limit(60),
+        fsx_finds_nothing_wrong.limit(1800),
+        fsx_finds_nothing_wrong_with_writeback.options("writeback=on").limit(1800),
+        stress_ng_finds_nothing_wrong.limit(1800),
+        pjdfstest_finds_nothing_wrong,
+        pjdfstest_finds_a_read_only_mount_read_only,
     ]
 }
 

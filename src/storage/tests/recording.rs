@@ -1,7 +1,7 @@
 //! The crash simulator, recorded and cut afterwards.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 
 use parking_lot::Mutex;
 
@@ -96,10 +96,13 @@ fn what_concurrent_threads_acknowledged_is_there_after_every_cut() {
     let acknowledged = Mutex::new(0u64);
     let in_flight = AtomicU64::new(0);
     let overlaps = AtomicU64::new(0);
+    let all_began = Barrier::new(THREADS as usize);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (sim, acknowledged, in_flight, overlaps) = (&sim, &acknowledged, &in_flight, &overlaps);
+            let all_began = &all_began;
             scope.spawn(move || {
+                all_began.wait();
                 for record in 0..RECORDS {
                     overlaps.fetch_add(in_flight.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
                     let offset = (thread * RECORDS + record) * 700;

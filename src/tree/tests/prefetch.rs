@@ -48,9 +48,10 @@ fn watched_disk(below: Arc<MemStorage>) -> (Arc<Disk>, Arc<Seen>) {
     let noted = seen.clone();
     let observer = move |kind, _, bytes: u64| {
         if kind == OpKind::Read && std::thread::current().id() != scanning {
+            let together = noted.together.load(Ordering::SeqCst);
             noted.longest.fetch_max(bytes as usize, Ordering::SeqCst);
             noted.most.fetch_max(noted.reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            wait_until(|| !noted.together.load(Ordering::SeqCst) || noted.side_by_side());
+            wait_until(|| !together || noted.side_by_side());
             noted.reading.fetch_sub(1, Ordering::SeqCst);
         }
     };
