@@ -22,7 +22,9 @@ use super::{OpenError, Storage, sys};
 const DIRECT_LEN_MIN: u64 = 16384;
 /// How long to try to get the lock. A holder that has closed the image or was killed can still have it for a
 /// moment: a child that it forked has a copy of the descriptor until it calls exec.
-const LOCK_PATIENCE: Duration = Duration::from_millis(50);
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+/// How long to wait before the next try.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// How long to try if nobody can be found who has it: the kernel is still taking apart a process that was killed.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -96,15 +98,13 @@ impl FileStorage {
         let begun = Instant::now();
         loop {
             match Self::try_open(path, options, mode, is_device) {
-                Err(OpenError::InUse { .. }) if begun.elapsed() < LOCK_PATIENCE => {
-                    thread::sleep(LOCK_PATIENCE / 10)
-                }
+                Err(OpenError::InUse { .. }) if begun.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
                 Err(OpenError::InUse { path, .. }) => {
                     let holder = fs::metadata(&path).ok().and_then(|metadata| find_holder(&metadata));
                     if holder.is_some() || is_device || begun.elapsed() > EXIT_PATIENCE {
                         return Err(OpenError::InUse { path, holder });
                     }
-                    thread::sleep(LOCK_PATIENCE / 2);
+                    thread::sleep(LOCK_PAUSE * 5);
                 }
                 result => return result,
             }

@@ -19,6 +19,7 @@ type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 const THREADS: u64 = 12;
 const SHARED: u64 = 40;
 const STALL: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
 
 fn number_from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |v| v.parse().unwrap())
@@ -271,18 +272,20 @@ fn has_met_all(stats: &Stats) -> bool {
 
 /// Says what stands still, and ends the process: a deadlock must fail, not hang.
 fn watch(shared: &Shared<'_>, until: Instant, finished: &AtomicU64) {
-    let (mut last, mut since) = (0, Instant::now());
+    // Time in which this thread runs: where all of the process stands still nothing is hanging.
+    let (mut last, mut waited) = (0, Duration::ZERO);
     while finished.load(Ordering::Relaxed) < THREADS {
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK);
+        waited += LOOK;
         let late = Instant::now().saturating_duration_since(until);
         if late > STALL * 4 || late > Duration::ZERO && has_met_all(&shared.tree.stats()) {
             shared.done.store(true, Ordering::Relaxed);
         }
         let now = shared.progress.load(Ordering::Relaxed) + finished.load(Ordering::Relaxed);
         if now != last {
-            (last, since) = (now, Instant::now());
+            (last, waited) = (now, Duration::ZERO);
         }
-        if since.elapsed() > STALL {
+        if waited > STALL {
             eprintln!("no operation has ended for {STALL:?} after {last}: {:#?}", shared.tree.stats());
             std::process::abort();
         }
