@@ -466,18 +466,17 @@ impl Pool {
     /// before fewer blocks are taken: the last ones must not end in ever smaller pieces.
     pub fn reserve_blocks_from(&self, want: u32, urgent: bool) -> Result<Run> {
         let want = want.clamp(1, BLOCKS_PER_GROUP / 2);
+        self.writable()?;
         self.set_pages_aside();
+        let whole = if urgent { want } else { 1 };
+        if let Some(run) = self.space.lock().take_blocks(whole..=want, urgent) {
+            return Ok(run);
+        }
         for attempt in 0..4 {
             self.writable()?;
-            if attempt > 0 {
-                self.reclaim();
-            }
-            let least = if urgent && attempt == 0 { want } else { 1 };
-            if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
-                return Ok(run);
-            }
             self.reclaim();
-            let least = if self.space.lock().has_more_soon() { least } else { 1 };
+            let waits = attempt == 0 && self.space.lock().has_more_soon();
+            let least = if waits { whole } else { 1 };
             if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);
             }
