@@ -10,7 +10,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::{FsError, Result};
 use super::extents::Remap;
@@ -32,6 +32,9 @@ const GROUP_CHANGES: usize = 2 * EXTENTS_PER_BATCH;
 const WAITING_MAX: usize = 1024;
 /// So long the reclaimer waits for a group to become full, or for changes to be admitted again.
 const GATHER: Duration = Duration::from_millis(5);
+/// So long after an inode's last name went it is likely that its user is about to give it up: the kernel forgets an inode
+/// that it has closed a moment after the unlink has been answered. (Tests shall not depend on how fast a thread is.)
+const RELEASE_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 100 });
 
 /// What waits to be deleted, and who does it.
 pub(super) struct Reclaimer {
@@ -57,6 +60,8 @@ struct Queue {
     long: VecDeque<Doomed>,
     /// Groups whose deletion is under way, and long deletions.
     busy: [usize; 2],
+    /// The inode that has lost its last name last, if it is still in use, and until when its user is likely to give it up.
+    release_expected: Option<(Ino, Instant)>,
     /// Why something could not be deleted, until somebody has been told.
     failed: Option<FsError>,
 }
@@ -84,6 +89,10 @@ enum Deleted {
     NotYet,
 }
 
+fn is_unlinked(state: &State) -> bool {
+    state.get().is_some_and(|inode| inode.links == 0)
+}
+
 impl Reclaimer {
     pub fn new(background: bool) -> Self {
         Reclaimer {
@@ -100,6 +109,9 @@ impl Reclaimer {
 
     fn add(&self, doomed: Doomed) {
         let mut queue = self.queue.lock();
+        if queue.release_expected.is_some_and(|(ino, _)| ino == doomed.node.ino) {
+            queue.release_expected = None;
+        }
         queue.waiting.push_back(doomed);
         // With more than one, the thread has been woken already, and waits for a group to become full.
         if queue.len() == 1 {
@@ -144,6 +156,10 @@ impl Inner {
                 Err(e) => return Err(e),
             };
             if !self.is_reclaimable(node, &state) {
+                if is_unlinked(&state) {
+                    self.reclaimer.queue.lock().release_expected =
+                        Some((node.ino, Instant::now() + RELEASE_PATIENCE));
+                }
                 return Ok(false);
             }
             state.set_gone()
@@ -155,8 +171,7 @@ impl Inner {
     }
 
     fn is_reclaimable(&self, node: &Node, state: &State) -> bool {
-        let unlinked = state.get().is_some_and(|inode| inode.links == 0);
-        unlinked && (self.is_closing() || !self.table.is_referenced(node))
+        is_unlinked(state) && (self.is_closing() || !self.table.is_referenced(node))
     }
 
     fn is_closing(&self) -> bool {
@@ -361,6 +376,19 @@ impl Inner {
                 return any;
             }
         }
+    }
+
+    /// Waits until there is something to be deleted, or something has been since the count was `deletions`; `false` if nobody is
+    /// likely to give up an inode without a name now. The caller may hold inode locks, though not of such an inode.
+    pub(super) fn await_release(&self, deletions: u64) -> bool {
+        let mut queue = self.reclaimer.queue.lock();
+        let Some((_, until)) = queue.release_expected else { return false };
+        while queue.len() == 0 && self.reclaimer.deletions() == deletions {
+            if self.reclaimer.moved.wait_until(&mut queue, until).timed_out() {
+                return false;
+            }
+        }
+        Instant::now() < until
     }
 
     /// Deletes what waits, and waits for what others delete; whether there was anything. The caller may hold inode locks.

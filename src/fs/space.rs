@@ -2,7 +2,8 @@
 //!
 //! - **B1** What is reserved here and not yet part of a file is counted as free, and given up before anybody is told that there
 //!   is no space.
-//! - **B2** Nobody is told that there is no space while deletions are under way.
+//! - **B2** Nobody is told that there is no space while deletions are under way, or an inode whose last name has just gone is
+//!   about to be given up by its last user.
 //! - **B3** What only adds records ends when a quarter of the image's reserve is used, overwriting when half of it is. The rest is
 //!   left to what gives space back.
 
@@ -108,21 +109,28 @@ impl Inner {
         self.or_after_cleaning(|| Ok(self.tree.reserve_blocks_urgently(want)?))
     }
 
-    /// Does something that takes space; if there is none, once more when everything that can be given up has been (B1, B2).
+    /// Does something that takes space; if there is none, again when everything that can be given up has been (B1, B2).
     pub(super) fn or_after_cleaning<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
-        let deletions = self.reclaimer.deletions();
-        match take() {
-            Err(FsError::NoSpace) => {
-                let windows = Windows::remove(&mut self.windows.list.lock(), |_| true);
-                let any = !windows.is_empty();
-                self.give_back(windows);
-                let drained = self.drain();
-                // Or others have deleted something since.
-                let any = any || drained || self.reclaimer.deletions() != deletions;
-                if any { take() } else { Err(FsError::NoSpace) }
-            }
-            result => result,
+        let mut deletions = self.reclaimer.deletions();
+        let mut result = take();
+        if !matches!(result, Err(FsError::NoSpace)) {
+            return result;
         }
+        let windows = Windows::remove(&mut self.windows.list.lock(), |_| true);
+        let any = !windows.is_empty();
+        self.give_back(windows);
+        let drained = self.drain();
+        // Or others have deleted something since.
+        if any || drained || self.reclaimer.deletions() != deletions {
+            deletions = self.reclaimer.deletions();
+            result = take();
+        }
+        while matches!(result, Err(FsError::NoSpace)) && self.await_release(deletions) {
+            self.drain();
+            deletions = self.reclaimer.deletions();
+            result = take();
+        }
+        result
     }
 
     fn give_back(&self, runs: Vec<Run>) {

@@ -116,7 +116,7 @@ fn must_hold(path: &Path, seed: u64, pieces: u64) {
 }
 
 /// Tries until there is space again: it comes back with the next commit.
-pub fn in_time<T>(what: &str, mut attempt: impl FnMut() -> io::Result<T>) -> T {
+fn in_time<T>(what: &str, mut attempt: impl FnMut() -> io::Result<T>) -> T {
     let start = Instant::now();
     loop {
         match attempt() {

@@ -301,6 +301,25 @@ fn space_that_others_gain_while_it_is_looked_for_is_found() {
     assert!(matches!(fs.or_after_cleaning(|| Err::<(), _>(FsError::NoSpace)), Err(FsError::NoSpace)));
 }
 
+/// The kernel forgets an inode that it has closed a moment after its unlink has been answered.
+#[test]
+fn a_writer_waits_for_a_file_that_is_given_up_just_after_its_last_name() {
+    let fs = open_in_background(&image(16 << 20));
+    let (filler, next) = (file(&fs, b"filler"), file(&fs, b"next"));
+    let filled = fill(&fs, filler, 64 << 10);
+    fs.retain(filler);
+    fs.unlink(ROOT, b"filler", &ME).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            fs.release(filler, 1).unwrap();
+        });
+        for at in (0..filled / 100 * 95).step_by(64 << 10) {
+            fs.write(next, at, &[1; 64 << 10], &ME).unwrap();
+        }
+    });
+}
+
 #[test]
 fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
     for close in [true, false] {

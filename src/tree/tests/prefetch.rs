@@ -24,6 +24,9 @@ struct Seen {
     most: AtomicUsize,
     /// The most bytes that were read in one piece.
     longest: AtomicUsize,
+    /// All their reads, and the bytes.
+    reads: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 impl Seen {
@@ -50,6 +53,8 @@ fn watched_disk(below: Arc<MemStorage>) -> (Arc<Disk>, Arc<Seen>) {
         if kind == OpKind::Read && std::thread::current().id() != scanning {
             let together = noted.together.load(Ordering::SeqCst);
             noted.longest.fetch_max(bytes as usize, Ordering::SeqCst);
+            noted.reads.fetch_add(1, Ordering::SeqCst);
+            noted.bytes.fetch_add(bytes as usize, Ordering::SeqCst);
             noted.most.fetch_max(noted.reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             wait_until(|| !together || noted.side_by_side());
             noted.reading.fetch_sub(1, Ordering::SeqCst);
@@ -99,7 +104,10 @@ fn a_scan_has_several_stretches_of_leaves_read_ahead_at_a_time() {
             }
             // In the tenth; in the middle of those, many more were asked for.
             ASKED_FURTHER => {
-                assert!(wait_until(|| seen.side_by_side()), "the disk served one read after the other")
+                assert!(wait_until(|| seen.side_by_side()), "the disk served one read after the other");
+                let many = wait_until(|| seen.bytes.load(Ordering::SeqCst) >= 80 * PAGE_SIZE);
+                let (reads, bytes) = (seen.reads.load(Ordering::SeqCst), seen.bytes.load(Ordering::SeqCst));
+                assert!(many && reads * 8 <= bytes / PAGE_SIZE, "{reads} reads for {bytes} bytes");
             }
             _ => {}
         }
