@@ -16,15 +16,13 @@ use crate::tree::Batch;
 const WRITE_MAX: u64 = 1 << 20;
 /// A longer copy of bytes is a row of writes.
 pub(super) const COPY_MAX: u64 = WRITE_MAX;
-/// What is as long as this is put together in memory that lasts.
-const LARGE_MIN: usize = 64 << 10;
 /// Stretches of a file in which an overwrite goes when only the reserve of the image is left: what each one frees serves the next.
 const URGENT_MAX: u64 = 64 << 10;
 /// Extents that one batch of a truncate or a deletion touches.
 pub(super) const EXTENTS_PER_BATCH: usize = 64;
 
 thread_local! {
-    /// Where large writes are put together.
+    /// Where writes are put together that do not begin and end with a block.
     static BUFFER: RefCell<AlignedBuf> = const { RefCell::new(AlignedBuf::new()) };
 }
 
@@ -298,11 +296,6 @@ impl Inner {
             Ok::<_, FsError>(())
         };
         let len = (to - from) as usize;
-        if len < LARGE_MIN {
-            let mut bytes = vec![0; len];
-            assemble(&mut bytes)?;
-            return write(&bytes);
-        }
         BUFFER.with_borrow_mut(|buffer| {
             buffer.reset(len);
             assemble(buffer)?;

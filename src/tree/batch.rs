@@ -21,6 +21,9 @@ pub struct Batch {
     data: Vec<(BlockNo, (u32, u32))>,
 }
 
+/// Room for the few records of most batches, so that they grow only once.
+const FIRST_BYTES: usize = 768;
+
 /// One change of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change<'b> {
@@ -40,6 +43,9 @@ impl Batch {
     }
 
     fn store(&mut self, bytes: &[u8]) -> (u32, u32) {
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(FIRST_BYTES.max(bytes.len()));
+        }
         let at = self.bytes.len() as u32;
         self.bytes.extend_from_slice(bytes);
         (at, self.bytes.len() as u32)
