@@ -103,6 +103,9 @@ impl Frame {
     }
 }
 
+/// Frames whose memory is taken from the system in one call: a huge page.
+pub const POPULATE: FrameNo = (2 << 20) / PAGE_SIZE as FrameNo;
+
 /// Memory for pages, aligned for direct I/O, in huge pages where the system gives them.
 pub struct PageMemory {
     start: NonNull<u8>,
@@ -140,6 +143,15 @@ impl PageMemory {
         assert!(i < self.pages);
         // SAFETY: the offset lies inside the mapping.
         unsafe { self.start.as_ptr().add(i * PAGE_SIZE).cast() }
+    }
+
+    /// Takes the memory of some pages from the system before it is touched. A hint; waits for the system.
+    fn populate(&self, first: usize, pages: usize) {
+        let pages = pages.min(self.pages.saturating_sub(first));
+        if pages > 0 {
+            // SAFETY: the range lies inside the mapping, and what it holds stays as it is; a failure changes nothing.
+            unsafe { libc::madvise(self.at(first).cast(), pages * PAGE_SIZE, libc::MADV_POPULATE_WRITE) };
+        }
     }
 
     /// All pages, for an owner who shares the memory with nobody.
@@ -184,6 +196,20 @@ impl Frames {
     /// All frames.
     pub fn headers(&self) -> &[Frame] {
         &self.headers
+    }
+
+    /// Takes the memory of a row of frames from the system, before one of them is used for the first time. A hint.
+    pub fn populate(&self, first: FrameNo) {
+        self.memory.populate(first as usize, POPULATE as usize);
+    }
+
+    /// Whether a frame has memory of its own.
+    #[cfg(test)]
+    pub fn has_memory(&self, frame: FrameNo) -> bool {
+        let mut present = [0u8; PAGE_SIZE / 4096];
+        // SAFETY: the frame lies inside the mapping, and `present` has a byte for each of its pages, of 4 KiB or more.
+        let asked = unsafe { libc::mincore(self.bytes(frame).cast(), PAGE_SIZE, present.as_mut_ptr()) };
+        asked == 0 && present.iter().all(|page| page & 1 == 1)
     }
 
     fn bytes(&self, frame: FrameNo) -> *mut PageBytes {

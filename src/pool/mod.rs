@@ -360,7 +360,10 @@ impl Pool {
     /// this a buffer ring).
     fn try_frame_for(&self, keep: bool) -> Option<PageWrite<'_>> {
         let by_the_clock = || match self.free_frames.pop() {
-            Some(frame) => Some(self.latch_unused(frame)),
+            Some(frame) => {
+                self.populate_ahead(frame);
+                Some(self.latch_unused(frame))
+            }
             None => (0..2 * self.frames.count()).find_map(|_| self.evict_next()),
         };
         if keep {

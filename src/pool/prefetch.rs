@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 
+use super::frames::{FrameNo, POPULATE};
 use super::{PageWrite, Pool};
 use crate::error::Error;
 use crate::page::{PAGE_SIZE, PageId};
 use crate::storage::AlignedBuf;
-use crate::sync::atomic::Ordering;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Condvar, Mutex, unlocked};
 
 /// Threads that read ahead.
 pub const PREFETCHERS: usize = 4;
@@ -23,6 +24,9 @@ const GAP_MAX: u64 = 4;
 /// A thread latches one of so many frames at the most while it reads a stretch.
 const FRAMES_PER_STRETCH: usize = if cfg!(test) { 8 } else { 64 };
 
+/// So many frames ahead their memory is taken from the system.
+const POPULATE_AHEAD: FrameNo = 4 * POPULATE;
+
 /// Pages that are to be read, in the order of their places.
 struct Stretch {
     ids: Vec<PageId>,
@@ -36,8 +40,16 @@ struct Stretch {
 /// Pages that wait to be read ahead.
 #[derive(Default)]
 pub struct Prefetcher {
-    queue: Mutex<VecDeque<Stretch>>,
+    queue: Mutex<VecDeque<Job>>,
     added: Condvar,
+    /// The memory of the frames before this one has been taken from the system, or will be.
+    populated: AtomicU32,
+}
+
+enum Job {
+    Read(Stretch),
+    /// The memory of frames that have never been used.
+    Populate(FrameNo),
 }
 
 /// What a scan that goes on to a page should know about reading ahead.
@@ -84,10 +96,27 @@ impl Pool {
             stretches.swap(0, at);
         }
         let mut queue = self.prefetcher.queue.lock();
-        let waiting: usize = queue.iter().map(|stretch| stretch.ids.len()).sum();
-        if waiting + missing.len() <= QUEUE_MAX {
-            queue.extend(stretches);
+        let pages = |job: &Job| match job {
+            Job::Read(stretch) => stretch.ids.len(),
+            Job::Populate(_) => 0,
+        };
+        if queue.iter().map(pages).sum::<usize>() + missing.len() <= QUEUE_MAX {
+            queue.extend(stretches.into_iter().map(Job::Read));
             self.prefetcher.added.notify_all();
+        }
+    }
+
+    /// A frame is used, perhaps for the first time: has memory for those behind it taken from the system before they are.
+    pub(super) fn populate_ahead(&self, frame: FrameNo) {
+        let populated = &self.prefetcher.populated;
+        let end = populated.load(Ordering::Relaxed);
+        if !self.background || frame + POPULATE_AHEAD < end || end as usize >= self.frames.count() {
+            return;
+        }
+        let next = end.max(frame - frame % POPULATE) + POPULATE;
+        if populated.compare_exchange(end, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.prefetcher.queue.lock().push_back(Job::Populate(next - POPULATE));
+            self.prefetcher.added.notify_one();
         }
     }
 
@@ -108,17 +137,21 @@ impl Pool {
 
     /// A thread that reads ahead, until [`Pool::stop`].
     pub fn run_prefetcher(&self) {
-        let Prefetcher { queue, added } = &self.prefetcher;
+        let Prefetcher { queue, added, .. } = &self.prefetcher;
         let mut memory = AlignedBuf::new();
         loop {
             let mut stretch = {
-                let mut queue = queue.lock();
+                let lock = queue;
+                let mut queue = lock.lock();
                 loop {
                     if self.stopping.load(Ordering::SeqCst) {
                         return;
                     }
                     match queue.pop_front() {
-                        Some(stretch) => break stretch,
+                        Some(Job::Read(stretch)) => break stretch,
+                        Some(Job::Populate(first)) => {
+                            unlocked(&mut queue, lock, || self.frames.populate(first))
+                        }
                         None => added.wait(&mut queue),
                     }
                 }

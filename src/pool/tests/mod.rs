@@ -281,3 +281,25 @@ fn pages_outside_the_image_are_not_read() {
     let resident = pool.frames.headers().iter().filter(|f| f.page().is_some()).count();
     assert_eq!(free + resident, pool.frame_count(), "a failed read loses its frame");
 }
+
+/// The first touch of a huge page can take milliseconds in a virtual machine.
+#[test]
+fn frames_have_memory_before_they_are_used_for_the_first_time() {
+    let options = PoolOptions { cache_size: 32 << 20, background: true, ..PoolOptions::default() };
+    let pool = Pool::open(formatted(), &options).unwrap().0;
+    let ahead = 3 * frames::POPULATE;
+    assert!(!pool.frames.has_memory(ahead));
+    std::thread::scope(|scope| {
+        scope.spawn(|| pool.run_prefetcher());
+        for _ in 0..8 {
+            assert!(pool.empty_frame().frame() < ahead);
+        }
+        let start = std::time::Instant::now();
+        while !pool.frames.has_memory(ahead) && start.elapsed().as_secs() < 60 {
+            std::thread::yield_now();
+        }
+        let present = pool.frames.has_memory(ahead);
+        pool.stop();
+        assert!(present);
+    });
+}
