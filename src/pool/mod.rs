@@ -318,6 +318,11 @@ impl Pool {
         }
     }
 
+    /// Pages read from the image so far, by whomever.
+    pub fn pages_read(&self) -> u64 {
+        self.stats.pages_read.load(Ordering::Relaxed)
+    }
+
     fn fetch(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
         if id.0 >= self.geometry().size / PAGE_SIZE as u64 {
             return Err(Error::corrupt(id, "it lies outside the image"));

@@ -163,7 +163,14 @@ impl Tree {
         let alive = self.pool.enter();
         let mut targets: Vec<PinnedLeaf<'_>> = Vec::with_capacity(changes.len().min(64));
         let (mut at, mut low) = (0, Vec::new());
+        let (mut pages_read, mut announced) = (self.pool.pages_read(), 0);
         while at < changes.len() {
+            // One leaf was not in the pool, so others may not be either: those are read side by side.
+            if at >= announced && self.pool.pages_read() != pages_read {
+                let rest = changes[at..].iter().map(|c| c.key);
+                announced = at + self.read_leaves_ahead(&alive, rest)?;
+                pages_read = self.pool.pages_read();
+            }
             let found = self
                 .find(&alive, Target::Covering(changes[at].key), 0, true)?
                 .ok_or_else(|| Error::corrupt("tree", "it has no leaves"))?;

@@ -7,12 +7,13 @@ use super::descend::Target;
 use crate::error::Result;
 use crate::page::PageId;
 use crate::page::node::{Covers, Node};
+use crate::pool::Alive;
 
 /// Leaves that a scan has read ahead when it meets one that is not in the pool. Fewer than the frames that long scans share.
 const AHEAD: usize = 12;
 /// The same when it comes to the middle of those, so that it is likely to go on; not for long scans.
 const FURTHER: usize = 96;
-/// Leaves that [`Tree::will_get`] reads ahead for one call.
+/// Leaves that are read ahead at a time for records that are scattered.
 const GETS_AHEAD: usize = 48;
 
 impl Tree {
@@ -41,14 +42,26 @@ impl Tree {
     pub fn will_get<K: Deref<Target = [u8]>>(&self, keys: &[K]) -> Result<()> {
         let _index = self.index.reader();
         let alive = self.pool.enter();
+        self.read_leaves_ahead(&alive, keys.iter().map(Deref::deref))?;
+        Ok(())
+    }
+
+    /// The same inside an operation; returns for how many of the keys it was done. Latches held on entry and exit: none.
+    pub(super) fn read_leaves_ahead<'k>(
+        &self,
+        alive: &Alive<'_>,
+        keys: impl Iterator<Item = &'k [u8]>,
+    ) -> Result<usize> {
         let mut leaves: Vec<PageId> = Vec::new();
-        let mut rest = keys.iter().map(Deref::deref).peekable();
+        let mut count = 0;
+        let mut rest = keys.peekable();
         while let Some(first) = rest.peek()
             && leaves.len() < GETS_AHEAD
         {
-            let Some(found) = self.find(&alive, Target::Covering(first), 1, true)? else { return Ok(()) };
+            let Some(found) = self.find(alive, Target::Covering(first), 1, true)? else { break };
             let node = Node(&found.page);
             while let Some(key) = rest.next_if(|key| node.covers(key) == Covers::Inside) {
+                count += 1;
                 let leaf = node.child(node.child_index(key));
                 if leaves.last() != Some(&leaf) && !self.pool.is_cached(leaf) {
                     leaves.push(leaf);
@@ -56,6 +69,6 @@ impl Tree {
             }
         }
         self.pool.prefetch(leaves.into_iter(), alive.epoch(), true);
-        Ok(())
+        Ok(count)
     }
 }

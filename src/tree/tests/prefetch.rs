@@ -27,6 +27,8 @@ struct Seen {
     /// All their reads, and the bytes.
     reads: AtomicUsize,
     bytes: AtomicUsize,
+    /// Whether reads take long for the thread that is not watched.
+    slow: AtomicBool,
 }
 
 impl Seen {
@@ -50,7 +52,14 @@ fn watched_disk(below: Arc<MemStorage>) -> (Arc<Disk>, Arc<Seen>) {
     let (seen, scanning) = (Arc::<Seen>::default(), std::thread::current().id());
     let noted = seen.clone();
     let observer = move |kind, _, bytes: u64| {
-        if kind == OpKind::Read && std::thread::current().id() != scanning {
+        if kind != OpKind::Read {
+            return;
+        }
+        if std::thread::current().id() == scanning {
+            if noted.slow.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        } else {
             let together = noted.together.load(Ordering::SeqCst);
             noted.longest.fetch_max(bytes as usize, Ordering::SeqCst);
             noted.reads.fetch_add(1, Ordering::SeqCst);
@@ -208,6 +217,24 @@ fn records_that_were_announced_are_read_side_by_side() {
     }
     let read = tree.stats().pages_read;
     assert!(read <= 30, "{read} pages for 20 keys");
+}
+
+#[test]
+fn a_batch_that_meets_one_cold_leaf_has_the_others_read_side_by_side() {
+    let (_, seen, tree) = cold();
+    seen.slow.store(true, Ordering::SeqCst);
+    seen.together.store(true, Ordering::SeqCst);
+    let mut batch = Batch::new();
+    (0..RECORDS).step_by(200).for_each(|n| batch.put(&key(n), b"new"));
+    tree.apply(&batch).unwrap();
+    assert!(wait_until(|| seen.side_by_side()), "the disk served one read after the other");
+    let read = tree.stats().pages_read;
+    assert!(read <= 30, "{read} pages for 20 keys");
+    for n in (0..RECORDS).step_by(100) {
+        let expected = if n % 200 == 0 { b"new".to_vec() } else { vec![n as u8; 500] };
+        assert_eq!(tree.get(&key(n)).unwrap(), Some(expected));
+    }
+    tree.check().unwrap();
 }
 
 #[test]
