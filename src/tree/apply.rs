@@ -12,7 +12,7 @@
 use super::Tree;
 use super::batch::{Batch, Change};
 use super::descend::Target;
-use super::smo::{Pending, Repair};
+use super::smo::{PENDING_MAX, Pending, Repair};
 use crate::error::{Error, Result};
 use crate::page::node::{Covers, Node};
 use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
@@ -247,14 +247,20 @@ impl Tree {
             {
                 return Ok(Room::Moved);
             }
-            let growth: usize =
-                mine.iter().filter_map(|c| c.value.map(|v| node.growth(c.key, v.len()))).sum();
-            if growth <= node.free() {
+            let puts = || mine.iter().filter_map(|c| c.value.map(|v| Pending { key: c.key, value: v.len() }));
+            let left = puts().try_fold(node.free(), |free, p| free.checked_sub(node.growth(p.key, p.value)));
+            if left.is_some() {
                 latched.push(leaf);
                 return Ok(Room::Made);
             }
-            let pending: Vec<Pending<'_>> =
-                mine.iter().filter_map(|c| c.value.map(|v| Pending { key: c.key, value: v.len() })).collect();
+            let mut bytes = 0;
+            let pending: Vec<_> = puts()
+                .take_while(|p| {
+                    let more = bytes < PENDING_MAX * node.capacity();
+                    bytes += node.size_of(p.key.len(), p.value);
+                    more
+                })
+                .collect();
             if node.id() == self.root() {
                 if reservation.pages_left() < 2 {
                     return Ok(Room::TooFewPages);

@@ -39,59 +39,73 @@ pub(super) fn is_underfull(node: Node<'_>) -> bool {
 const MERGED_MAX: usize = PAGE_SIZE / 100 * 85;
 /// After so many inserts in a row behind the last record, a page is split at its end.
 const APPENDS_MIN: u16 = 4;
+/// Pages that what is to go into a page fills at the most before a split of it: whatever comes then, the left half is full.
+pub(super) const PENDING_MAX: usize = 2;
 /// Attempts at one repair before it is left to later writers.
 const ATTEMPTS: usize = 16;
 
-/// Where to split a page into which `pending` is to go: the new right page's low fence.
+/// Where to split a page into which `pending` is to go, in the order of the keys: the new right page's low fence. What comes after
+/// the first [`PENDING_MAX`] pages' worth makes no difference.
 ///
 /// Pages that are filled in key order are split at their end, others by bytes. In an inner page the separator is an existing
 /// key, because its right half must begin with its low fence (N4). A new fence may be long, and the longest keys of a full page
 /// often are: both halves must have room for it.
 fn choose_separator(node: Node<'_>, pending: &[Pending<'_>]) -> Option<Vec<u8>> {
+    /// A record that the page has or is to get, and what lies left of it.
+    struct Item<'a> {
+        suffix: &'a [u8],
+        is_there: bool,
+        /// Bytes left of it once all are there.
+        left: usize,
+        /// Bytes and records left of it by now.
+        there: usize,
+        count: usize,
+    }
     let prefix = node.prefix().len();
     let inner = node.level() > 0;
-    // Suffix, size, and what of it is in the page already: 0 for a record that is yet to come.
-    let mut items: Vec<(&[u8], usize, usize)> = Vec::with_capacity(node.count() + pending.len());
+    let mut items: Vec<Item<'_>> = Vec::with_capacity(node.count() + pending.len());
+    let (mut left, mut there, mut count) = (0, 0, 0);
+    let mut add = |suffix, size, size_there: Option<usize>| {
+        items.push(Item { suffix, is_there: size_there.is_some(), left, there, count });
+        left += size;
+        there += size_there.unwrap_or(0);
+        count += size_there.is_some() as usize;
+    };
+    let size_of = |p: &Pending<'_>| node.size_of(p.key.len(), p.value);
     let mut new = pending.iter().peekable();
+    let mut appending = node.appends() >= APPENDS_MIN;
     for i in 0..node.count() {
         let suffix = node.suffix(i);
         while let Some(p) = new.next_if(|p| &p.key[prefix..] < suffix) {
-            items.push((&p.key[prefix..], node.size_of(p.key.len(), p.value), 0));
+            add(&p.key[prefix..], size_of(p), None);
+            appending = false;
         }
-        let mut size = node.record_size(i);
-        if let Some(p) = new.next_if(|p| &p.key[prefix..] == suffix) {
-            size = size.max(node.size_of(p.key.len(), p.value));
-        }
-        items.push((suffix, size, node.record_size(i)));
+        let size = node.record_size(i);
+        let replaced = new.next_if(|p| &p.key[prefix..] == suffix).map_or(0, size_of);
+        add(suffix, size.max(replaced), Some(size));
     }
-    items.extend(new.map(|p| (&p.key[prefix..], node.size_of(p.key.len(), p.value), 0)));
-    if items.len() < 2 {
-        return None;
-    }
-    let total: usize = items.iter().map(|i| i.1).sum();
-    let appending = node.appends() >= APPENDS_MIN && items[..node.count()].iter().all(|i| i.2 > 0);
+    new.for_each(|p| add(&p.key[prefix..], size_of(p), None));
     let limit = node.capacity() / 100 * 95;
-    let half = total * (100 + jitter(node.id())) / 256;
+    let half = left * (100 + jitter(node.id())) / 256;
     let target = if appending { limit } else { half.min(node.capacity() / 3 * 2) };
-    let key_at = |i: usize| {
-        let right = items[i].0;
-        [node.prefix(), if inner { right } else { separator(items[i - 1].0, right) }].concat()
-    };
-    let (mut left, mut there, mut count) = (0usize, 0, 0);
-    let mut best: Option<(usize, Vec<u8>)> = None;
-    for (i, item) in items.iter().enumerate() {
-        let distance = left.abs_diff(target);
-        if i > 0 && (item.2 > 0 || !inner) && best.as_ref().is_none_or(|(d, _)| distance < *d) {
-            let key = key_at(i);
-            if halves_fit(node, &key, there, count) {
-                best = Some((distance, key));
-            }
+    // From the target outwards, until both halves fit.
+    let may_begin = |i: &usize| *i > 0 && (items[*i].is_there || !inner);
+    let middle = items.partition_point(|item| item.left < target);
+    let mut below = (0..middle).rev().filter(may_begin).peekable();
+    let mut above = (middle..items.len()).filter(may_begin).peekable();
+    loop {
+        let i = match (below.peek(), above.peek()) {
+            (Some(b), Some(a)) if target - items[*b].left > items[*a].left - target => above.next(),
+            (None, _) => above.next(),
+            _ => below.next(),
+        }?;
+        let right = items[i].suffix;
+        let suffix = if inner { right } else { separator(items[i - 1].suffix, right) };
+        let key = [node.prefix(), suffix].concat();
+        if halves_fit(node, &key, items[i].there, items[i].count) {
+            return Some(key);
         }
-        left += item.1;
-        there += item.2;
-        count += (item.2 > 0) as usize;
     }
-    Some(best?.1)
 }
 
 /// Whether both halves of a split at `key` fit into their pages, if the left one gets `count` records of `bytes`.
