@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Fs;
 use super::error::{FsError, Result};
-use super::format::{Ino, Inode, Time, inode_key};
+use super::format::{Ino, Inode, Time};
+use super::{Fs, put_inode};
 use crate::tree::Batch;
 
 /// Which accesses change an access time.
@@ -89,7 +89,7 @@ impl Fs {
                 match node.state.try_write() {
                     Some(state) => {
                         if let Some(inode) = state.get().filter(|_| state.is_unsaved()) {
-                            batch.put(&inode_key(node.ino), &inode.encode());
+                            put_inode(&mut batch, node.ino, inode);
                             states.push(state);
                         }
                     }

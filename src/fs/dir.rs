@@ -10,6 +10,7 @@ use super::error::{FsError, Result};
 use super::format::*;
 use super::table::Node;
 use super::{Attributes, Fs, Inner, attributes};
+use crate::tree::Batch;
 
 /// The greatest hash; 0 and this + 1 are left free for marks.
 const HASH_MAX: u64 = (1 << 55) - 2;
@@ -31,18 +32,10 @@ impl Inner {
     pub(super) fn find_slot<T>(
         &self,
         hash: u64,
-        expect: Expect,
         key: impl Fn(u64) -> Key,
         place: impl Fn(&[u8]) -> Option<u64>,
         mut matches: impl FnMut(&[u8]) -> Result<Option<T>>,
     ) -> Result<Slot<T>> {
-        if expect == Expect::Taken {
-            // Nearly always it is in the first slot, and a get copies nothing.
-            let first = self.tree.get_with(&key(hash << 8), &mut matches)?;
-            if let Some(found) = first.transpose()?.flatten() {
-                return Ok(Slot::Taken(hash << 8, found));
-            }
-        }
         let (mut free, mut expected) = (None, hash << 8);
         let taken = self.tree.scan(&key(hash << 8), &key((hash + 1) << 8), |key, record| {
             let Some(place) = place(key) else { return ControlFlow::Continue(()) };
@@ -67,17 +60,34 @@ impl Inner {
     }
 
     /// The entry of a name in a directory that is locked, and its cookie; or else the first free cookie of its hash.
-    pub(super) fn find_entry(&self, dir: Ino, group: u64, name: &[u8], expect: Expect) -> Result<Found> {
+    pub(super) fn find_entry(&self, dir: &Node, group: u64, name: &[u8]) -> Result<Found> {
+        let hash = self.hash(name);
+        if dir.is_absent(hash) {
+            return Ok(Found::Free(Some(Cookie(hash << 8))));
+        }
         let key = |place| entry_key(group, Cookie(place));
         let place = |key: &[u8]| entry_cookie(group, key).map(|c| c.0);
+        let mut absent = true;
         let matches = |record: &[u8]| {
-            let entry = (record.get(ENTRY_HEAD..) == Some(name)).then(|| Entry::decode(dir, record));
+            absent = false;
+            let entry = (record.get(ENTRY_HEAD..) == Some(name)).then(|| Entry::decode(dir.ino, record));
             entry.transpose()
         };
-        Ok(match self.find_slot(self.hash(name), expect, key, place, matches)? {
+        Ok(match self.find_slot(hash, key, place, matches)? {
             Slot::Taken(place, entry) => Found::Entry(Cookie(place), entry),
-            Slot::Free(place) => Found::Free(place.map(Cookie)),
+            Slot::Free(place) => {
+                if absent {
+                    dir.set_absent(hash);
+                }
+                Found::Free(place.map(Cookie))
+            }
         })
+    }
+
+    /// Puts an entry into a directory that is locked for changes.
+    pub(super) fn put_entry(&self, dir: &Node, group: u64, cookie: Cookie, entry: &Entry, batch: &mut Batch) {
+        dir.forget_absent();
+        batch.put_with(&entry_key(group, cookie), |record| entry.encode_into(record));
     }
 }
 
@@ -89,7 +99,7 @@ impl Fs {
         let child = {
             let state = self.lock_shared(&node)?;
             let dir = state.get().ok_or(FsError::NotFound)?.dir.ok_or(FsError::NotDirectory)?;
-            match self.find_entry(parent, dir.entries, name, Expect::Taken)? {
+            match self.find_entry(&node, dir.entries, name)? {
                 Found::Entry(_, entry) => self.retained(entry.ino, parent),
                 Found::Free(_) => return Err(FsError::NotFound),
             }
@@ -120,7 +130,7 @@ impl Fs {
         let state = self.lock_shared(&node)?;
         let inode = state.get().ok_or(FsError::NotFound)?;
         let dir = inode.dir.ok_or(FsError::NotDirectory)?;
-        match self.find_entry(parent, dir.entries, name, Expect::Taken)? {
+        match self.find_entry(&node, dir.entries, name)? {
             Found::Entry(_, entry) => Ok(entry.ino),
             Found::Free(_) => Err(FsError::NotFound),
         }
@@ -279,15 +289,6 @@ const NEAR: u64 = 16;
 
 /// An entry, and the node of its inode with a reference.
 type Retained = (Cookie, Arc<Node>, Vec<u8>);
-
-/// What a search will probably find: it costs less then.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Expect {
-    /// The record.
-    Taken,
-    /// No record.
-    Free,
-}
 
 /// What a search through the slots of a hash found.
 pub(super) enum Slot<T> {

@@ -413,7 +413,7 @@ impl Inner {
             remap.batch.delete(&extent_key(ino, m.end));
         }
         for m in joined.iter().filter(|m| !old.contains(m)) {
-            remap.batch.put(&extent_key(ino, m.end), &m.extent.encode());
+            remap.batch.put_with(&extent_key(ino, m.end), |record| m.extent.encode_into(record));
         }
         Ok(remap)
     }

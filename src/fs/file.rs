@@ -194,7 +194,10 @@ impl Inner {
             clear_suid(&mut inode);
         }
         let (from, to) = piece.blocks();
-        let old = self.extents_in(node.ino, from.saturating_sub(1), to + 1, EXTENTS_PER_BATCH + 2)?;
+        let old = match inode.is_empty() {
+            true => Vec::new(),
+            false => self.extents_in(node.ino, from.saturating_sub(1), to + 1, EXTENTS_PER_BATCH + 2)?,
+        };
         let size = inode.size.max(piece.end());
         if size <= INLINE_MAX as u64 && old.iter().all(|m| m.is_inline() || m.begin >= to) {
             self.write_inline(node, state, piece, &old, inode)?;
@@ -255,7 +258,8 @@ impl Inner {
         for m in old.iter().filter(|m| m.is_inline() && m.end != size) {
             batch.delete(&extent_key(node.ino, m.end));
         }
-        batch.put(&extent_key(node.ino, size), &Extent::Inline(bytes).encode());
+        let contents = Extent::Inline(bytes);
+        batch.put_with(&extent_key(node.ino, size), |record| contents.encode_into(record));
         inode.size = size;
         self.update(&mut batch, node, state, inode)
     }

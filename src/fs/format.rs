@@ -15,7 +15,7 @@
 use std::ops::Deref;
 
 use super::error::{FsError, Result};
-use crate::page::format::{BLOCK_SIZE, get_u16, get_u32, get_u64};
+use crate::page::format::{BLOCK_SIZE, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
 use crate::page::{BlockNo, Run};
 
 /// An inode's number: `group:40 ‖ sequence:24`. Never reused; 0 is never used.
@@ -344,9 +344,9 @@ const INODE_FLAGS: u8 = INODE_ACCESS_ACL | INODE_DEFAULT_ACL | INODE_CAPABILITY;
 const INODE_SIZE: usize = 96;
 const DIR_SIZE: usize = 36;
 
-struct Writer(Vec<u8>);
+struct Writer<'r>(&'r mut Vec<u8>);
 
-impl Writer {
+impl Writer<'_> {
     fn bytes(&mut self, b: &[u8]) -> &mut Self {
         self.0.extend_from_slice(b);
         self
@@ -356,9 +356,6 @@ impl Writer {
     }
     fn u64(&mut self, v: u64) -> &mut Self {
         self.bytes(&v.to_be_bytes())
-    }
-    fn time(&mut self, t: Time) -> &mut Self {
-        self.bytes(&t.seconds.to_be_bytes()).u32(t.nanos)
     }
 }
 
@@ -370,16 +367,43 @@ fn time(b: &[u8], at: usize) -> Option<Time> {
 impl Inode {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(INODE_SIZE + DIR_SIZE + self.target.len()));
-        w.bytes(&[self.kind as u8, self.flags]).bytes(&self.mode.to_be_bytes());
-        w.u32(self.uid).u32(self.gid).u32(self.links).u64(self.size).u64(self.blocks);
-        w.time(self.atime).time(self.mtime).time(self.ctime).time(self.btime);
-        w.u32(self.rdev).u32(self.xattrs).u64(0);
-        if let Some(dir) = &self.dir {
-            w.u64(dir.entries).u64(dir.births).u32(dir.next).u64(dir.parent.0).u64(dir.count);
+        let mut record = Vec::with_capacity(INODE_SIZE + DIR_SIZE + self.target.len());
+        self.encode_into(&mut record);
+        record
+    }
+
+    /// Adds the record's bytes to `record`.
+    pub fn encode_into(&self, record: &mut Vec<u8>) {
+        let mut b = [0; INODE_SIZE];
+        (b[0], b[1]) = (self.kind as u8, self.flags);
+        put_u16(&mut b, 2, self.mode);
+        put_u32(&mut b, 4, self.uid);
+        put_u32(&mut b, 8, self.gid);
+        put_u32(&mut b, 12, self.links);
+        put_u64(&mut b, 16, self.size);
+        put_u64(&mut b, 24, self.blocks);
+        for (at, time) in [(32, self.atime), (44, self.mtime), (56, self.ctime), (68, self.btime)] {
+            put_u64(&mut b, at, time.seconds as u64);
+            put_u32(&mut b, at + 8, time.nanos);
         }
-        w.bytes(&self.target);
-        w.0
+        put_u32(&mut b, 80, self.rdev);
+        put_u32(&mut b, 84, self.xattrs);
+        record.extend_from_slice(&b);
+        if let Some(dir) = &self.dir {
+            let mut b = [0; DIR_SIZE];
+            put_u64(&mut b, 0, dir.entries);
+            put_u64(&mut b, 8, dir.births);
+            put_u32(&mut b, 16, dir.next);
+            put_u64(&mut b, 20, dir.parent.0);
+            put_u64(&mut b, 28, dir.count);
+            record.extend_from_slice(&b);
+        }
+        record.extend_from_slice(&self.target);
+    }
+
+    /// Whether a file has neither contents nor blocks allocated: there are no extents then.
+    pub fn is_empty(&self) -> bool {
+        self.size == 0 && self.blocks == 0
     }
 
     /// Reads a record, which may be hostile.
@@ -455,9 +479,14 @@ pub const ENTRY_HEAD: usize = 9;
 impl Entry {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(ENTRY_HEAD + self.name.len()));
-        w.u64(self.ino.0).bytes(&[self.kind as u8]).bytes(&self.name);
-        w.0
+        let mut record = Vec::with_capacity(ENTRY_HEAD + self.name.len());
+        self.encode_into(&mut record);
+        record
+    }
+
+    /// Adds the record's bytes to `record`.
+    pub fn encode_into(&self, record: &mut Vec<u8>) {
+        Writer(record).u64(self.ino.0).bytes(&[self.kind as u8]).bytes(&self.name);
     }
 
     /// Reads a record of directory `dir`.
@@ -534,7 +563,14 @@ impl Extent {
 
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer(Vec::new());
+        let mut record = Vec::new();
+        self.encode_into(&mut record);
+        record
+    }
+
+    /// Adds the record's bytes to `record`.
+    pub fn encode_into(&self, record: &mut Vec<u8>) {
+        let mut w = Writer(record);
         match self {
             Extent::Inline(bytes) => {
                 w.bytes(&[EXTENT_INLINE]).bytes(bytes);
@@ -552,7 +588,6 @@ impl Extent {
                 w.bytes(&[EXTENT_LOST, 0, 0, 0]).u32(0).u64(*len);
             }
         }
-        w.0
     }
 
     /// Reads the record of the extent of `ino` that ends at `end`.
@@ -629,7 +664,8 @@ pub const XATTR_INLINE_MAX: usize = 3072;
 impl Xattr {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer(Vec::new());
+        let mut record = Vec::new();
+        let mut w = Writer(&mut record);
         match &self.value {
             XattrValue::Inline(value) => {
                 w.bytes(&[0, self.name.len() as u8]).bytes(&self.name).bytes(value);
@@ -638,7 +674,7 @@ impl Xattr {
                 w.bytes(&[1, self.name.len() as u8]).bytes(&self.name).u32(*len).u64(start.0).u32(*crc);
             }
         }
-        w.0
+        record
     }
 
     /// Reads a record of inode `ino`.
@@ -687,9 +723,9 @@ pub struct Shared {
 impl Shared {
     /// The record's bytes.
     pub fn encode(self) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(8));
-        w.u32(self.len).u32(self.count);
-        w.0
+        let mut record = Vec::with_capacity(8);
+        Writer(&mut record).u32(self.len).u32(self.count);
+        record
     }
 
     /// Reads the record of the run that ends in front of block `end`.
@@ -721,12 +757,13 @@ const ORPHAN_TRUNCATED: u8 = 2;
 impl Orphan {
     /// The record's bytes.
     pub fn encode(self) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(9));
+        let mut record = Vec::with_capacity(9);
+        let mut w = Writer(&mut record);
         match self {
             Orphan::Unlinked => w.bytes(&[ORPHAN_UNLINKED]),
             Orphan::Truncated { size } => w.bytes(&[ORPHAN_TRUNCATED]).u64(size),
         };
-        w.0
+        record
     }
 
     /// Reads a record.

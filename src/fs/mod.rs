@@ -157,7 +157,7 @@ impl Fs {
         let dir = DirInfo { entries: 0, births: 0, next: 2, parent: ROOT, count: 0 };
         let root = Inode { dir: Some(dir), links: 2, ..namespace::new_inode(Kind::Directory, 0o755, caller) };
         let mut batch = Batch::new();
-        batch.put(&inode_key(ROOT), &root.encode());
+        put_inode(&mut batch, ROOT, &root);
         batch.put(&state_key(), &1u64.to_be_bytes());
         tree.apply(&batch)?;
         Ok(tree.close()?)
@@ -236,6 +236,11 @@ impl Fs {
     }
 }
 
+/// Puts an inode's record.
+fn put_inode(batch: &mut Batch, ino: Ino, inode: &Inode) {
+    batch.put_with(&inode_key(ino), |record| inode.encode_into(record));
+}
+
 impl Inner {
     // -- nodes and their locks ------------------------------------------------------------------------------------
 
@@ -263,7 +268,7 @@ impl Inner {
 
     /// Applies a batch that changes the record of a locked inode, and then the record in memory: I1 holds also if it fails.
     fn update(&self, batch: &mut Batch, node: &Node, state: &mut State, inode: Inode) -> Result<()> {
-        batch.put(&inode_key(node.ino), &inode.encode());
+        put_inode(batch, node.ino, &inode);
         self.tree.apply(batch)?;
         state.set(inode);
         Ok(())

@@ -2,12 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use super::dir::{Expect, Found, check_name};
+use super::dir::{Found, check_name};
 use super::error::{FsError, Result};
 use super::extents::Remap;
 use super::format::*;
 use super::table::{Node, State};
-use super::{Attributes, Caller, Fs, attributes};
+use super::{Attributes, Caller, Fs, attributes, put_inode};
 use crate::defects::Defect;
 use crate::sync::RwLockWriteGuard;
 use crate::tree::Batch;
@@ -102,9 +102,9 @@ impl Fs {
         if parent.inode()?.links == 0 { Err(FsError::NotFound) } else { Ok(parent) }
     }
 
-    fn find(&self, parent: &Parent<'_>, name: &[u8], expect: Expect) -> Result<Found> {
+    fn find(&self, parent: &Parent<'_>, name: &[u8]) -> Result<Found> {
         let dir = parent.node.ino;
-        match self.find_entry(dir, parent.dir()?.entries, name, expect)? {
+        match self.find_entry(parent.node, parent.dir()?.entries, name)? {
             // Whoever takes it for a child waits for his own lock.
             Found::Entry(_, entry) if entry.ino == dir => {
                 Err(FsError::damaged(dir, "it has an entry for itself"))
@@ -129,7 +129,7 @@ impl Fs {
         self.admit()?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
-        let cookie = match self.find(&parent, name, Expect::Free)? {
+        let cookie = match self.find(&parent, name)? {
             Found::Entry(..) => return Err(FsError::Exists),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
@@ -178,8 +178,8 @@ impl Fs {
         }
         count_entry(&mut above, true)?;
         let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
-        batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
-        batch.put(&inode_key(ino), &inode.encode());
+        self.put_entry(&node, parent.dir()?.entries, cookie, &entry, &mut batch);
+        put_inode(&mut batch, ino, &inode);
         let child = self.node(ino);
         let mut state = child.state.write();
         self.update(&mut batch, &node, &mut parent.state, above)?;
@@ -260,7 +260,7 @@ impl Fs {
         if parent.node.ino == ino {
             return Err(FsError::IsDirectory);
         }
-        let cookie = match self.find(&parent, name, Expect::Free)? {
+        let cookie = match self.find(&parent, name)? {
             Found::Entry(..) => return Err(FsError::Exists),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
@@ -279,10 +279,10 @@ impl Fs {
         count_entry(&mut above, true)?;
         let mut batch = Batch::new();
         let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
-        batch.put(&entry_key(parent.dir()?.entries, cookie), &entry.encode());
+        self.put_entry(&node, parent.dir()?.entries, cookie, &entry, &mut batch);
         let late = self.tree.defects().has(Defect::LinkCountLater);
         if !late {
-            batch.put(&inode_key(ino), &inode.encode());
+            put_inode(&mut batch, ino, &inode);
         }
         self.update(&mut batch, &node, &mut parent.state, above)?;
         if late {
@@ -311,7 +311,7 @@ impl Fs {
         check_name(name)?;
         let node = self.node(parent);
         let mut parent = self.parent_for_change(&node)?;
-        let Found::Entry(cookie, entry) = self.find(&parent, name, Expect::Taken)? else {
+        let Found::Entry(cookie, entry) = self.find(&parent, name)? else {
             return Err(FsError::NotFound);
         };
         match (entry.kind == Kind::Directory, directory) {
@@ -371,7 +371,7 @@ impl Fs {
         if inode.links == 0 && !self.tree.defects().has(Defect::UnlinkWithoutMark) {
             change.batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
         }
-        change.batch.put(&inode_key(node.ino), &inode.encode());
+        put_inode(&mut change.batch, node.ino, &inode);
         Ok((Some(inode), change))
     }
 
@@ -417,10 +417,10 @@ impl Fs {
             to = Some(self.parent_for_change(&new_node)?);
             from = self.parent_for_change(&node)?;
         }
-        let Found::Entry(cookie, entry) = self.find(&from, name, Expect::Taken)? else {
+        let Found::Entry(cookie, entry) = self.find(&from, name)? else {
             return Err(FsError::NotFound);
         };
-        let found = self.find(to.as_ref().unwrap_or(&from), new_name, Expect::Free)?;
+        let found = self.find(to.as_ref().unwrap_or(&from), new_name)?;
         let target = match (found, mode) {
             (Found::Entry(..), RenameMode::NoReplace) => return Err(FsError::Exists),
             (Found::Free(_), RenameMode::Exchange) => return Err(FsError::NotFound),
@@ -503,8 +503,8 @@ impl Fs {
                         }
                     }
                     let back = Entry { name: name.to_vec(), ..other_entry.clone() };
-                    change.batch.put(&entry_key(from_group, cookie), &back.encode());
-                    change.batch.put(&inode_key(node.ino), &inode.encode());
+                    self.put_entry(from.node, from_group, cookie, &back, &mut change.batch);
+                    put_inode(&mut change.batch, node.ino, &inode);
                     other_inode = Some(inode);
                 } else {
                     let above = new_above.as_mut().unwrap_or(&mut old_above);
@@ -533,10 +533,11 @@ impl Fs {
             }
         }
         let entry = Entry { name: new_name.to_vec(), ..entry };
-        batch.put(&entry_key(to_group, new_cookie), &entry.encode());
-        batch.put(&inode_key(source.ino), &source_inode.encode());
+        let to_node = to.as_ref().map_or(from.node, |t| t.node);
+        self.put_entry(to_node, to_group, new_cookie, &entry, batch);
+        put_inode(batch, source.ino, &source_inode);
         if let Some(above) = &new_above {
-            batch.put(&inode_key(to_ino), &above.encode());
+            put_inode(batch, to_ino, above);
         }
         self.update(batch, from.node, &mut from.state, old_above)?;
         if let (Some(to), Some(above)) = (to, new_above) {

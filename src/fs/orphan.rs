@@ -228,7 +228,7 @@ impl Inner {
     /// Adds to a change what deletes an inode with all that belongs to it, as far as one batch may go; whether that is all.
     pub(super) fn collect_deletion(&self, ino: Ino, inode: &Inode, remap: &mut Remap) -> Result<bool> {
         match inode.kind {
-            Kind::File if inode.size > 0 || inode.blocks > 0 => {
+            Kind::File if !inode.is_empty() => {
                 let extents = self.extents_in(ino, 0, u64::MAX, EXTENTS_PER_BATCH)?;
                 for m in &extents {
                     remap.batch.delete(&extent_key(ino, m.end));

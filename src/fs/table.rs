@@ -29,6 +29,8 @@ pub struct Node {
     references: AtomicU64,
     /// A directory in which it was seen last; 0: none. For messages: it may have been moved since.
     seen_in: AtomicU64,
+    /// Of a directory: a hash that none of its entries has; 0: none is known. Noted by whoever holds its lock.
+    absent: AtomicU64,
 }
 
 /// What is known of an inode.
@@ -163,6 +165,22 @@ impl Node {
         Some(Ino(self.seen_in.load(Ordering::Relaxed))).filter(|parent| parent.0 != 0)
     }
 
+    /// Of a locked directory: whether it is known that none of its entries has this hash. A name is nearly always looked for just
+    /// before it is created.
+    pub fn is_absent(&self, hash: u64) -> bool {
+        self.absent.load(Ordering::Relaxed) == hash
+    }
+
+    /// Notes that no entry of a locked directory has this hash.
+    pub fn set_absent(&self, hash: u64) {
+        self.absent.store(hash, Ordering::Relaxed);
+    }
+
+    /// A directory that is locked for changes is about to have another entry.
+    pub fn forget_absent(&self) {
+        self.absent.store(0, Ordering::Relaxed);
+    }
+
     fn is_referenced(&self) -> bool {
         self.references.load(Ordering::SeqCst) > 0
     }
@@ -187,6 +205,7 @@ impl Table {
             state: RwLock::default(),
             references: AtomicU64::new(0),
             seen_in: AtomicU64::new(0),
+            absent: AtomicU64::new(0),
         });
         shard.nodes.insert(ino, node.clone());
         node

@@ -1,7 +1,7 @@
 //! Extended attributes: small values in the tree, large ones in blocks of their own.
 
 use super::acl::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
-use super::dir::{Expect, Slot};
+use super::dir::Slot;
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::{Node, State};
@@ -113,7 +113,7 @@ impl Inner {
         let key = |place| xattr_key(ino, place);
         let place = |key: &[u8]| xattr_place(ino, key);
         let matches = |record: &[u8]| Ok(Some(Xattr::decode(ino, record)?).filter(|x| x.name == name));
-        self.find_slot(self.hash(name), Expect::Taken, key, place, matches)
+        self.find_slot(self.hash(name), key, place, matches)
     }
 
     fn xattr_value(&self, ino: Ino, xattr: &Xattr) -> Result<Vec<u8>> {

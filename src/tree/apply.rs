@@ -248,8 +248,11 @@ impl Tree {
                 return Ok(Room::Moved);
             }
             let puts = || mine.iter().filter_map(|c| c.value.map(|v| Pending { key: c.key, value: v.len() }));
-            let left = puts().try_fold(node.free(), |free, p| free.checked_sub(node.growth(p.key, p.value)));
-            if left.is_some() {
+            // Mostly they would fit if they replaced nothing, and that can be told without a search.
+            let enough = |cost: &dyn Fn(&Pending<'_>) -> usize| {
+                puts().try_fold(node.free(), |free, p| free.checked_sub(cost(&p))).is_some()
+            };
+            if enough(&|p| node.size_of(p.key.len(), p.value)) || enough(&|p| node.growth(p.key, p.value)) {
                 latched.push(leaf);
                 return Ok(Room::Made);
             }

@@ -57,8 +57,15 @@ impl Batch {
 
     /// Inserts or replaces a record.
     pub fn put(&mut self, key: &[u8], value: &[u8]) {
+        self.put_with(key, |record| record.extend_from_slice(value));
+    }
+
+    /// Inserts or replaces a record whose value is what `encode` adds to a buffer.
+    pub fn put_with(&mut self, key: &[u8], encode: impl FnOnce(&mut Vec<u8>)) {
         let key = self.store(key);
-        let value = Some(self.store(value));
+        let at = self.bytes.len() as u32;
+        encode(&mut self.bytes);
+        let value = Some((at, self.bytes.len() as u32));
         self.entries.push(Entry { key, value });
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::fs::dir::{Expect, Found};
+use crate::fs::dir::Found;
 
 #[test]
 fn every_inode_gets_a_number_of_its_own_when_birth_groups_run_full() {
@@ -42,7 +42,7 @@ fn names_of_the_same_hash_live_together() {
         batch.put(&format::entry_key(0, Cookie(hash << 8 | slot)), &entry.encode());
     }
     fs.tree().apply(&batch).unwrap();
-    let Found::Free(Some(cookie)) = fs.find_entry(ROOT, 0, b"wanted", Expect::Free).unwrap() else {
+    let Found::Free(Some(cookie)) = fs.find_entry(&fs.node(ROOT), 0, b"wanted").unwrap() else {
         panic!("no place")
     };
     assert_eq!(cookie, Cookie(hash << 8 | 2), "the lowest free slot");
@@ -56,6 +56,37 @@ fn names_of_the_same_hash_live_together() {
     }
     let full = create(&fs, ROOT, b"none", New::File, 0o644, &ME);
     assert!(matches!(full, Err(FsError::NoSpace)), "256 collisions: {full:?}");
+}
+
+#[test]
+fn a_name_that_was_looked_for_in_vain_is_found_once_it_is_there() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let file = create(&fs, ROOT, b"file", New::File, 0o644, &ME).unwrap();
+    let gives: [(&[u8], &dyn Fn()); 4] = [
+        (b"created", &|| _ = create(&fs, ROOT, b"created", New::File, 0o644, &ME).unwrap()),
+        (b"linked", &|| _ = fs.link(file, ROOT, b"linked", &ME).unwrap()),
+        (b"moved", &|| fs.rename(ROOT, b"linked", ROOT, b"moved", RenameMode::NoReplace, &ME).unwrap()),
+        (b"linked", &|| fs.rename(ROOT, b"moved", ROOT, b"linked", RenameMode::Replace, &ME).unwrap()),
+    ];
+    for (name, give) in gives {
+        assert!(matches!(fs.lookup(ROOT, name), Err(FsError::NotFound)));
+        give();
+        let found = fs.lookup(ROOT, name);
+        assert!(found.is_ok(), "{}: {found:?}", name.escape_ascii());
+        assert!(matches!(create(&fs, ROOT, name, New::File, 0o644, &ME), Err(FsError::Exists)));
+    }
+    // Of two names with the same hash one is there: that the other was looked for says nothing of it.
+    let node = fs.node(ROOT);
+    fs.lookup(ROOT, b"none").unwrap_err();
+    assert!(node.is_absent(fs.hash(b"none")));
+    let mut batch = Batch::new();
+    let cookie = Cookie(fs.hash(b"wanted") << 8);
+    let entry = format::Entry { ino: file, kind: Kind::File, name: b"other".to_vec() };
+    fs.put_entry(&node, 0, cookie, &entry, &mut batch);
+    fs.tree().apply(&batch).unwrap();
+    fs.lookup(ROOT, b"wanted").unwrap_err();
+    assert!(!node.is_absent(fs.hash(b"wanted")));
 }
 
 #[test]
