@@ -287,7 +287,7 @@ impl Fs {
         self.update(&mut batch, &node, &mut parent.state, above)?;
         if late {
             let mut count = Batch::new();
-            count.put(&inode_key(ino), &inode.encode());
+            put_inode(&mut count, ino, &inode);
             self.tree.apply(&count)?;
         }
         let attributes = attributes(ino, &inode);
