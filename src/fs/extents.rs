@@ -13,6 +13,7 @@ use super::error::{FsError, Result};
 use super::format::*;
 use super::table::{Node, State};
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
+use crate::storage::DIRECT_LEN_MIN;
 use crate::tree::Batch;
 
 pub(super) const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -303,7 +304,7 @@ impl Inner {
             }
             reads.push((parts[i].first, parts[i].at..end));
         }
-        for (first, range) in &reads[1..] {
+        for (first, range) in reads[1..].iter().filter(|(_, range)| (range.len() as u64) < DIRECT_LEN_MIN) {
             self.tree.will_read_blocks(*first, (range.len() / BLOCK_SIZE) as u32);
         }
         for (first, range) in reads {

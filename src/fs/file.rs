@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::error::{FsError, Result};
 use super::extents::{BLOCK, Mapped, Remap, Source};
 use super::format::*;
+use super::read_around::SMALL;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, clear_suid};
 use crate::defects::Defect;
@@ -77,7 +78,11 @@ impl Fs {
         let size = file_of(&state)?.size;
         let len = size.saturating_sub(offset).min(out.len() as u64) as usize;
         if len > 0 {
-            self.read_extents(ino, offset, out, len)?;
+            let found = self.extents_in(ino, offset, offset + len as u64, usize::MAX)?;
+            if size < SMALL {
+                self.read_around(&found);
+            }
+            self.read_mapped(ino, &found, offset, out, len)?;
         }
         Ok(len)
     }

@@ -13,6 +13,7 @@ pub mod format;
 mod namespace;
 mod orphan;
 mod paths;
+mod read_around;
 mod scrub;
 mod shared;
 mod space;
@@ -120,6 +121,7 @@ pub struct Inner {
     /// Held while counts of shared blocks are read and changed.
     sharing: Mutex<()>,
     windows: space::Windows,
+    read_around: read_around::ReadAround,
     /// Overwrites that take from the image's reserve, one at a time: what one frees is for the next. After an inode's lock.
     overwriting: Mutex<()>,
     reclaimer: orphan::Reclaimer,
@@ -177,6 +179,7 @@ impl Fs {
             table: Table::default(),
             sharing: Mutex::new(()),
             windows: space::Windows::default(),
+            read_around: read_around::ReadAround::default(),
             overwriting: Mutex::new(()),
             reclaimer: orphan::Reclaimer::new(options.background),
             renames: Mutex::new(()),

@@ -216,11 +216,10 @@ impl Walk<'_> {
         below
     }
 
-    /// Has a page read into the host's page cache meanwhile: a disk serves several reads at once. One byte less than the page, which
-    /// takes all of it: whole ones might be read past the cache, so that storages ignore them here.
+    /// Has a page read into the host's page cache meanwhile: a disk serves several reads at once.
     fn will_read(&self, id: PageId) {
         if self.image.superblock.is_data_page(id) {
-            self.image.storage().will_read(id.offset(), PAGE_SIZE as u64 - 1);
+            self.image.storage().will_read(id.offset(), PAGE_SIZE as u64);
         }
     }
 

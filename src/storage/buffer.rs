@@ -9,6 +9,9 @@ use std::ops::{Deref, DerefMut};
 /// need, and a page of the page cache, so that direct and buffered calls never share one.
 pub const DIRECT_ALIGN: usize = 4096;
 
+/// Shorter calls go through the page cache, in bytes; but for durable writes.
+pub const DIRECT_LEN_MIN: u64 = 16384;
+
 #[derive(Clone, Copy)]
 #[repr(C, align(4096))]
 struct Block([u8; DIRECT_ALIGN]);

@@ -5,6 +5,8 @@
 pub enum OpKind {
     /// `read_at`.
     Read,
+    /// `will_read`, which never fails.
+    ReadAhead,
     /// `write_at`, or one `write_vectored_at`.
     Write,
     /// `write_durable_at`.
@@ -21,8 +23,9 @@ pub enum OpKind {
 
 impl OpKind {
     /// Every kind, in the order of the numbers that `kind as usize` gives.
-    pub const ALL: [OpKind; 7] = [
+    pub const ALL: [OpKind; 8] = [
         OpKind::Read,
+        OpKind::ReadAhead,
         OpKind::Write,
         OpKind::WriteDurable,
         OpKind::Sync,

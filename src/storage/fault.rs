@@ -119,13 +119,18 @@ impl<S: Storage> FaultStorage<S> {
         self.armed.lock().as_ref().map_or(0, |armed| armed.fired)
     }
 
-    /// Counts an operation, and decides whether it fails.
-    fn begin(&self, kind: OpKind, offset: u64, bytes: u64) -> Result<(), Failure> {
+    /// Counts an operation.
+    fn count(&self, kind: OpKind, offset: u64, bytes: u64) {
         if let Some(observer) = &self.observer {
             observer(kind, offset, bytes);
         }
         self.calls[kind as usize].fetch_add(1, Ordering::Relaxed);
         self.bytes[kind as usize].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts an operation, and decides whether it fails.
+    fn begin(&self, kind: OpKind, offset: u64, bytes: u64) -> Result<(), Failure> {
+        self.count(kind, offset, bytes);
         if !self.is_armed.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -164,6 +169,7 @@ impl<S: Storage> Storage for FaultStorage<S> {
     }
 
     fn will_read(&self, offset: u64, len: u64) {
+        self.count(OpKind::ReadAhead, offset, len);
         self.inner.will_read(offset, len);
     }
 

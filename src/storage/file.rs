@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::buffer::DIRECT_ALIGN;
+use super::buffer::{DIRECT_ALIGN, DIRECT_LEN_MIN};
 use super::lock::find_holder;
 use super::{OpenError, Storage, sys};
 
-/// Shorter calls are buffered, in bytes; but for durable writes.
-const DIRECT_LEN_MIN: u64 = 16384;
+/// Bytes that one call reads ahead. Linux reads no more for each than the device's read-ahead, which is rarely less.
+const READ_AHEAD: u64 = 128 << 10;
 /// How long to try to get the lock. A holder that has closed the image or was killed can still have it for a
 /// moment: a child that it forked has a copy of the descriptor until it calls exec.
 const LOCK_PATIENCE: Duration = Duration::from_millis(250);
@@ -260,9 +260,8 @@ impl Storage for FileStorage {
     }
 
     fn will_read(&self, offset: u64, len: u64) {
-        // What is read past the page cache would find nothing there.
-        if len < DIRECT_LEN_MIN || !self.is_direct() {
-            sys::will_need(&self.buffered, offset, len);
+        for begin in (0..len).step_by(READ_AHEAD as usize) {
+            sys::will_need(&self.buffered, offset + begin, READ_AHEAD.min(len - begin));
         }
     }
 

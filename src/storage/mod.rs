@@ -48,7 +48,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
-pub use buffer::{AlignedBuf, DIRECT_ALIGN};
+pub use buffer::{AlignedBuf, DIRECT_ALIGN, DIRECT_LEN_MIN};
 pub use counts::{Counts, OpKind};
 pub use fault::{Fault, FaultStorage};
 pub use file::{FileStorage, OpenMode};
@@ -69,7 +69,8 @@ pub trait Storage: Send + Sync {
     /// end; what `buf` then holds is undefined.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// A short range will be read soon: its bytes may be fetched meanwhile. Waits for nothing, and promises nothing.
+    /// A range will be read soon, in calls that do not bypass the host's page cache: its bytes may be fetched to there meanwhile.
+    /// Waits for nothing, and promises nothing.
     fn will_read(&self, _offset: u64, _len: u64) {}
 
     /// An offset, at least `offset` and at most the greater of it and the length, before which from `offset` on there are only zeros.

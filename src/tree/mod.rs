@@ -289,7 +289,7 @@ impl Tree {
         }
     }
 
-    /// Whole blocks will be read soon, so they may be fetched meanwhile.
+    /// Whole blocks will be read soon, in pieces of less than [`crate::storage::DIRECT_LEN_MIN`]: they may be fetched meanwhile.
     pub fn will_read_blocks(&self, start: BlockNo, count: u32) {
         self.pool.storage().will_read(start.offset(), count as u64 * BLOCK_SIZE as u64);
     }

@@ -8,6 +8,7 @@ mod model;
 mod names;
 mod operations;
 mod orphans;
+mod reads;
 mod space;
 mod two_threads;
 

@@ -48,7 +48,7 @@ impl Disk {
                 operation.offset..operation.offset.saturating_add(operation.len)
             }
             OpKind::SetLen => operation.offset..u64::MAX,
-            OpKind::Read | OpKind::Sync | OpKind::Allocate => 0..0,
+            OpKind::Read | OpKind::ReadAhead | OpKind::Sync | OpKind::Allocate => 0..0,
         };
         let parts = if range.is_empty() { Vec::new() } else { vec![range] };
         self.pending.push(Pending { operation, issued: self.clock, completed: None, parts, len_min: 0 });
@@ -66,7 +66,7 @@ impl Disk {
             }
             OpKind::WriteDurable => self.make_durable(|pending| pending.operation.index == index),
             OpKind::Write | OpKind::Punch | OpKind::SetLen => self.pending[at].completed = Some(self.clock),
-            OpKind::Read | OpKind::Allocate => drop(self.pending.remove(at)),
+            OpKind::Read | OpKind::ReadAhead | OpKind::Allocate => drop(self.pending.remove(at)),
         }
     }
 

@@ -220,7 +220,7 @@ impl State {
             OpKind::Write | OpKind::WriteDurable => live.write(offset, &operation.data)?,
             OpKind::SetLen => live.set_len(offset)?,
             OpKind::Punch => live.zero(offset..offset.saturating_add(len)),
-            OpKind::Read | OpKind::Sync | OpKind::Allocate => {}
+            OpKind::Read | OpKind::ReadAhead | OpKind::Sync | OpKind::Allocate => {}
         }
         self.next_index += 1;
         self.counts.add(kind, 1, len);

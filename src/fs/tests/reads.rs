@@ -1,0 +1,81 @@
+//! Reading contents: what is fetched ahead.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use super::*;
+use crate::fs::read_around::{SMALL, STRETCH};
+use crate::page::{BLOCK_SIZE, BlockNo};
+use crate::storage::{FaultStorage, OpKind};
+
+/// Ranges of bytes that a disk was told will be read.
+type Told = Arc<Mutex<Vec<(u64, u64)>>>;
+
+/// The filesystem, opened with nothing in memory on a disk that notes what it is told.
+fn cold(storage: &Arc<MemStorage>) -> (Fs, Told) {
+    let told = Told::default();
+    let noted = told.clone();
+    let observer = move |kind, offset, len| {
+        if kind == OpKind::ReadAhead {
+            noted.lock().unwrap().push((offset, len));
+        }
+    };
+    let disk = Arc::new(FaultStorage::observed(storage.clone(), observer));
+    (Fs::open(disk, &options()).unwrap(), told)
+}
+
+fn write_file(fs: &Fs, name: &str, contents: &[u8]) -> Ino {
+    let ino = create(fs, ROOT, name.as_bytes(), New::File, 0o644, &ME).unwrap();
+    fs.write(ino, 0, contents, &ME).unwrap();
+    ino
+}
+
+fn blocks_of(fs: &Fs, ino: Ino) -> Vec<BlockNo> {
+    let runs =
+        fs.extents_in(ino, 0, u64::MAX, usize::MAX).unwrap().into_iter().filter_map(|m| m.extent.run());
+    runs.flat_map(|run| (run.start.0..run.end().0).map(BlockNo)).collect()
+}
+
+#[test]
+fn neighbours_of_a_small_file_are_fetched_with_it() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let contents = |n: usize| vec![n as u8; 3 * BLOCK_SIZE - n];
+    let files: Vec<Ino> = (0..200).map(|n| write_file(&fs, &format!("f{n}"), &contents(n))).collect();
+    fs.close().unwrap();
+
+    let (fs, told) = cold(&storage);
+    let (mut met, mut alone) = (BTreeSet::new(), 0);
+    for n in (0..200).map(|i| i * 77 % 200) {
+        assert_eq!(fs.read(files[n], 0, SMALL as usize).unwrap(), contents(n));
+        // The first file that is read of a stretch comes alone. What reaches into the next one counts for the one that it begins in.
+        let blocks = blocks_of(&fs, files[n]);
+        alone += met.insert(blocks[0].0 / u64::from(STRETCH)) as usize;
+    }
+    let told = told.lock().unwrap();
+    let stretches: BTreeSet<u64> = told.iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(stretches.len(), told.len(), "a stretch was fetched twice");
+    assert!(stretches.len() >= 4, "600 blocks lie in at least 4 stretches with several files");
+    assert!(alone <= stretches.len() + 1, "{alone} stretches were met, {} fetched", stretches.len());
+    for (offset, len) in &*told {
+        assert_eq!((offset % len, *len), (0, u64::from(STRETCH) * BLOCK_SIZE as u64));
+        assert!(met.contains(&(offset / len)), "a stretch was fetched of which nothing was read");
+    }
+}
+
+#[test]
+fn reading_a_large_file_here_and_there_fetches_nothing_else() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let large = write_file(&fs, "large", &vec![7; 16 << 20]);
+    let inline = write_file(&fs, "inline", &[8; 100]);
+    fs.close().unwrap();
+
+    let (fs, told) = cold(&storage);
+    for n in 0..1000 {
+        let block = n * 7919 % 4096;
+        assert_eq!(fs.read(large, block * BLOCK_SIZE as u64, BLOCK_SIZE).unwrap(), [7; BLOCK_SIZE]);
+        assert_eq!(fs.read(inline, 0, BLOCK_SIZE).unwrap(), [8; 100]);
+    }
+    assert_eq!(*told.lock().unwrap(), []);
+}
