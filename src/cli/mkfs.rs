@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use clap::Parser;
 use super::{CliResult, Failure, bytes, size, status};
 use crate::fs::{Caller, Fs};
 use crate::storage::{FileStorage, OpenError};
-use crate::tree::FormatOptions;
+use crate::tree::{FormatOptions, Tree};
 
 /// The declared size of an image unless another is asked for, in bytes. The file is sparse.
 const SIZE: u64 = 64 << 30;
@@ -45,8 +45,8 @@ pub struct Args {
     pub verbose: bool,
     /// The image: a file, or a block device
     pub image: PathBuf,
-    /// The size, as mkfs(8) passes it
-    #[arg(hide = true, value_parser = size, conflicts_with = "size")]
+    /// The size in bytes, as mkfs(8) passes it
+    #[arg(value_name = "SIZE", value_parser = size, conflicts_with = "size")]
     pub blocks: Option<u64>,
 }
 
@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> CliResult {
         Failure::new(status::USAGE, format_args!("{}: {e}", args.image.display()))
     };
     let there = existing(&args.image).map_err(|e| fail(&e))?;
-    if let Existing::InUse(what) = &there
+    if let Existing::InUse { what, .. } = &there
         && !args.force
     {
         return Err(Failure::new(
@@ -116,7 +116,9 @@ pub fn run(args: &Args) -> CliResult {
         hash_seed: random().map_err(|e| fail(&e))?,
         ..FormatOptions::default()
     };
-    if !args.dry_run {
+    if args.dry_run {
+        check(&args.image, &options)?;
+    } else {
         create(&args.image, &options, !matches!(there, Existing::Nothing))?;
     }
     if !args.quiet {
@@ -126,10 +128,48 @@ pub fn run(args: &Args) -> CliResult {
     Ok(0)
 }
 
-/// Makes an image.
+/// Checks what can be checked before anything is changed: what is at the image's place may be overwritten, but not lost for nothing.
+fn check(image: &Path, options: &FormatOptions) -> Result<(), Failure> {
+    let fail =
+        |e: &dyn std::fmt::Display| Failure::new(status::USAGE, format_args!("{}: {e}", image.display()));
+    let needed = Tree::format_cost(options).map_err(|e| fail(&e))?;
+    let (path, gained) = match fs::metadata(image) {
+        Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
+        Ok(metadata) => (image, metadata.blocks() * 512),
+        Err(_) => (folder_of(image), 0),
+    };
+    // What the host cannot tell is found out by writing.
+    if let Ok(host) = nix::sys::statvfs::statvfs(path) {
+        let free = host.blocks_available() as u64 * host.fragment_size() as u64;
+        if free.saturating_add(gained) < needed {
+            return Err(fail(&format_args!(
+                "the image takes {} at once, and the disk that it lies on has {} left",
+                bytes(needed),
+                bytes(free)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The directory that a file lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Makes an image. If that fails, what was at its place is as before as far as possible: nothing is left if there was nothing.
 pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<(), Failure> {
-    let storage = FileStorage::create(image, overwrite).map_err(|e| match e {
+    check(image, options)?;
+    let is_new = matches!(fs::symlink_metadata(image), Err(e) if e.kind() == io::ErrorKind::NotFound);
+    let storage = FileStorage::create_sized(image, overwrite, options.size).map_err(|e| match e {
+        OpenError::Exists { .. } if !image.exists() => Failure::new(
+            status::USAGE,
+            format_args!("{}: a symbolic link to a file that is not there", image.display()),
+        ),
         OpenError::Exists { .. } => Failure::new(status::USAGE, format_args!("{e}; -F overwrites it")),
+        OpenError::NotFound { .. } => {
+            Failure::new(status::USAGE, format_args!("{}: no such directory", folder_of(image).display()))
+        }
         e => Failure::open(status::USAGE, &e),
     })?;
     let caller = Caller {
@@ -138,7 +178,12 @@ pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<
         now: crate::mount::now(),
         privileged: true,
     };
-    Fs::format(Arc::new(storage), options, &caller).map_err(|e| Failure::fs(status::USAGE, image, &e))
+    let made = Fs::format(Arc::new(storage), options, &caller);
+    if made.is_err() && is_new {
+        // The error that is told is the one that matters.
+        let _ = fs::remove_file(image);
+    }
+    made.map_err(|e| Failure::fs(status::USAGE, image, &e))
 }
 
 /// The options of an image that `mount --create` makes.
@@ -152,14 +197,18 @@ enum Existing {
     Nothing,
     /// A file or device without contents, of this size.
     Empty(u64),
-    /// Something that must not be overwritten without being asked to.
-    InUse(&'static str),
+    /// Something that must not be overwritten without being asked to; a device's size.
+    InUse {
+        what: &'static str,
+        size: Option<u64>,
+    },
 }
 
 impl Existing {
     fn size(&self) -> Option<u64> {
         match self {
             Existing::Empty(size) if *size > 0 => Some(*size),
+            Existing::InUse { size, .. } => *size,
             _ => None,
         }
     }
@@ -171,6 +220,11 @@ fn existing(image: &Path) -> io::Result<Existing> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Existing::Nothing),
         Err(e) => return Err(e),
     };
+    let is_device = metadata.file_type().is_block_device();
+    if !is_device && !metadata.is_file() {
+        // What it is, and that it will not do, is found out when it is opened. A pipe would wait for a writer here.
+        return Ok(Existing::Empty(0));
+    }
     if metadata.is_file() && metadata.len() == 0 {
         return Ok(Existing::Empty(0));
     }
@@ -178,16 +232,19 @@ fn existing(image: &Path) -> io::Result<Existing> {
     let mut head = vec![0; PROBED];
     let read = read_up_to(&mut file, &mut head)?;
     let empty = head[..read].iter().all(|b| *b == 0);
-    if metadata.file_type().is_block_device() {
+    if is_device {
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
-        return Ok(if empty { Existing::Empty(size) } else { Existing::InUse("the device has contents") });
+        return Ok(if empty {
+            Existing::Empty(size)
+        } else {
+            Existing::InUse { what: "the device has contents", size: Some(size) }
+        });
     }
-    use std::os::unix::fs::MetadataExt;
     // A file that has been given its size and nothing else.
     if metadata.blocks() == 0 {
         return Ok(Existing::Empty(metadata.len()));
     }
-    Ok(Existing::InUse("already exists"))
+    Ok(Existing::InUse { what: "already exists", size: None })
 }
 
 fn read_up_to(file: &mut File, buf: &mut [u8]) -> io::Result<usize> {
@@ -225,5 +282,46 @@ mod tests {
         assert_eq!(run(&args(false)).unwrap(), 0);
         assert!(run(&args(false)).unwrap_err().message.contains("already exists; -F overwrites it"));
         assert_eq!(run(&args(true)).unwrap(), 0);
+    }
+
+    /// The message with which these arguments are refused; the last one is the image.
+    fn refused(arguments: &[&str], image: &Path) -> String {
+        let all = ["mkfs.btfs"].iter().chain(arguments).map(Into::into).chain([image.into()]);
+        let args = Args::try_parse_from(all.collect::<Vec<std::ffi::OsString>>()).unwrap();
+        run(&args).unwrap_err().message
+    }
+
+    #[test]
+    fn what_is_refused_costs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
+        fs::write(&old, [7; 1 << 20]).unwrap();
+        let label = "x".repeat(65);
+        for arguments in [["--size", "1K"], ["--size", "1025P"], ["--size", "8191P"], ["-L", &label]] {
+            for image in [&old, &new] {
+                for force in ["-F", "-Fn"] {
+                    let message = refused(&[&[force], &arguments[..]].concat(), image);
+                    assert!(!message.is_empty());
+                }
+            }
+        }
+        assert!(fs::read(&old).unwrap() == [7; 1 << 20], "the old file is lost");
+        assert!(!new.exists(), "a part of an image is left");
+        assert!(refused(&["--size", "1K"], &new).contains("an image cannot have"));
+        let nowhere = dir.path().join("no").join("image.db");
+        assert!(refused(&[], &nowhere).ends_with("/no: no such directory"), "{}", refused(&[], &nowhere));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        assert!(refused(&[], &link).contains("a symbolic link to a file that is not there"));
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for force in [&["-F"][..], &[]] {
+            assert!(refused(force, &pipe).contains("neither a regular file nor a block device"));
+        }
     }
 }

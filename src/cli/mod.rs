@@ -189,7 +189,9 @@ fn bytes(n: u64) -> String {
 
 /// A size on the command line.
 fn size(text: &str) -> Result<u64, String> {
-    crate::mount::parse_size(text).ok_or_else(|| "a size is a number with K, M, G or T behind it".into())
+    crate::mount::parse_size(text).ok_or_else(|| {
+        "a size is a whole number of bytes, or of K, M, G, T, P or E (powers of 1024), and below 16E".into()
+    })
 }
 
 #[cfg(test)]

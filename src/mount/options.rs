@@ -124,7 +124,7 @@ impl MountOptions {
 /// A batch of the filesystem may touch some hundred pages.
 const CACHE_MIN: u64 = 16 << 20;
 
-/// A size in bytes, with a suffix of K, M, G or T for powers of 1024.
+/// A size in bytes, with a suffix of K, M, G, T, P or E for powers of 1024. Without a sign: elsewhere `+1G` means "1G more".
 pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.strip_suffix("iB").or_else(|| text.strip_suffix('B')).unwrap_or(text);
     let (digits, shift) = match text.as_bytes().last()? {
@@ -132,8 +132,13 @@ pub fn parse_size(text: &str) -> Option<u64> {
         b'm' | b'M' => (&text[..text.len() - 1], 20),
         b'g' | b'G' => (&text[..text.len() - 1], 30),
         b't' | b'T' => (&text[..text.len() - 1], 40),
+        b'p' | b'P' => (&text[..text.len() - 1], 50),
+        b'e' | b'E' => (&text[..text.len() - 1], 60),
         _ => (text, 0),
     };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
     let number: u64 = digits.parse().ok()?;
     number.checked_mul(1 << shift)
 }
@@ -175,6 +180,10 @@ mod tests {
         assert_eq!(parse_size("512KiB"), Some(512 << 10));
         assert_eq!(parse_size("100"), Some(100));
         assert_eq!(parse_size("99999999999T"), None);
+        assert_eq!(parse_size("1P"), Some(1 << 50));
+        assert_eq!(parse_size("16E"), None);
         assert_eq!(parse_size("G"), None);
+        assert_eq!(parse_size("+1M"), None);
+        assert_eq!(parse_size("1.5M"), None);
     }
 }

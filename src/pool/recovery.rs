@@ -168,6 +168,12 @@ fn layout(options: &FormatOptions) -> Result<Superblock> {
     if superblock.label.len() > LABEL_MAX {
         return Err(Error::TooLarge { what: "label", size: superblock.label.len(), limit: LABEL_MAX });
     }
+    let least = superblock.data_offset() + CHUNK_SIZE as u64;
+    if size < least || size > IMAGE_SIZE_MAX {
+        return Err(Error::Unusable(format!(
+            "an image cannot have {size} bytes, only {least} (with a log of {log_size}) to {IMAGE_SIZE_MAX}"
+        )));
+    }
     Superblock::decode(&superblock.encode(), size).map_err(|e| match e {
         SuperblockError::Damaged(reason) => Error::Unusable(format!("cannot make such an image: {reason}")),
         e => Error::Unusable(format!("cannot make such an image: {e:?}")),
@@ -223,6 +229,11 @@ impl Pool {
     /// Makes an empty image: what the storage held is gone.
     pub fn format(storage: &dyn Storage, options: &FormatOptions) -> Result<()> {
         format(storage, options)
+    }
+
+    /// The bytes that [`Pool::format`] writes or allocates, if it accepts the options.
+    pub fn format_cost(options: &FormatOptions) -> Result<u64> {
+        Ok(layout(options)?.data_offset() + CHUNK_SIZE as u64)
     }
 
     /// Opens an image, with recovery if it was not closed in order. Nothing else uses the storage.

@@ -71,11 +71,21 @@ impl FileStorage {
     /// If there is one already, this fails with [`OpenError::Exists`], or, if `overwrite` is set, empties it
     /// after locking it. Devices exist always, and keep their content.
     pub fn create(path: impl AsRef<Path>, overwrite: bool) -> Result<Self, OpenError> {
+        Self::create_sized(path, overwrite, 0)
+    }
+
+    /// Like [`FileStorage::create`], with `size` bytes of zeros that take no space. If the host cannot have such a file, what was there is
+    /// as before, also if it was nothing. Of a device only the lock is taken.
+    pub fn create_sized(path: impl AsRef<Path>, overwrite: bool, size: u64) -> Result<Self, OpenError> {
         let path = path.as_ref();
+        let mut was_missing = false;
         let is_device = match fs::metadata(path) {
             Ok(_) if !overwrite => return Err(OpenError::Exists { path: path.into() }),
             Ok(metadata) => check_type(path, &metadata)?,
-            Err(_) => false,
+            Err(error) => {
+                was_missing = error.kind() == io::ErrorKind::NotFound;
+                false
+            }
         };
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
@@ -83,10 +93,27 @@ impl FileStorage {
         options.create(overwrite && !is_device).truncate(false).create_new(!overwrite);
         let storage = Self::open_with(path, &mut options, OpenMode::ReadWrite, is_device)?;
         if !is_device {
-            storage.buffered.set_len(0).map_err(|error| open_error(path, error))?;
-            sync_parent(path).map_err(|error| open_error(path, error))?;
+            let emptied = storage.try_len(size).and_then(|()| storage.buffered.set_len(0));
+            if emptied.is_err() && was_missing {
+                // The error that is told is the one that matters.
+                let _ = fs::remove_file(path);
+            }
+            emptied
+                .and_then(|()| storage.buffered.set_len(size))
+                .and_then(|()| sync_parent(path))
+                .map_err(|error| open_error(path, error))?;
         }
         Ok(storage)
+    }
+
+    /// Whether the host can have so long a file; the length is as before.
+    fn try_len(&self, size: u64) -> io::Result<()> {
+        let before = self.buffered.metadata()?.len();
+        if size > before {
+            self.buffered.set_len(size)?;
+            self.buffered.set_len(before)?;
+        }
+        Ok(())
     }
 
     fn open_with(

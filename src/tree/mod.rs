@@ -95,6 +95,14 @@ impl Tree {
         Pool::format(storage, options)
     }
 
+    /// How many bytes a new image with these options takes on the host at once; it may grow to its size.
+    ///
+    /// # Errors
+    /// Those of [`Tree::format`] for options that are not possible: nothing has been changed yet.
+    pub fn format_cost(options: &FormatOptions) -> Result<u64> {
+        Pool::format_cost(options)
+    }
+
     /// Opens an image, with recovery if it was not closed in order.
     ///
     /// # Errors

@@ -208,6 +208,21 @@ fn creating_does_not_overwrite_an_image_unless_told_to() {
 }
 
 #[test]
+fn a_size_that_the_host_cannot_have_costs_nothing() {
+    in_every_folder(|folder| {
+        let path = folder.join("image.db");
+        let impossible = u64::MAX;
+        assert!(FileStorage::create_sized(&path, false, impossible).is_err());
+        assert!(!path.exists(), "an empty file is left");
+        fs::write(&path, b"content").unwrap();
+        assert!(FileStorage::create_sized(&path, true, impossible).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"content");
+        drop(FileStorage::create_sized(&path, true, 1 << 20).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), vec![0; 1 << 20]);
+    });
+}
+
+#[test]
 fn what_cannot_be_opened_is_named_with_the_reason() {
     in_every_folder(|folder| {
         let missing = folder.join("missing");
