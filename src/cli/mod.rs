@@ -11,6 +11,7 @@ mod watch;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -136,6 +137,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// Tells the user something that is no failure. If nobody listens, so be it.
+fn remark(message: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "btfs: {message}");
 }
 
 fn parse<A: Parser>(arguments: &[OsString]) -> Result<A, clap::Error> {

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 
 use super::daemon::{self, Parent};
-use super::{CliResult, Failure, image, log_to_stderr, mkfs, size, status};
+use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
 use crate::fs::{Atime, Fs};
-use crate::mount::{Mount, MountOptions, block_signals, mounts};
+use crate::mount::mounts::{self, Mounted};
+use crate::mount::{Mount, MountOptions, block_signals};
 use crate::storage::{FileStorage, OpenMode};
 use crate::tree::Options;
 
@@ -271,22 +272,64 @@ fn unmount_patiently(dir: &Path, lazy: bool) -> Result<(), mounts::MountError> {
     }
 }
 
+/// How long a daemon that was killed may be on its way out.
+const DYING: Duration = Duration::from_secs(5);
+/// After so long somebody who waits for a daemon wants to know why.
+const REMARK: Duration = Duration::from_secs(2);
+
+/// Waits until the daemon of a mount that was taken away has written everything: it holds the image's lock so long. `false`: it goes
+/// on, since the filesystem is mounted elsewhere as well, or somebody else has the image by now.
+fn wait_for_daemon(image: &File, gone: &Mounted, dead: bool) -> io::Result<bool> {
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    let mut remarked = false;
+    loop {
+        match image.try_lock_shared() {
+            Ok(()) => return Ok(true),
+            Err(fs::TryLockError::WouldBlock) => {}
+            Err(fs::TryLockError::Error(e)) => return Err(e),
+        }
+        let waited = begun.elapsed();
+        if dead && waited > DYING {
+            return Ok(false);
+        }
+        if !dead && waited > REMARK && !remarked {
+            remarked = true;
+            if let Some(place) = mounts::elsewhere(gone) {
+                remark(format_args!("{}: unmounted; the image is still mounted {place}", gone.dir.display()));
+                return Ok(false);
+            }
+            remark(format_args!("{}: unmounted; waiting until everything is on disk", gone.dir.display()));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
 pub fn umount(args: &UmountArgs) -> CliResult {
     let mounted = mounts::find(&args.dir).ok_or_else(|| {
         Failure::new(status::SYSTEM, mounts::MountError::NotMounted { dir: args.dir.clone() })
     })?;
     let dead = mounts::is_dead(&mounted.dir);
-    unmount_patiently(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
-    if args.lazy {
-        return Ok(0);
-    }
-    // The daemon holds the lock until everything is on disk; one that was killed until the kernel has taken it apart.
     let image = &mounted.source;
     let fail = |e: io::Error| {
         Failure::new(status::SYSTEM, format_args!("unmounted, but cannot wait for {}: {e}", image.display()))
     };
-    let file = File::open(image).map_err(fail)?;
-    file.lock_shared().map_err(fail)?;
+    // Where the daemon cannot be waited for, this is what can be made sure of.
+    let synced = if dead { Ok(()) } else { File::open(&mounted.dir).and_then(|dir| dir.sync_all()) };
+    unmount_patiently(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
+    if args.lazy {
+        return Ok(0);
+    }
+    let waited = match File::open(image) {
+        Ok(file) => wait_for_daemon(&file, &mounted, dead),
+        // It has another name by now.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    };
+    if !waited.map_err(fail)? {
+        return synced.map_or_else(|e| Err(fail(e)), |()| Ok(0));
+    }
     if !dead && !mounted.read_only && !image::is_clean(image)? {
         return Err(Failure::new(
             status::SYSTEM,

@@ -341,7 +341,8 @@ impl Inner {
                 }
             };
             let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
-            self.tree.write_blocks_logged(run.start, piece, batch)?;
+            // Blocks are there, but the host may have no space for them before others are given back.
+            self.or_after_cleaning(|| Ok(self.tree.write_blocks_logged(run.start, piece, batch)?))?;
             let len = (piece.len() as u64).min(end - from) as u32;
             let crcs = piece.chunks(BLOCK_SIZE).map(crc32fast::hash).collect();
             extents.push(Mapped::new(from, Extent::Blocks { len, start: run.start, shared: false, crcs }));

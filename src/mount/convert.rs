@@ -139,6 +139,8 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::AttributeTooLarge => Errno::E2BIG,
         FsError::NotPermitted => Errno::EACCES,
         FsError::ReadOnly => Errno::EROFS,
+        // What is asked of the image is not possible for it; nothing is wrong with it.
+        FsError::Engine(crate::Error::Unusable(_)) => Errno::EINVAL,
         FsError::Engine(_) => Errno::EIO,
     }
 }

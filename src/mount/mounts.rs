@@ -31,7 +31,7 @@ pub enum MountError {
     )]
     NoHelper,
     /// The mount point may not be used by this user.
-    #[error("{}: not permitted to mount here: {reason}", dir.display())]
+    #[error("{}: not permitted: {reason}", dir.display())]
     NotPermitted {
         /// The mount point.
         dir: PathBuf,
@@ -206,24 +206,25 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    fn parse(line: &str) -> Option<Mounted> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(2);
-        let device = left.next()?.to_owned();
-        let dir = unescaped(left.nth(1)?);
-        let is_ro = |options: &str| options.split(',').any(|o| o == "ro");
-        let flags = left.next()?;
-        let mut right = right.split(' ');
-        let fs_type = right.next()?.to_owned();
-        let source = unescaped(right.next()?);
-        let read_only = is_ro(flags) || right.next().is_some_and(is_ro);
-        Some(Mounted { device, dir, fs_type, source, read_only })
+    /// Names are bytes: those of other filesystems, too, which anybody may have mounted.
+    fn parse(line: &[u8]) -> Option<Mounted> {
+        let words = |part: &[u8]| part.split(|b| *b == b' ').map(<[u8]>::to_vec).collect::<Vec<_>>();
+        let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
+        let is_ro = |options: &Vec<u8>| options.split(|b| *b == b',').any(|o| o == b"ro");
+        let end = line.windows(3).position(|w| w == b" - ")?;
+        let (left, right) = (words(&line[..end]), words(&line[end + 3..]));
+        Some(Mounted {
+            device: text(left.get(2)?),
+            dir: unescaped(left.get(4)?),
+            fs_type: text(right.first()?),
+            source: unescaped(right.get(1)?),
+            read_only: is_ro(left.get(5)?) || right.get(2).is_some_and(is_ro),
+        })
     }
 }
 
 /// Undoes the octal escapes for blanks and backslashes.
-fn unescaped(text: &str) -> PathBuf {
-    let bytes = text.as_bytes();
+fn unescaped(bytes: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
@@ -238,15 +239,41 @@ fn unescaped(text: &str) -> PathBuf {
 /// The mount of btfs at a directory, also if its daemon is dead. With several on top of each other, the upper one.
 pub fn find(dir: &Path) -> Option<Mounted> {
     let dir = absolute(dir).ok()?;
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let found = table.lines().filter_map(Mounted::parse).rfind(|m| m.dir == dir);
+    let found = table(Path::new("/proc/self")).into_iter().rfind(|m| m.dir == dir);
     found.filter(|m| m.fs_type == FS_TYPE)
 }
 
-/// The mount of this image, if it is mounted.
+/// The mount of this image, if it is mounted; the newest, for others may be left of daemons that died.
 pub fn find_source(image: &Path) -> Option<Mounted> {
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    table.lines().filter_map(Mounted::parse).find(|m| m.fs_type == FS_TYPE && m.source == image)
+    table(Path::new("/proc/self")).into_iter().rfind(|m| m.fs_type == FS_TYPE && m.source == image)
+}
+
+/// Where else the filesystem of a mount that was taken away is mounted: here, or where another process lives.
+pub fn elsewhere(gone: &Mounted) -> Option<String> {
+    let at = |process: &Path| {
+        let same = |m: &Mounted| m.device == gone.device && m.fs_type == FS_TYPE;
+        table(process).into_iter().find(same).map(|m| m.dir)
+    };
+    if let Some(dir) = at(Path::new("/proc/self")) {
+        return Some(format!("at {}", dir.display()));
+    }
+    let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
+    processes.filter(|path| path.join("mountinfo").exists()).find_map(|path| {
+        let dir = at(&path)?;
+        let pid = path.file_name()?.to_string_lossy().into_owned();
+        Some(format!("at {} in the mount namespace of process {pid} ({})", dir.display(), name_of(&path)))
+    })
+}
+
+/// The mounts that a process sees, those above others behind them.
+fn table(process: &Path) -> Vec<Mounted> {
+    let table = fs::read(process.join("mountinfo")).unwrap_or_default();
+    table.split(|b| *b == b'\n').filter_map(Mounted::parse).collect()
+}
+
+/// The name of a process with this directory in `/proc`.
+fn name_of(process: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(process.join("comm")).unwrap_or_default()).trim_end().to_owned()
 }
 
 /// The absolute path, without following what the last component may be a dead mount of.
@@ -303,6 +330,10 @@ fn users(dir: &Path) -> String {
     let mut found = Vec::new();
     for process in processes.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        // The one who asks may have been called in there; then so has the shell that called it.
+        if pid == std::process::id() {
+            continue;
+        }
         let path = process.path();
         let links = [path.join("cwd"), path.join("root"), path.join("exe")];
         let descriptors = fs::read_dir(path.join("fd")).into_iter().flatten().flatten().map(|d| d.path());
@@ -312,8 +343,7 @@ fn users(dir: &Path) -> String {
             .any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(dir)));
         let maps = || fs::read(path.join("maps")).unwrap_or_default();
         if uses || contains(&maps(), dir.as_os_str().as_bytes()) {
-            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            found.push(format!("process {pid} ({})", name.trim_end()));
+            found.push(format!("process {pid} ({})", name_of(&path)));
         }
     }
     if found.is_empty() { String::new() } else { format!(": used by {}", found.join(", ")) }
@@ -339,12 +369,22 @@ mod tests {
 
     #[test]
     fn a_mount_with_blanks_in_its_names_is_recognised() {
-        let line = r"45 28 0:41 / /mnt/a\040b rw,relatime shared:1 - fuse.btfs /home/x/im\134age\040one.db rw,user_id=0";
+        let line = br"45 28 0:41 / /mnt/a\040b rw,relatime shared:1 - fuse.btfs /home/x/im\134age\040one.db rw,user_id=0";
         let mounted = Mounted::parse(line).unwrap();
         assert_eq!(mounted.device, "0:41");
         assert_eq!(mounted.dir, Path::new("/mnt/a b"));
         assert_eq!(mounted.fs_type, FS_TYPE);
         assert_eq!(mounted.source, Path::new("/home/x/im\\age one.db"));
+    }
+
+    #[test]
+    fn names_that_are_no_text_are_names_as_well() {
+        let line = b"45 28 0:41 / /mnt/\xff rw - fuse.btfs /home/\xfe.db ro,user_id=0";
+        let mounted = Mounted::parse(line).unwrap();
+        assert_eq!(mounted.dir.as_os_str().as_bytes(), b"/mnt/\xff");
+        assert_eq!(mounted.source.as_os_str().as_bytes(), b"/home/\xfe.db");
+        assert!(mounted.read_only);
+        assert_eq!(Mounted::parse(b"45 28 0:41 / /mnt"), None);
     }
 
     #[test]

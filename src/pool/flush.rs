@@ -63,7 +63,8 @@ impl Pool {
     /// Writes all pages home that are dirty from before now, and frees the log behind the oldest that is left.
     pub fn checkpoint(&self) -> Result<()> {
         let mut flusher = self.flusher.lock();
-        if self.is_read_only() && (self.opened_read_only || flusher.superblock.clean) {
+        let ended = flusher.superblock.clean || self.damaged.load(Ordering::SeqCst);
+        if self.is_read_only() && (self.opened_read_only || ended) {
             self.announce_progress();
             return Ok(());
         }
@@ -71,7 +72,7 @@ impl Pool {
     }
 
     /// Ends all changes of the image, or admits them again. When this returns after `read_only`, everything applied before is
-    /// durable and home, the image is marked as closed in order, and nothing writes to it any more but data writes that had
+    /// durable and home, the image is marked as closed in order (unless damage has been met), and nothing writes to it any more but data writes that had
     /// begun. Holds no latch and no epoch; waits for transactions under way.
     ///
     /// # Errors
@@ -128,7 +129,7 @@ impl Pool {
         superblock.checkpoint = checkpoint;
         superblock.floor = self.log.durable().max(checkpoint);
         superblock.groups = self.space.lock().groups_before(checkpoint);
-        superblock.clean = clean;
+        superblock.clean = clean && !self.damaged.load(Ordering::SeqCst);
         self.write_superblocks(flusher)?;
         self.log.set_tail(checkpoint);
         self.checkpointed.store(checkpoint.0, Ordering::SeqCst);

@@ -54,8 +54,8 @@ impl Pool {
     /// before that leaves the old size or the new one. Others go on meanwhile. Holds no latch and no epoch.
     ///
     /// # Errors
-    /// [`Error::Unusable`] for a smaller size, or one that is too large for an image; [`Error::Io`] if the file cannot be made
-    /// longer, as on a block device. In these cases nothing has changed. Otherwise the error is latched.
+    /// [`Error::Unusable`] for a smaller size, one that is too large for an image, or one that its file or device cannot have. In these cases
+    /// nothing has changed. Otherwise the error is latched.
     pub fn grow(&self, size: u64) -> Result<()> {
         let _switching = self.switching.lock();
         let _growing = self.growing.lock();
@@ -75,7 +75,7 @@ impl Pool {
             error => Error::Unusable(format!("cannot grow so far: {error:?}")),
         })?;
         let _site = site_scope("grow");
-        let failed = |e| Error::io("making the image's file longer", e);
+        let failed = |e| Error::Unusable(format!("making the image's file longer: {e}"));
         if self.storage.len().map_err(failed)? < size {
             self.storage.set_len(size).map_err(failed)?;
         }

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::defects::{Defect, Defects};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::node::Node;
@@ -156,6 +156,8 @@ pub struct Pool {
     background: bool,
     /// No transaction begins and no data is written.
     read_only: AtomicBool,
+    /// Damage has been met: the image is not to be marked as closed in order.
+    damaged: AtomicBool,
     /// The image was opened so, and `storage` is never written (but for an overlay in memory).
     opened_read_only: bool,
     /// Held by whoever changes `read_only`.
@@ -218,6 +220,10 @@ impl Pool {
     pub fn writable(&self) -> Result<()> {
         self.log.check()?;
         if self.is_read_only() { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+    /// From now on the image is not marked as closed in order, so that somebody checks it.
+    pub fn set_damaged(&self) {
+        self.damaged.store(true, Ordering::SeqCst);
     }
     /// Whether no transaction can begin, for now or at all.
     pub fn is_read_only(&self) -> bool {
@@ -575,6 +581,33 @@ impl Pool {
             };
         }
         Ok(max)
+    }
+
+    /// Does something that takes space of the host; if its disk is full, again when all that is free in the image has been given back to
+    /// it. The caller holds no latch and no epoch.
+    pub fn with_host_space<T>(&self, mut take: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+        match take() {
+            Err(e) if is_full(&e) && self.give_back_to_host() => take(),
+            result => result,
+        }
+    }
+
+    /// Ends the quarantine of what has been freed, and gives whole chunks back to the host; whether there was anything.
+    fn give_back_to_host(&self) -> bool {
+        for _ in 0..3 {
+            if self.log.commit(self.log.end()).is_err() {
+                return false;
+            }
+            self.reclaim();
+            match self.punch(usize::MAX) {
+                Ok(0) => {}
+                given => return given.is_ok(),
+            }
+            if !self.space.lock().has_more_soon() || self.wait_for_checkpoint().is_err() {
+                return false;
+            }
+        }
+        false
     }
 
     // -- the flusher's thread -----------------------------------------------------------------------------------

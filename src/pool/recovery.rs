@@ -334,6 +334,7 @@ impl Pool {
             stopping: AtomicBool::new(false),
             background: options.background && !options.read_only,
             read_only: AtomicBool::new(options.read_only),
+            damaged: AtomicBool::new(false),
             opened_read_only: options.read_only,
             switching: Mutex::new(()),
             defects: options.defects,

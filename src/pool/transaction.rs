@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::Pool;
 use super::frames::{FrameNo, PageWrite, Pin};
 use crate::defects::Defect;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::{BLOCK_SIZE, init_header, set_page_lsn};
 use crate::page::op::{self, Op};
@@ -179,7 +179,8 @@ impl Pool {
     }
 
     fn carve(&self, run: Run) -> Result<()> {
-        let allocated = self.storage.allocate(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64);
+        let len = run.len as u64 * BLOCK_SIZE as u64;
+        let allocated = self.with_host_space(|| self.storage.allocate(run.start.offset(), len));
         let mut space = self.space.lock();
         match allocated {
             Ok(_) => {
@@ -188,10 +189,7 @@ impl Pool {
             }
             Err(e) => {
                 space.give_blocks(run);
-                match e.raw_os_error() {
-                    Some(libc::ENOSPC | libc::EDQUOT) => Err(Error::NoSpace),
-                    _ => Err(Error::io("allocating space for pages", e)),
-                }
+                Err(if is_full(&e) { Error::NoSpace } else { Error::io("allocating space for pages", e) })
             }
         }
     }
@@ -201,11 +199,10 @@ impl Pool {
         let _growing = self.growing.lock();
         let Some(group) = self.space.lock().next_group() else { return Ok(false) };
         let page = self.geometry().bitmap_page(group);
-        self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64).map_err(|e| {
-            match e.raw_os_error() {
-                Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
-                _ => Error::io("allocating space for a bitmap", e),
-            }
+        let allocate = || self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64);
+        self.with_host_space(allocate).map_err(|e| match is_full(&e) {
+            true => Error::NoSpace,
+            false => Error::io("allocating space for a bitmap", e),
         })?;
         let need = Need { frames: 1, pages: 0, log: Log::record_size(64) };
         let mut reservation = self.reserve(need)?;

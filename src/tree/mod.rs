@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::defects::{Defect, Defects};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
 use crate::page::node::Node;
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PageId, Run};
 use crate::pool::{Counter, PREFETCHERS, Pool, PoolOptions};
@@ -176,6 +176,11 @@ impl Tree {
         self.pool.set_read_only(read_only)
     }
 
+    /// Damage has been met: when the image is closed, it is not marked as closed in order, so that somebody checks it.
+    pub fn set_damaged(&self) {
+        self.pool.set_damaged();
+    }
+
     /// Whether every change fails with [`Error::ReadOnly`].
     pub fn is_read_only(&self) -> bool {
         self.pool.is_read_only()
@@ -278,10 +283,11 @@ impl Tree {
     }
 
     fn write_home(&self, start: BlockNo, data: &[u8]) -> Result<()> {
-        self.pool.storage().write_at(start.offset(), data).map_err(|e| match e.raw_os_error() {
+        let write = || self.pool.storage().write_at(start.offset(), data);
+        self.pool.with_host_space(write).map_err(|e| match is_full(&e) {
             // The host's disk is full: nothing but this write is lost.
-            Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
-            _ => self.pool.log.fail(Error::io("writing data", e)),
+            true => Error::NoSpace,
+            false => self.pool.log.fail(Error::io("writing data", e)),
         })
     }
 

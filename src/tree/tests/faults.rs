@@ -334,7 +334,7 @@ fn a_full_host_costs_only_what_needs_space() {
     }
     // The same for file data that meets a full disk.
     let blocks = run.tree.reserve_blocks(4).unwrap();
-    storage.arm(Fault::nth(&[OpKind::Write], 0).errno(libc::ENOSPC));
+    storage.arm(Fault::nth(&[OpKind::Write], 0).forever().errno(libc::ENOSPC));
     let result = run.tree.write_blocks(blocks.start, &[0; 4 * BLOCK_SIZE]);
     assert!(matches!(result, Err(Error::NoSpace)), "{result:?}");
     storage.disarm();

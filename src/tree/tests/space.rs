@@ -281,6 +281,36 @@ fn freed_space_goes_back_to_the_host() {
     tree.check().unwrap();
 }
 
+/// The host's disk is full, and what was deleted in the image has not been given back to it yet.
+#[test]
+fn what_was_freed_is_given_to_a_full_host_before_a_write_fails() {
+    let storage = Arc::new(FaultStorage::new(image(64 << 20, 1 << 20)));
+    let tree = Tree::open(storage.clone(), &quiet(200)).unwrap();
+    let apply = |change: &dyn Fn(&mut Batch)| {
+        let mut batch = Batch::new();
+        change(&mut batch);
+        tree.apply(&batch).unwrap();
+    };
+    while tree.pool.punch(100).unwrap() > 0 {}
+    for round in 0..2 {
+        let old = tree.reserve_blocks(1024).unwrap();
+        apply(&|batch| batch.allocate(old));
+        apply(&|batch| batch.free(old));
+        let punched = storage.counts().calls(OpKind::Punch);
+        if round == 0 {
+            let new = tree.reserve_blocks(4).unwrap();
+            storage.arm(Fault::nth(&[OpKind::Write], 0).errno(libc::ENOSPC));
+            tree.write_blocks(new.start, &[1; 4 * BLOCK_SIZE]).unwrap();
+        } else {
+            // The same for pages of the tree.
+            storage.arm(Fault::nth(&[OpKind::Allocate], 0).errno(libc::ENOSPC));
+            (0..2000).for_each(|n| apply(&|batch| batch.put(&key(n), &[1; 3000])));
+        }
+        assert_eq!(storage.disarm(), 1, "nothing has failed");
+        assert!(storage.counts().calls(OpKind::Punch) > punched, "nothing was given back");
+    }
+}
+
 /// The host takes its time with each chunk, and the chunk is nobody's meanwhile.
 #[test]
 fn what_is_being_given_back_to_the_host_is_free_and_waited_for() {
