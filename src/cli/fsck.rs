@@ -58,7 +58,8 @@ pub fn run(args: &Args) -> CliResult {
         _ => Repair::No,
     };
     let mode = if repair == Repair::No { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let storage = image::open_released(&args.image, mode).map_err(|e| Failure::open(OPERATIONAL, &e))?;
+    let storage = image::open_released(&args.image, mode, image::FINISHING)
+        .map_err(|e| Failure::open(OPERATIONAL, &e))?;
     let terminal = std::io::stderr().is_terminal() && !args.json;
     let show = |progress: Progress| {
         // Nobody is told if the terminal has gone.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 
 use super::mkfs::Uuid;
-use super::{CliResult, Failure, bytes, size, status};
+use super::{CliResult, Failure, bytes, print, size, status};
 use crate::fs::Fs;
 use crate::mount::{control, mounts};
 use crate::page::superblock::{SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock, SuperblockError};
@@ -70,18 +70,20 @@ fn superblock(image: &Path) -> Result<Superblock, Failure> {
 }
 
 /// How long to wait for a daemon that finishes after umount(8).
-const FINISHING: Duration = Duration::from_secs(15);
+pub const FINISHING: Duration = Duration::from_secs(15);
+/// The same for somebody who only wants to know how the image is.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// Opens an image. umount(8) returns before the daemon has written everything: if a daemon has the image and no mount shows it, this
-/// waits until it has finished.
-pub fn open_released(image: &Path, mode: OpenMode) -> Result<FileStorage, OpenError> {
+/// waits until it has finished, with so much patience.
+pub fn open_released(image: &Path, mode: OpenMode, patience: Duration) -> Result<FileStorage, OpenError> {
     let begun = Instant::now();
     let path = image.canonicalize().unwrap_or_else(|_| image.to_owned());
     loop {
         match FileStorage::open(image, mode) {
             Err(OpenError::InUse { holder: Some(holder), .. })
                 if holder.name == "btfs"
-                    && begun.elapsed() < FINISHING
+                    && begun.elapsed() < patience
                     && mounts::find_source(&path).is_none() =>
             {
                 std::thread::sleep(Duration::from_millis(20));
@@ -98,11 +100,16 @@ pub fn is_clean(image: &Path) -> Result<bool, Failure> {
 
 pub fn info(args: &InfoArgs) -> CliResult {
     let image = &args.image;
+    check_type(image)?;
+    // A daemon that is on its way out has the image for a moment; what it writes last is of interest.
+    let opened = open_released(image, OpenMode::ReadOnly, GLANCE);
     let s = superblock(image)?;
     let metadata = fs::metadata(image)
         .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display())))?;
     let on_host = metadata.blocks() * 512;
-    let (state, free) = match FileStorage::open(image, OpenMode::ReadOnly) {
+    let path = image.canonicalize().unwrap_or_else(|_| image.clone());
+    let mounted = mounts::find_source(&path).map(|mounted| mounted.dir);
+    let (state, free) = match opened {
         Ok(storage) => {
             let options = Options { read_only: true, cache_size: 16 << 20, ..Options::default() };
             let free = match Fs::open(Arc::new(storage), &options) {
@@ -129,33 +136,37 @@ pub fn info(args: &InfoArgs) -> CliResult {
             "log_size": s.log_size,
             "doublewrite_size": 2 * s.doublewrite_half_size(),
             "state": state,
+            "mounted": mounted.as_ref().map(|dir| dir.to_string_lossy()),
             "clean": s.clean,
             "features": {"compat": s.compat, "ro_compat": s.ro_compat, "incompat": s.incompat},
         });
-        println!("{json:#}");
+        print(status::SYSTEM, format_args!("{json:#}"))?;
         return Ok(0);
     }
-    println!("image          {}", image.display());
-    println!("label          {}", if s.label.is_empty() { "(none)" } else { &s.label });
-    println!("UUID           {}", Uuid(s.uuid));
-    println!("format         version {}", crate::page::superblock::VERSION);
-    println!("size           {} ({} bytes)", bytes(s.size), s.size);
+    let mut lines = Vec::new();
+    let mut line = |name: &str, value: String| lines.push(format!("{name:<15}{value}"));
+    line("image", image.display().to_string());
+    line("label", if s.label.is_empty() { "(none)".into() } else { s.label.escape_debug().to_string() });
+    line("UUID", Uuid(s.uuid).to_string());
+    line("format", format!("version {}", crate::page::superblock::VERSION));
+    line("size", format!("{} ({} bytes)", bytes(s.size), s.size));
     if let Some(free) = free {
-        println!("free           {}", bytes(free));
+        line("free", bytes(free));
     }
-    println!("on the host    {}", bytes(on_host));
-    println!("log            {}", bytes(s.log_size));
-    println!("doublewrite    {}", bytes(2 * s.doublewrite_half_size()));
-    println!("state          {state}");
+    line("on the host", bytes(on_host));
+    line("log", bytes(s.log_size));
+    line("doublewrite", bytes(2 * s.doublewrite_half_size()));
+    line("state", state);
+    if let Some(dir) = mounted {
+        line("mounted at", dir.display().to_string());
+    }
+    print(status::SYSTEM, lines.join("\n"))?;
     Ok(0)
 }
 
 pub fn resize(args: &ResizeArgs) -> CliResult {
     let image = &args.image;
-    let live = |dir: &Path| {
-        control::grow(dir, args.size)
-            .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", dir.display())))
-    };
+    let live = |dir: &Path| control::grow(dir, args.size).map_err(|e| cannot_grow(dir, args.size, &e));
     if image.is_dir() {
         live(image)?;
         return Ok(0);
@@ -172,7 +183,39 @@ pub fn resize(args: &ResizeArgs) -> CliResult {
     };
     let fail = |e| Failure::fs(status::SYSTEM, image, &e);
     let fs = Fs::open(Arc::new(storage), &Options::default()).map_err(fail)?;
-    crate::mount::Volume::grow(&fs, args.size).map_err(fail)?;
+    let grown = crate::mount::Volume::grow(&fs, args.size);
     fs.close().map_err(fail)?;
+    grown.map_err(fail)?;
     Ok(0)
+}
+
+/// Why a live mount does not grow; the daemon tells no more than a number.
+fn cannot_grow(dir: &Path, wanted: u64, error: &io::Error) -> Failure {
+    let source = mounts::find(dir).map(|mounted| mounted.source);
+    let size = source.and_then(|image| superblock(&image).ok()).map(|s| s.size);
+    match (error.raw_os_error(), size) {
+        (Some(libc::EINVAL), Some(size)) if wanted < size => Failure::new(
+            status::SYSTEM,
+            format_args!("{}: an image of {size} bytes cannot shrink to {wanted}", dir.display()),
+        ),
+        (Some(libc::EINVAL), _) => Failure::new(
+            status::SYSTEM,
+            format_args!(
+                "{}: the image, or the file or device that it lies in, cannot have {wanted} bytes; the system's log says why",
+                dir.display()
+            ),
+        ),
+        _ => super::watch::fail(dir, error),
+    }
+}
+
+/// Refuses what cannot be an image before it is opened: a pipe would wait for a writer.
+fn check_type(image: &Path) -> Result<(), Failure> {
+    let metadata =
+        fs::metadata(image).map_err(|e| Failure::open(status::SYSTEM, &OpenError::new(image, e)))?;
+    let file_type = metadata.file_type();
+    if file_type.is_file() || file_type.is_block_device() || file_type.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::open(status::SYSTEM, &OpenError::NotAFile { path: image.into() }))
 }

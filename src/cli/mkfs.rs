@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 
-use super::{CliResult, Failure, bytes, size, status};
+use super::{CliResult, Failure, bytes, print, size, status};
 use crate::fs::{Caller, Fs};
 use crate::storage::{FileStorage, OpenError};
 use crate::tree::{FormatOptions, Tree};
@@ -123,7 +123,8 @@ pub fn run(args: &Args) -> CliResult {
     }
     if !args.quiet {
         let verb = if args.dry_run { "would make" } else { "made" };
-        println!("{verb} {}: up to {}, UUID {uuid}", args.image.display(), bytes(size));
+        let made = format_args!("{verb} {}: up to {}, UUID {uuid}", args.image.display(), bytes(size));
+        print(status::USAGE, made)?;
     }
     Ok(0)
 }

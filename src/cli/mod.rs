@@ -68,13 +68,15 @@ impl Failure {
     fn open(status: u8, error: &OpenError) -> Self {
         let hint = match error {
             OpenError::NotFound { .. } => "; make it with `btfs mkfs`, or mount with --create",
-            OpenError::PermissionDenied { .. } => {
-                "; an image that may be read but not written can be mounted with -o ro"
-            }
-            OpenError::InUse { .. } => "; an image can be mounted once at a time",
+            OpenError::InUse { .. } => "; unmount it there, or wait until that process has ended",
             _ => "",
         };
         Failure::new(status, format_args!("{error}{hint}"))
+    }
+
+    /// The same with something added to its message.
+    fn and(self, more: &str) -> Self {
+        Failure { message: self.message + more, ..self }
     }
 
     /// A failure of the filesystem in an image, with what to do about it.
@@ -108,6 +110,7 @@ mod status {
 
 /// Runs the command that the arguments ask for; the first one is the name that the program was called by.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    ignore_file_limit();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let program = arguments.first().map(PathBuf::from).unwrap_or_default();
     let name = program.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -133,9 +136,22 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
-            eprintln!("{}: {}", if name.is_empty() { "btfs" } else { &name }, failure.message);
+            let name = if name.is_empty() { "btfs" } else { &name };
+            let _ = writeln!(io::stderr(), "{name}: {}", failure.message);
             ExitCode::from(failure.status)
         }
+    }
+}
+
+/// Prints results on standard output. A reader that has gone has seen enough; any other failure is one of the command, with this
+/// status.
+fn print(status: u8, text: impl fmt::Display) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(status, format_args!("standard output: {e}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -149,9 +165,6 @@ fn parse<A: Parser>(arguments: &[OsString]) -> Result<A, clap::Error> {
 }
 
 fn dispatch(btfs: Btfs) -> CliResult {
-    if !matches!(btfs.command, Command::Mount(_)) {
-        end_with_the_reader();
-    }
     match btfs.command {
         Command::Mkfs(args) => mkfs::run(&args),
         Command::Mount(args) => mount::run(args),
@@ -165,12 +178,12 @@ fn dispatch(btfs: Btfs) -> CliResult {
     }
 }
 
-/// Whoever pipes our output into `head` expects us to end with it, not to complain.
-fn end_with_the_reader() {
+/// A write beyond `ulimit -f` is to fail, and not to end the program: a daemon would die in the middle of its work.
+fn ignore_file_limit() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: no handler is installed, only the default action, and no other thread exists yet.
-    if let Err(e) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) } {
-        log::debug!("SIGPIPE: {e}");
+    // SAFETY: no handler is installed, only ignorance, and no other thread exists yet.
+    if let Err(e) = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) } {
+        log::debug!("SIGXFSZ: {e}");
     }
 }
 

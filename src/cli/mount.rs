@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::daemon::{self, Parent};
 use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
 use crate::fs::{Atime, Fs};
 use crate::mount::mounts::{self, Mounted};
 use crate::mount::{Mount, MountOptions, block_signals};
-use crate::storage::{FileStorage, OpenMode};
+use crate::storage::{FileStorage, OpenError, OpenMode};
 use crate::tree::Options;
 
 #[derive(Parser)]
@@ -109,10 +110,20 @@ pub fn run_helper(args: HelperArgs) -> CliResult {
 
 /// The flags of a mount are the kernel's: mount(8) tells it, without asking us again.
 fn remount<'a>(dir: &Path, options: impl Iterator<Item = &'a str>) -> CliResult {
-    let kept: Vec<&str> = options
-        .filter(|o| !matches!(o.split('=').next(), Some("user_id" | "group_id" | "fd" | "rootmode")))
-        .collect();
-    parse_options(&[kept.join(",")], true)?;
+    // Those of the table of mounts come along.
+    let name = |o: &str| o.split('=').next().map(str::to_owned).unwrap_or_default();
+    let of_the_kernel = ["user_id", "group_id", "fd", "rootmode", "max_read", "blksize", "seclabel"];
+    let kept: Vec<&str> = options.filter(|o| !of_the_kernel.contains(&&*name(o))).collect();
+    parse_options(&[kept.join(",")], false)?;
+    let lasting = ["commit", "cache_size", "threads", "writeback", "errors", "strictatime"];
+    let lasting: Vec<&str> = kept.iter().copied().filter(|o| lasting.contains(&&*name(o))).collect();
+    if !lasting.is_empty() {
+        remark(format_args!(
+            "{}: {} can change only when the image is mounted the next time",
+            dir.display(),
+            lasting.join(",")
+        ));
+    }
     let read_only = kept.iter().rfind(|o| matches!(**o, "ro" | "rw")) == Some(&"ro");
     if mounts::find(dir).is_none() {
         return Err(Failure::new(status::MOUNT, mounts::MountError::NotMounted { dir: dir.into() }));
@@ -152,19 +163,48 @@ pub fn run(args: Args) -> CliResult {
     mount(&args.image, &args.dir, &options, background)
 }
 
+/// Descriptors beside those of the workers: the image's two, pipes, the log, and what the library needs for a moment.
+const DESCRIPTORS: u64 = 32;
+
+/// Makes sure that workers can be started: a limit that is too small would end the daemon after it has said that all is well.
+fn allow_descriptors(workers: usize) -> Result<(), Failure> {
+    let needed = DESCRIPTORS + 2 * workers as u64;
+    let refused = |e: nix::Error| Failure::new(status::SYSTEM, format_args!("the limit of open files: {e}"));
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(refused)?;
+    if soft >= needed {
+        return Ok(());
+    }
+    if hard < needed {
+        let message =
+            format_args!("{workers} threads need {needed} open files, and the limit is {hard} (ulimit -n)");
+        return Err(Failure::new(status::SYSTEM, message));
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map_err(refused)
+}
+
 /// Makes what is missing.
 fn create(args: &Args) -> Result<(), Failure> {
-    if !args.image.exists() {
-        let format = mkfs::default_options(args.size).map_err(|e| Failure::new(status::SYSTEM, e))?;
-        mkfs::create(&args.image, &format, false)?;
-    }
-    match fs::create_dir(&args.dir) {
+    let made_dir = match fs::create_dir(&args.dir) {
+        Ok(()) => true,
         // What is there may be a directory, or a mount whose daemon is dead; that is looked at later.
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            Err(Failure::new(status::MOUNT, format_args!("{}: {e}", args.dir.display())))
-        }
-        _ => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(e) => return Err(Failure::new(status::MOUNT, format_args!("{}: {e}", args.dir.display()))),
+    };
+    let made = match fs::metadata(&args.image) {
+        // As touch(1) leaves it.
+        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => Some(true),
+        Ok(_) => None,
+        Err(_) => Some(false),
     }
+    .map_or(Ok(()), |overwrite| {
+        let format = mkfs::default_options(args.size).map_err(|e| Failure::new(status::SYSTEM, e))?;
+        mkfs::create(&args.image, &format, overwrite)
+    });
+    if made.is_err() && made_dir {
+        // The error that is told is the one that matters.
+        let _ = fs::remove_dir(&args.dir);
+    }
+    made
 }
 
 /// Makes sure that the directory can be mounted at, and takes away what a daemon that died has left there.
@@ -195,12 +235,17 @@ fn prepare_dir(dir: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Background) -> CliResult {
-    let image = image.canonicalize().map_err(|_| {
-        Failure::open(status::MOUNT, &crate::storage::OpenError::NotFound { path: image.into() })
-    })?;
+    let image = image.canonicalize().map_err(|e| Failure::open(status::MOUNT, &OpenError::new(image, e)))?;
     let dir = prepare_dir(dir)?;
     let mode = if options.flags.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let storage = image::open_released(&image, mode).map_err(|e| Failure::open(status::MOUNT, &e))?;
+    let storage = image::open_released(&image, mode, image::FINISHING).map_err(|e| {
+        let failure = Failure::open(status::MOUNT, &e);
+        match e.may_be_readable() && mode == OpenMode::ReadWrite {
+            true => failure.and("; if it may be read, it can be mounted with -o ro"),
+            false => failure,
+        }
+    })?;
+    allow_descriptors(options.workers())?;
     let parent = match background {
         Background::Yes => daemon::split()?,
         Background::No { .. } => Parent::none(),
@@ -290,7 +335,7 @@ fn wait_for_daemon(image: &File, gone: &Mounted, dead: bool) -> io::Result<bool>
             Err(fs::TryLockError::Error(e)) => return Err(e),
         }
         let waited = begun.elapsed();
-        if dead && waited > DYING {
+        if dead && (waited > DYING || mounts::find_source(&gone.source).is_some()) {
             return Ok(false);
         }
         if !dead && waited > REMARK && !remarked {

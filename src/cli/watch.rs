@@ -40,7 +40,7 @@ pub struct StatsArgs {
     dir: PathBuf,
 }
 
-fn fail(dir: &Path, e: &std::io::Error) -> Failure {
+pub(super) fn fail(dir: &Path, e: &std::io::Error) -> Failure {
     match e.raw_os_error() {
         Some(libc::ENOTTY) => {
             Failure::new(status::SYSTEM, format_args!("{}: no btfs image is mounted here", dir.display()))

@@ -51,6 +51,9 @@ pub enum OptionError {
     /// Not known.
     #[error("unknown mount option `{0}`")]
     Unknown(String),
+    /// Its value is missing.
+    #[error("mount option `{0}` needs a value: `{0}=…`")]
+    NoValue(String),
     /// A value that is not possible.
     #[error("mount option `{name}`: `{value}` is not {expected}")]
     Value {
@@ -64,6 +67,12 @@ pub enum OptionError {
 }
 
 impl MountOptions {
+    /// How many threads serve requests. Even on one processor one can serve while another waits for the disk.
+    pub fn workers(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(2, |n| n.get());
+        self.threads.unwrap_or_else(|| processors().clamp(2, 16))
+    }
+
     /// Adds the options of one comma-separated list. Later ones overrule earlier ones.
     pub fn parse(&mut self, list: &str) -> Result<(), OptionError> {
         list.split(',').filter(|o| !o.is_empty()).try_for_each(|option| self.parse_one(option))
@@ -93,7 +102,11 @@ impl MountOptions {
             ("remount", None) => self.remount = true,
             // Always on, or for mount(8) itself and systemd.
             ("default_permissions" | "defaults" | "auto" | "noauto" | "user" | "users" | "nouser", None) => {}
-            ("nofail" | "_netdev", None) => {}
+            (
+                "nofail" | "_netdev" | "async" | "silent" | "loud" | "nomand" | "noiversion" | "nolazytime",
+                None,
+            ) => {}
+            ("user", Some(_)) => {}
             (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
             ("writeback", Some("on")) => self.writeback = true,
             ("writeback", Some("off")) => self.writeback = false,
@@ -114,7 +127,7 @@ impl MountOptions {
                 let size = parse_size(text).filter(|s| *s >= CACHE_MIN).and_then(|s| usize::try_from(s).ok());
                 self.cache_size = Some(size.ok_or_else(|| wrong("a size of at least 16M"))?);
             }
-            ("commit" | "threads" | "cache_size", None) => return Err(wrong("a value")),
+            ("commit" | "threads" | "cache_size", None) => return Err(OptionError::NoValue(name.into())),
             _ => return Err(OptionError::Unknown(option.into())),
         }
         Ok(())

@@ -73,9 +73,7 @@ impl<V: Volume> Mount<V> {
             Ok(flusher) => flusher.map(Arc::new),
             Err(e) => return Err(SessionError::Fuse(e)),
         };
-        // Even on one processor one worker can serve while another waits for the disk.
-        let processors = std::thread::available_parallelism().map_or(2, |n| n.get());
-        let workers = options.threads.unwrap_or(processors.clamp(2, 16));
+        let workers = options.workers();
         let adapter_options = AdapterOptions {
             writeback: options.writeback,
             on_error: options.on_error,

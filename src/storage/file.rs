@@ -60,7 +60,7 @@ impl FileStorage {
     /// Opens and locks an image that is there.
     pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let is_device = check_type(path, &fs::metadata(path).map_err(|error| open_error(path, error))?)?;
+        let is_device = check_type(path, &fs::metadata(path).map_err(|error| OpenError::new(path, error))?)?;
         let mut options = OpenOptions::new();
         options.read(true).write(mode == OpenMode::ReadWrite);
         Self::open_with(path, &mut options, mode, is_device)
@@ -101,7 +101,7 @@ impl FileStorage {
             emptied
                 .and_then(|()| storage.buffered.set_len(size))
                 .and_then(|()| sync_parent(path))
-                .map_err(|error| open_error(path, error))?;
+                .map_err(|error| OpenError::new(path, error))?;
         }
         Ok(storage)
     }
@@ -145,7 +145,7 @@ impl FileStorage {
         mode: OpenMode,
         is_device: bool,
     ) -> Result<Self, OpenError> {
-        let fail = |error| open_error(path, error);
+        let fail = |error| OpenError::new(path, error);
         let in_use = || OpenError::InUse { path: path.into(), holder: None };
         // On a device, O_EXCL keeps out mounts, and those who use another node of the same device.
         let opened = options.custom_flags(if is_device { libc::O_EXCL } else { 0 }).open(path);
@@ -409,17 +409,6 @@ fn sync_parent(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_unsupported(&error) => Ok(()),
         Err(error) if is_errno(&error, libc::EINVAL) => Ok(()),
         result => result,
-    }
-}
-
-fn open_error(path: &Path, source: io::Error) -> OpenError {
-    let path = path.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => OpenError::NotFound { path },
-        io::ErrorKind::PermissionDenied => OpenError::PermissionDenied { path },
-        io::ErrorKind::IsADirectory => OpenError::IsDirectory { path },
-        io::ErrorKind::AlreadyExists => OpenError::Exists { path },
-        _ => OpenError::Io { path, source },
     }
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why an image could not be opened or created.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,29 @@ pub enum OpenError {
         /// The operating system's error.
         source: io::Error,
     },
+}
+
+impl OpenError {
+    /// The error of an operation on a path.
+    pub fn new(path: &Path, source: io::Error) -> OpenError {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => OpenError::NotFound { path },
+            io::ErrorKind::PermissionDenied => OpenError::PermissionDenied { path },
+            io::ErrorKind::IsADirectory => OpenError::IsDirectory { path },
+            io::ErrorKind::AlreadyExists => OpenError::Exists { path },
+            _ => OpenError::Io { path, source },
+        }
+    }
+
+    /// Whether the image could not be opened because it may not be changed; then perhaps it may be read.
+    pub fn may_be_readable(&self) -> bool {
+        match self {
+            OpenError::PermissionDenied { .. } => true,
+            OpenError::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
+            _ => false,
+        }
+    }
 }
 
 /// The process that has an image open.

@@ -1,5 +1,6 @@
 //! Tests of btfs on real mounts: see `README.md` beside `Cargo.toml`.
 
+mod commands;
 mod crash;
 mod damage;
 mod data;
@@ -13,12 +14,13 @@ mod shell_tools;
 mod suites;
 
 fn main() {
-    let modules: [fn() -> Vec<btfs_mount_tests::runner::Case>; 11] = [
+    let modules: [fn() -> Vec<btfs_mount_tests::runner::Case>; 12] = [
         shell_tools::cases,
         data::cases,
         files::cases,
         directories::cases,
         lifecycle::cases,
+        commands::cases,
         programs::cases,
         suites::cases,
         crash::cases,

@@ -1,0 +1,204 @@
+//! The commands where something is in their way: other mounts, names that are no text, full disks for their output, sizes that
+//! cannot be.
+
+use btfs_mount_tests::cases;
+use btfs_mount_tests::mount::{Mount, need_helpers, wait_until};
+use btfs_mount_tests::runner::{Case, not_run};
+use btfs_mount_tests::shell::{describe, must, outcome};
+use btfs_mount_tests::sys;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+pub fn cases() -> Vec<Case> {
+    cases![
+        a_bind_mount_does_not_keep_umount_waiting,
+        a_mount_in_another_namespace_does_not_keep_umount_waiting,
+        a_dead_mount_goes_although_the_image_is_mounted_elsewhere,
+        names_that_are_no_text_are_mounted_and_unmounted,
+        an_impossible_growth_leaves_the_mount_as_it_is,
+        a_remount_refuses_what_it_does_not_know,
+        output_that_cannot_be_written_is_an_error_and_no_panic,
+        what_could_not_be_made_is_not_in_the_way_of_the_next_try,
+        a_mount_that_cannot_start_its_threads_says_so,
+        an_image_under_another_name_is_unmounted,
+    ]
+}
+
+fn only_root(mount: &Mount) {
+    mount.only_btfs();
+    if !sys::is_root() || mount.by_user() {
+        not_run("only root can mount so");
+    }
+}
+
+fn a_bind_mount_does_not_keep_umount_waiting(mount: &mut Mount) {
+    only_root(mount);
+    let second = mount.base.join("second");
+    fs::create_dir(&second).expect("mkdir");
+    fs::create_dir(mount.path("dir")).expect("mkdir");
+    must(Command::new("mount").arg("--bind").arg(mount.path("dir")).arg(&second));
+    fs::write(second.join("file"), "text").expect("write");
+    let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    assert!(status.success() && said.contains("still mounted at"), "{status}: {said}");
+    assert_eq!(fs::read(second.join("file")).expect("read"), b"text");
+    must(Command::new("umount").arg(&second));
+    mount.set_mounted(false);
+    mount.mount();
+    assert_eq!(fs::read(mount.path("dir/file")).expect("read"), b"text");
+}
+
+fn a_mount_in_another_namespace_does_not_keep_umount_waiting(mount: &mut Mount) {
+    only_root(mount);
+    fs::write(mount.path("file"), "text").expect("write");
+    let mut unshare = Command::new("unshare");
+    let mut other = unshare
+        .args(["-m", "--propagation", "private", "sh", "-c", "echo there; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare starts");
+    let mut line = [0; 6];
+    std::io::Read::read_exact(other.stdout.as_mut().expect("its output"), &mut line).expect("it is there");
+    let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    other.kill().and_then(|()| other.wait()).expect("it ends");
+    assert!(status.success() && said.contains("mount namespace of process"), "{status}: {said}");
+    mount.set_mounted(false);
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
+}
+
+fn a_dead_mount_goes_although_the_image_is_mounted_elsewhere(mount: &mut Mount) {
+    only_root(mount);
+    mount.kill();
+    wait_until("the mount is dead", || sys::errno(sys::statvfs(&mount.point)) == libc::ENOTCONN);
+    let second = mount.base.join("second");
+    fs::create_dir(&second).expect("mkdir");
+    must(mount.btfs(["mount"]).arg(&mount.image).arg(&second));
+    must(mount.btfs(["umount"]).arg(&mount.point));
+    fs::write(second.join("file"), "text").expect("write");
+    must(mount.btfs(["umount"]).arg(&second));
+    mount.set_mounted(false);
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
+}
+
+fn names_that_are_no_text_are_mounted_and_unmounted(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let image = mount.base.join(OsStr::from_bytes(b"image-\xff.db"));
+    let point = mount.base.join(OsStr::from_bytes(b"mnt-\xfe"));
+    must(mount.btfs(["mkfs", "--size", "1G"]).arg(&image));
+    fs::create_dir(&point).expect("mkdir");
+    must(mount.btfs(["mount"]).arg(&image).arg(&point));
+    fs::write(point.join("file"), "text").expect("write");
+    // Others see theirs beside it.
+    mount.mount();
+    let (status, said) = mount.said_by(mount.btfs(["mount"]).arg(&image).arg(&mount.point));
+    assert!(!status.success() && said.contains("busy"), "{said}");
+    mount.unmount();
+    must(mount.btfs(["resize"]).arg(&image).arg("100G"));
+    must(mount.btfs(["umount"]).arg(&point));
+    must(mount.btfs(["fsck", "-n"]).arg(&image));
+    mount.mount();
+}
+
+fn an_impossible_growth_leaves_the_mount_as_it_is(mount: &mut Mount) {
+    mount.only_btfs();
+    for (size, reason) in [("1M", "cannot shrink"), ("7E", "cannot have"), ("+1G", "a size is")] {
+        let (status, said) = mount.said_by(mount.btfs(["resize"]).arg(&mount.point).arg(size));
+        assert!(!status.success() && said.contains(reason), "{size}: {said}");
+        fs::write(mount.path("file"), "still works").expect("write");
+    }
+    must(mount.btfs(["resize"]).arg(&mount.point).arg("1T"));
+    mount.remount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"still works");
+}
+
+fn a_remount_refuses_what_it_does_not_know(mount: &mut Mount) {
+    only_root(mount);
+    need_helpers(mount);
+    let remount = |options: &str| {
+        mount.said_by(Command::new("mount").arg("-o").arg(format!("remount,{options}")).arg(&mount.point))
+    };
+    let (status, said) = remount("bogus");
+    assert!(!status.success() && said.contains("unknown mount option `bogus`"), "{said}");
+    let (status, said) = remount("commit=1,noatime");
+    assert!(status.success() && said.contains("commit=1 can change only when"), "{status}: {said}");
+    let (status, said) = remount("ro");
+    assert!(status.success(), "{said}");
+    assert_eq!(sys::errno(File::create(mount.path("file"))), libc::EROFS);
+    let (status, said) = remount("rw");
+    assert!(status.success(), "{said}");
+    fs::write(mount.path("file"), "text").expect("write");
+}
+
+fn output_that_cannot_be_written_is_an_error_and_no_panic(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let new = mount.base.join("new.db");
+    for (command, arguments) in [
+        ("info", vec![mount.image.as_os_str()]),
+        ("info", vec![OsStr::new("--json"), mount.image.as_os_str()]),
+        ("fsck", vec![OsStr::new("-n"), mount.image.as_os_str()]),
+        ("fsck", vec![OsStr::new("--json"), mount.image.as_os_str()]),
+        ("mkfs", vec![OsStr::new("-F"), new.as_os_str()]),
+    ] {
+        let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+        let output = outcome(mount.btfs([command]).args(&arguments).stdout(full));
+        assert_eq!(output.status.signal(), None, "{}", describe(&output));
+        let usual = if command == "fsck" { 8 } else { output.status.code().unwrap_or(0) };
+        assert_eq!(output.status.code(), Some(usual), "{}", describe(&output));
+        assert!(!output.status.success(), "{command} says nothing of its lost output");
+        // A reader that has seen enough is no error.
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        drop(reader);
+        let output = outcome(mount.btfs([command]).args(&arguments).stdout(writer));
+        assert_eq!(output.status.code(), Some(0), "{}", describe(&output));
+    }
+    mount.mount();
+}
+
+fn what_could_not_be_made_is_not_in_the_way_of_the_next_try(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let (image, point) = (mount.base.join("new.db"), mount.base.join("new"));
+    let create = |arguments: &[&str]| {
+        mount.said_by(mount.btfs(["mount", "--create"]).args(arguments).arg(&image).arg(&point))
+    };
+    let (status, said) = create(&["--size", "1K"]);
+    assert!(!status.success() && said.contains("an image cannot have"), "{said}");
+    assert!(!image.exists() && !point.exists(), "something is left");
+    // As touch(1) leaves it.
+    File::create(&image).expect("create");
+    let (status, said) = create(&[]);
+    assert!(status.success(), "{said}");
+    fs::write(point.join("file"), "text").expect("write");
+    must(mount.btfs(["umount"]).arg(&point));
+    mount.mount();
+}
+
+fn a_mount_that_cannot_start_its_threads_says_so(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let script = "ulimit -n 20; exec \"$0\" mount -o threads=8 \"$1\" \"$2\"";
+    let mut command = Command::new("sh");
+    let binary = btfs_mount_tests::mount::binary();
+    command.args(["-c", script]).arg(binary).arg(&mount.image).arg(&mount.point);
+    let (status, said) = mount.said_by(&mut command);
+    assert!(!status.success() && said.contains("open files"), "{status}: {said}");
+    mount.mount();
+}
+
+fn an_image_under_another_name_is_unmounted(mount: &mut Mount) {
+    mount.only_btfs();
+    fs::write(mount.path("file"), "text").expect("write");
+    let moved = mount.base.join("moved.db");
+    fs::rename(&mount.image, &moved).expect("rename");
+    must(mount.btfs(["umount"]).arg(&mount.point));
+    mount.set_mounted(false);
+    fs::rename(&moved, &mount.image).expect("rename");
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
+}
