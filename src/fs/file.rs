@@ -361,14 +361,13 @@ impl Fs {
         }
         self.strip_capability(node, state)?;
         let mut inode = file_of(state)?.clone();
-        if size != inode.size {
-            inode.mtime = caller.now;
-        }
+        // Also if it stays the same, as everywhere: make(1) waits for what `> stamp` does to an empty file.
+        (inode.mtime, inode.ctime) = (caller.now, caller.now);
         if !caller.privileged {
             clear_suid(&mut inode);
         }
-        inode.ctime = caller.now;
-        let shrinks = size < inode.size;
+        // Blocks that were allocated behind the end go, too.
+        let shrinks = size < inode.size || (size == inode.size && inode.blocks > 0);
         inode.size = size;
         if shrinks {
             self.cut(node, state, inode)
@@ -471,14 +470,14 @@ impl Fs {
         let mut at = offset;
         loop {
             let extents = self.extents_in(ino, at, size, EXTENTS_PER_BATCH)?;
-            for m in extents.iter().filter(|m| !m.is_unwritten()) {
-                if data {
-                    return Ok(Some(at.max(m.begin)));
+            for m in &extents {
+                match (data, m.is_unwritten()) {
+                    (true, true) => {}
+                    (true, false) => return Ok(Some(at.max(m.begin))),
+                    (false, true) => return Ok(Some(at)),
+                    (false, false) if m.begin > at => return Ok(Some(at)),
+                    (false, false) => at = m.block_end(),
                 }
-                if m.begin > at {
-                    return Ok(Some(at));
-                }
-                at = m.block_end();
             }
             if extents.len() < EXTENTS_PER_BATCH || at >= size {
                 return Ok(if data { None } else { Some(at.min(size)) });

@@ -374,6 +374,8 @@ fn clear_suid(inode: &mut Inode) {
 }
 
 fn attributes(ino: Ino, inode: &Inode) -> Attributes {
+    // Programs take a file without blocks for one that is all holes, and do not read it (tar -S); contents may lie in the tree.
+    let has_contents = inode.kind == Kind::File && inode.size > 0;
     Attributes {
         ino,
         kind: inode.kind,
@@ -383,7 +385,7 @@ fn attributes(ino: Ino, inode: &Inode) -> Attributes {
         gid: inode.gid,
         rdev: inode.rdev,
         size: inode.size,
-        blocks: inode.blocks.saturating_mul(BLOCK_SIZE as u64 / 512),
+        blocks: inode.blocks.saturating_mul(BLOCK_SIZE as u64 / 512).max(has_contents as u64),
         atime: inode.atime,
         mtime: inode.mtime,
         ctime: inode.ctime,

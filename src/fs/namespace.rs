@@ -114,8 +114,8 @@ impl Fs {
     }
 
     /// Creates an inode under a name, with one reference ([`Fs::release`] gives it back). Its mode has no bits of `umask`; but a
-    /// directory with a default ACL passes that on instead. A directory with sgid passes on its group, and sgid itself to directories; a file that is executable by such a group
-    /// has sgid only from a privileged caller.
+    /// directory with a default ACL passes that on instead. A directory with sgid passes on its group, and sgid itself to directories;
+    /// whether a file may have sgid there is for the caller to decide, who knows his groups (the kernel has seen to it).
     pub fn create(
         &self,
         parent: Ino,
@@ -158,8 +158,6 @@ impl Fs {
             inode.gid = above.gid;
             if inode.kind == Kind::Directory {
                 inode.mode |= 0o2000;
-            } else if mode & 0o2010 == 0o2010 && !caller.privileged {
-                inode.mode &= !0o2000;
             }
         }
         match new {
@@ -575,7 +573,9 @@ impl Fs {
     /// the same), and each step locks one inode for a moment.
     fn is_ancestor(&self, above: Ino, ino: Ino) -> Result<bool> {
         let mut at = ino;
-        for _ in 0..DEPTH_MAX {
+        // Brent's algorithm: a stop that is moved up to where the way has come, less and less often; who passes it again goes in a circle.
+        let (mut stop, mut steps, mut limit) = (ino, 0u64, 16);
+        loop {
             if at == above {
                 return Ok(true);
             }
@@ -592,13 +592,16 @@ impl Fs {
                 }
             };
             at = parent;
+            if at == stop {
+                return Err(FsError::damaged(ino, "its parents lead in a circle"));
+            }
+            steps += 1;
+            if steps == limit {
+                (stop, steps, limit) = (at, 0, limit * 2);
+            }
         }
-        Err(FsError::damaged(ino, "its parents lead in a circle"))
     }
 }
-
-/// Directories on the way to the root, at the most.
-const DEPTH_MAX: usize = 1 << 20;
 
 /// A rename whose names have been looked up.
 struct Moved<'a> {

@@ -206,11 +206,16 @@ impl Inner {
             return Ok(XattrValue::Inline(value.to_vec()));
         }
         let blocks = value.len().div_ceil(BLOCK_SIZE) as u32;
-        let run = self.tree.reserve_blocks(blocks)?;
+        // All of them in a row.
+        let run = self.or_after_cleaning(|| {
+            let run = self.tree.reserve_blocks(blocks)?;
+            if run.len < blocks {
+                self.tree.unreserve_blocks(run);
+                return Err(FsError::NoSpace);
+            }
+            Ok(run)
+        })?;
         *taken = Some(run);
-        if run.len < blocks {
-            return Err(FsError::NoSpace);
-        }
         let mut padded = value.to_vec();
         padded.resize(blocks as usize * BLOCK_SIZE, 0);
         self.tree.write_blocks(run.start, &padded)?;

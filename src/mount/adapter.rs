@@ -31,6 +31,12 @@ use crate::page::BLOCK_SIZE;
 
 /// How long the kernel may trust entries and attributes: nobody else changes them.
 const FOREVER: Duration = Duration::from_secs(1 << 32);
+
+/// How long the kernel may keep attributes. A write takes suid and sgid away, and the kernel, which has asked for that, does not look at
+/// the mode again afterwards: so it has to ask each time it uses such a file.
+fn validity(a: &Attributes) -> Duration {
+    if a.kind == Kind::File && a.mode & 0o6000 != 0 { Duration::ZERO } else { FOREVER }
+}
 /// The kernel's cap on a request.
 const REQUEST_MAX: u32 = 1 << 20;
 /// Requests that the kernel keeps under way for reading ahead and writing behind.
@@ -149,7 +155,7 @@ impl<V: Volume> Adapter<V> {
 
     fn reply_entry(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyEntry) {
         match &result {
-            Ok(a) => reply.entry(&FOREVER, &file_attr(a), Generation(0)),
+            Ok(a) => reply.entry(&validity(a), &file_attr(a), Generation(0)),
             Err(FsError::NotFound) if run.request == Request::Lookup => {
                 reply.entry(&FOREVER, &no_inode(), Generation(0));
             }
@@ -160,7 +166,7 @@ impl<V: Volume> Adapter<V> {
 
     fn reply_attr(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyAttr) {
         match &result {
-            Ok(a) => reply.attr(&FOREVER, &file_attr(a)),
+            Ok(a) => reply.attr(&validity(a), &file_attr(a)),
             Err(e) => reply.error(self.refuse(e, run.request, n)),
         }
         run.done(&result);
@@ -572,7 +578,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let mut any = false;
         let mut each = |cookie: Cookie, a: &Attributes, name: &[u8]| {
             let name = OsStr::from_bytes(name);
-            let full = reply.add(inode_no(a.ino), cookie.0, name, &FOREVER, &file_attr(a), Generation(0));
+            let full = reply.add(inode_no(a.ino), cookie.0, name, &validity(a), &file_attr(a), Generation(0));
             any |= !full;
             !full
         };

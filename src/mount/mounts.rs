@@ -248,6 +248,13 @@ pub fn find_source(image: &Path) -> Option<Mounted> {
     table(Path::new("/proc/self")).into_iter().rfind(|m| m.fs_type == FS_TYPE && m.source == image)
 }
 
+/// Where the filesystem with this device number is mounted, those above others behind them.
+pub fn of_device(device: &str) -> Vec<Mounted> {
+    let mut mounts = table(Path::new("/proc/self"));
+    mounts.retain(|m| m.device == device && m.fs_type == FS_TYPE);
+    mounts
+}
+
 /// Where else the filesystem of a mount that was taken away is mounted: here, or where another process lives.
 pub fn elsewhere(gone: &Mounted) -> Option<String> {
     let at = |process: &Path| {

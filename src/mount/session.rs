@@ -140,14 +140,16 @@ fn wait_for_signals(mounted: &Mounted) {
     let mut asked = false;
     loop {
         let Ok(signal) = ending().wait() else { return };
-        // Somebody may have unmounted already and mounted something else here.
-        if mounts::find(&mounted.dir).is_none_or(|m| m.device != mounted.device) {
-            return;
+        // It may be mounted at several places, and none of them need be the first one any more.
+        let places = mounts::of_device(&mounted.device);
+        if places.is_empty() {
+            log::info!("{signal}: no longer mounted here; this ends when nobody uses it any more");
         }
-        log::info!("{signal}: unmounting {}", mounted.dir.display());
-        match mounts::unmount(&mounted.dir, asked) {
-            Ok(()) => return,
-            Err(e) => log::error!("{e}; once more detaches it"),
+        for place in places.iter().rev() {
+            log::info!("{signal}: unmounting {}", place.dir.display());
+            if let Err(e) = mounts::unmount(&place.dir, asked) {
+                log::error!("{e}; once more detaches it");
+            }
         }
         asked = true;
     }
