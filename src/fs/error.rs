@@ -50,7 +50,10 @@ pub enum FsError {
     /// The filesystem is mounted read-only, or became so after an error.
     #[error("read-only filesystem")]
     ReadOnly,
-    /// Contents or metadata on the image are damaged, or reading or writing failed.
+    /// Contents of a file, or the value of an attribute, are damaged or were given up by a repair. Nothing else is concerned.
+    #[error("{0}")]
+    Contents(crate::Error),
+    /// Metadata on the image are damaged, or reading or writing failed.
     #[error("{0}")]
     Engine(crate::Error),
 }
@@ -59,6 +62,11 @@ impl FsError {
     /// Damage found in what belongs to an inode.
     pub fn damaged(ino: Ino, reason: impl ToString) -> Self {
         FsError::Engine(crate::Error::corrupt(format_args!("inode {}", ino.0), reason))
+    }
+
+    /// Damage found in a file's contents or in an attribute's value.
+    pub fn unreadable(ino: Ino, reason: impl ToString) -> Self {
+        FsError::Contents(crate::Error::corrupt(format_args!("inode {}", ino.0), reason))
     }
 }
 

@@ -196,7 +196,7 @@ fn verify(ino: Ino, first: BlockNo, crcs: &[u32], blocks: &[u8]) -> Result<()> {
     for (i, block) in blocks.chunks(BLOCK_SIZE).enumerate() {
         if crcs.get(i) != Some(&crc32fast::hash(block)) {
             let at = first.0 + i as u64;
-            return Err(FsError::damaged(ino, format_args!("checksum of its block {at} does not match")));
+            return Err(FsError::unreadable(ino, format_args!("checksum of its block {at} does not match")));
         }
     }
     Ok(())
@@ -272,7 +272,7 @@ impl Inner {
                 }
                 Extent::Lost { .. } => {
                     let reason = format_args!("its bytes {} to {} were lost", mapped.begin, mapped.end);
-                    return Err(FsError::damaged(ino, reason));
+                    return Err(FsError::unreadable(ino, reason));
                 }
             }
             at = to;

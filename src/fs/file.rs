@@ -327,22 +327,41 @@ impl Inner {
         while done < data.len() {
             let from = begin + done as u64;
             let left = begin + data.len() as u64 - from;
+            let mut write = |run: Run| {
+                let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
+                // Blocks are there, but the host may have no space for them before others are given back.
+                self.or_after_cleaning(|| Ok(self.tree.write_blocks_logged(run.start, piece, batch)?))
+            };
             let run = match place.unwritten(from) {
-                Unwritten::Here(run) => Run { len: run.len.min((left / BLOCK) as u32), ..run },
+                Unwritten::Here(run) => {
+                    let run = Run { len: run.len.min((left / BLOCK) as u32), ..run };
+                    write(run)?;
+                    run
+                }
                 Unwritten::Next(at) => {
                     let want = (left.min(at - from) / BLOCK).min(EXTENT_BLOCKS_MAX as u64) as u32;
-                    let run = if place.urgent {
-                        self.take_blocks_urgently(want)?
-                    } else {
-                        self.take_blocks(place.ino, place.grown, want)?
+                    let take = || match place.urgent {
+                        true => self.take_blocks_urgently(want),
+                        false => self.take_blocks(place.ino, place.grown, want),
                     };
-                    taken.push(run);
+                    let mut run = take()?;
+                    if let Err(e) = write(run) {
+                        self.tree.unreserve_blocks(run);
+                        if !matches!(e, FsError::NoSpace) {
+                            return Err(e);
+                        }
+                        self.drop_window(place.ino);
+                        self.tree.prefer_used_blocks();
+                        run = take()?;
+                        taken.push(run);
+                        write(run)?;
+                    } else {
+                        taken.push(run);
+                    }
                     run
                 }
             };
             let piece = &data[done..done + run.len as usize * BLOCK_SIZE];
-            // Blocks are there, but the host may have no space for them before others are given back.
-            self.or_after_cleaning(|| Ok(self.tree.write_blocks_logged(run.start, piece, batch)?))?;
             let len = (piece.len() as u64).min(end - from) as u32;
             let crcs = piece.chunks(BLOCK_SIZE).map(crc32fast::hash).collect();
             extents.push(Mapped::new(from, Extent::Blocks { len, start: run.start, shared: false, crcs }));
@@ -442,6 +461,12 @@ impl Fs {
             self.make_hole(&node, &mut state, offset, end, caller)?;
         }
         if mode != Fallocate::PunchHole {
+            // What cannot be there as a whole is not begun.
+            let missing = ((end - offset) / BLOCK).saturating_sub(file_of(&state)?.blocks);
+            self.or_after_cleaning(|| match self.blocks_for_data() >= missing {
+                true => Ok(()),
+                false => Err(FsError::NoSpace),
+            })?;
             self.allocate(&node, &mut state, offset, end)?;
         }
         let mut inode = file_of(&state)?.clone();
@@ -523,6 +548,10 @@ impl Inner {
                 _ => last,
             };
             let old = self.extents_in(node.ino, at.saturating_sub(1), until + 1, usize::MAX)?;
+            if old.iter().any(Mapped::is_shared) {
+                // It gives nothing back, and its counts may need records.
+                self.admit_change()?;
+            }
             let remap =
                 self.replace(node.ino, (at, until), &old, Vec::new(), Source::Reserved(&[]), Batch::new())?;
             let inode = file_of(state)?.clone();

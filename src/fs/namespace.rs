@@ -115,7 +115,7 @@ impl Fs {
 
     /// Creates an inode under a name, with one reference ([`Fs::release`] gives it back). Its mode has no bits of `umask`; but a
     /// directory with a default ACL passes that on instead. A directory with sgid passes on its group, and sgid itself to directories;
-    /// whether a file may have sgid there is for the caller to decide, who knows his groups (the kernel has seen to it).
+    /// a file that is executable by such a group has sgid only from a privileged caller.
     pub fn create(
         &self,
         parent: Ino,
@@ -158,6 +158,8 @@ impl Fs {
             inode.gid = above.gid;
             if inode.kind == Kind::Directory {
                 inode.mode |= 0o2000;
+            } else if mode & 0o2010 == 0o2010 && !caller.privileged {
+                inode.mode &= !0o2000;
             }
         }
         match new {
@@ -400,6 +402,7 @@ impl Fs {
     ) -> Result<()> {
         check_name(name)?;
         check_name(new_name)?;
+        self.admit_change()?;
         // One lock for all moves between directories: ancestry stands still while it is held.
         let _moves = (parent != new_parent).then(|| self.renames.lock());
         let (node, new_node) = (self.node(parent), self.node(new_parent));

@@ -151,6 +151,7 @@ impl Inner {
         to_begin: u64,
         caller: &Caller,
     ) -> Result<u64> {
+        self.admit()?;
         let mut found = self.extents_in(from, begin, end, SHARES_PER_BATCH)?;
         let until = match found.last() {
             Some(last) if found.len() == SHARES_PER_BATCH => last.block_end().min(end),
@@ -158,7 +159,7 @@ impl Inner {
         };
         if let Some(lost) = found.iter().find(|m| m.is_lost() && m.begin < until) {
             let reason = format_args!("its bytes {} to {} were lost", lost.begin, lost.end);
-            return Err(FsError::damaged(from, reason));
+            return Err(FsError::unreadable(from, reason));
         }
         found.retain(|m| !m.is_unwritten());
         // First, in a batch of its own, the extents say that they may be shared: true in any case, and when the same file is

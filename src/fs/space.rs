@@ -4,8 +4,8 @@
 //!   is no space.
 //! - **B2** Nobody is told that there is no space while deletions are under way, or an inode whose last name has just gone is
 //!   about to be given up by its last user.
-//! - **B3** What only adds records ends when a quarter of the image's reserve is used, overwriting when half of it is. The rest is
-//!   left to what gives space back.
+//! - **B3** What only adds records ends when a quarter of the image's reserve is used, renames when three eighths of it are, overwriting
+//!   when half of it is. The rest is left to what gives space back.
 
 use super::error::{FsError, Result};
 use super::format::*;
@@ -15,6 +15,10 @@ use crate::sync::Mutex;
 
 /// Files that have a window at a time.
 const WINDOWS_MAX: usize = 32;
+/// What adds something new ends when no more than so many sixteenths of the image's reserve are free.
+const NEW_LINE: u64 = 12;
+/// The same for what changes something that is there, and may need a record more for it.
+const CHANGE_LINE: u64 = 10;
 /// Inodes for each free block in what `statfs` says: an estimate, an inode with its name takes about 300 bytes.
 const INODES_PER_BLOCK: u64 = 8;
 
@@ -143,11 +147,25 @@ impl Inner {
         self.give_back(runs);
     }
 
+    /// Blocks that contents can take, now or soon.
+    pub(super) fn blocks_for_data(&self) -> u64 {
+        self.tree.blocks_for_data() + self.windows.blocks()
+    }
+
     /// Whether records may be added for something new (B3).
     pub(super) fn admit(&self) -> Result<()> {
-        self.or_after_cleaning(|| {
-            let free = self.tree.free_blocks() + self.windows.blocks();
-            if free > self.tree.blocks_in_reserve() / 4 * 3 { Ok(()) } else { Err(FsError::NoSpace) }
+        self.admit_above(NEW_LINE)
+    }
+
+    /// Whether records may be added for something that changes (B3).
+    pub(super) fn admit_change(&self) -> Result<()> {
+        self.admit_above(CHANGE_LINE)
+    }
+
+    fn admit_above(&self, sixteenths: u64) -> Result<()> {
+        self.or_after_cleaning(|| match self.tree.has_room_above(sixteenths, self.windows.blocks())? {
+            true => Ok(()),
+            false => Err(FsError::NoSpace),
         })
     }
 }
@@ -158,7 +176,7 @@ impl Fs {
         self.drain_small();
         let windows = self.windows.blocks();
         let blocks = self.tree.size() / BLOCK_SIZE as u64;
-        let available = self.tree.blocks_for_data() + windows;
+        let available = self.blocks_for_data();
         Usage {
             blocks,
             free: self.tree.free_blocks() + windows,

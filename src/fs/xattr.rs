@@ -124,7 +124,7 @@ impl Inner {
                 self.tree.read_blocks(*start, &mut value)?;
                 value.truncate(*len as usize);
                 if crc32fast::hash(&value) != *crc {
-                    return Err(FsError::damaged(ino, "checksum of an extended attribute does not match"));
+                    return Err(FsError::unreadable(ino, "checksum of an extended attribute does not match"));
                 }
                 Ok(value)
             }

@@ -125,7 +125,7 @@ impl<V: Volume> Adapter<V> {
 
     /// The errno of a failed request, after the policy for errors has been followed.
     fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
-        if let FsError::Engine(engine) = error {
+        if let FsError::Engine(engine) | FsError::Contents(engine) = error {
             if self.damage.is_new(error) {
                 log::error!("{what:?} of {} (inode {}): {error}", self.volume.path_of(n), n.0);
             }
@@ -141,8 +141,9 @@ impl<V: Volume> Adapter<V> {
                     | Request::Readdirplus
                     | Request::Lseek
             );
-            // A failed write has made the image read-only by itself.
-            if changes && matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
+            // A failed write has made the image read-only by itself. Contents that cannot be read concern only who needs them.
+            let concerns_all = changes && matches!(error, FsError::Engine(_));
+            if concerns_all && matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
                 if self.options.on_error == OnError::Abort {
                     log::error!("ending, as errors=abort asks");
                     std::process::abort();

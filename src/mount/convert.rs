@@ -141,7 +141,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::ReadOnly => Errno::EROFS,
         // What is asked of the image is not possible for it; nothing is wrong with it.
         FsError::Engine(crate::Error::Unusable(_)) => Errno::EINVAL,
-        FsError::Engine(_) => Errno::EIO,
+        FsError::Contents(_) | FsError::Engine(_) => Errno::EIO,
     }
 }
 

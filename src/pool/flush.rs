@@ -109,6 +109,11 @@ impl Pool {
     pub(super) fn checkpoint_with(&self, flusher: &mut Flusher, clean: bool) -> Result<()> {
         self.log.check()?;
         let started = std::time::Instant::now();
+        let number = {
+            let mut progress = self.progress.lock();
+            progress.begun += 1;
+            progress.begun
+        };
         self.flush_older(flusher, self.log.end())?;
         set_site("checkpoint");
         let synced = self.sync_data(flusher);
@@ -136,6 +141,7 @@ impl Pool {
         self.reclaim();
         self.stats.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.stats.checkpoint_micros.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.progress.lock().finished = number;
         self.announce_progress();
         Ok(())
     }

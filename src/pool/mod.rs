@@ -90,6 +90,10 @@ struct Progress {
     done: u64,
     /// Somebody waits for the next one.
     asked: bool,
+    /// The number of the newest checkpoint that has begun.
+    begun: u64,
+    /// The number of the newest one that has ended.
+    finished: u64,
 }
 
 /// Frames that long scans use in turn.
@@ -494,16 +498,41 @@ impl Pool {
             if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);
             }
-            if self.add_group()? {
+            if self.add_group_if_possible()? {
                 continue;
             }
             if attempt == 3 || !self.space.lock().has_more_soon() {
                 break;
             }
             self.log.commit(self.log.end())?;
-            self.wait_for_checkpoint()?;
+            self.wait_for_whole_checkpoint()?;
         }
-        Err(Error::NoSpace)
+        // The search for a group may have ended quarantines.
+        self.space.lock().take_blocks(1..=want, urgent).ok_or(Error::NoSpace)
+    }
+
+    /// The next search for data blocks begins at the image's beginning.
+    pub fn restart_search(&self) {
+        self.space.lock().restart_search();
+    }
+
+    /// Whether something may be added that takes no data blocks: whether more is free than so many sixteenths of what is kept for the
+    /// tree ([`Space::is_above`]). May wait for a checkpoint; holds no latch.
+    pub fn has_room_above(&self, sixteenths: u64, more: u64) -> Result<bool> {
+        for _ in 0..3 {
+            match self.space.lock().is_above(sixteenths, more) {
+                (true, true) => return Ok(true),
+                (true, false) if self.space.lock().has_more_soon() => {}
+                _ => break,
+            }
+            self.log.commit(self.log.end())?;
+            self.reclaim();
+            if self.space.lock().is_above(sixteenths, more).1 {
+                return Ok(true);
+            }
+            self.wait_for_whole_checkpoint()?;
+        }
+        Ok(false)
     }
 
     /// Gives back blocks that were reserved and not used. Waits for contents that are on their way there.
@@ -530,13 +559,18 @@ impl Pool {
 
     /// Ends the quarantine of what is safe now. Waits for nothing.
     pub fn reclaim(&self) {
+        self.reclaim_for(0);
+    }
+
+    /// The same for somebody who gathers so many pages: free places for pages are not given to data as long as there are no more.
+    fn reclaim_for(&self, pages: usize) {
         let mut space = self.space.lock();
         if !space.has_more_soon() {
             return;
         }
         self.epochs.advance();
         self.epochs.advance();
-        space.reclaim(self.log.durable(), self.checkpoint_lsn(), self.epochs.current(), |page| {
+        space.reclaim(self.log.durable(), self.checkpoint_lsn(), self.epochs.current(), pages, |page| {
             self.discard(page)
         });
     }
@@ -603,7 +637,7 @@ impl Pool {
                 Ok(0) => {}
                 given => return given.is_ok(),
             }
-            if !self.space.lock().has_more_soon() || self.wait_for_checkpoint().is_err() {
+            if !self.space.lock().has_more_soon() || self.wait_for_whole_checkpoint().is_err() {
                 return false;
             }
         }
@@ -622,6 +656,27 @@ impl Pool {
         let mut progress = self.progress.lock();
         let seen = progress.done;
         while progress.done == seen && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
+            progress.asked = true;
+            self.wanted.notify_one();
+            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
+        }
+        drop(progress);
+        self.log.check()
+    }
+
+    /// Waits until a checkpoint has ended that began after this call, or takes one.
+    fn wait_for_whole_checkpoint(&self) -> Result<()> {
+        spin_wait();
+        if !self.background {
+            return self.checkpoint();
+        }
+        let mut progress = self.progress.lock();
+        let wanted = progress.begun + 1;
+        while progress.finished < wanted
+            && self.log.failure().is_none()
+            && !self.is_read_only()
+            && !self.stopping.load(Ordering::SeqCst)
+        {
             progress.asked = true;
             self.wanted.notify_one();
             self.progressed.wait_for(&mut progress, Duration::from_millis(20));

@@ -29,6 +29,20 @@ const WORDS: usize = BLOCKS_PER_GROUP as usize / 64;
 const WORDS_PER_CHUNK: usize = BLOCKS_PER_CHUNK as usize / 64;
 const PAGES_PER_CHUNK: u32 = BLOCKS_PER_CHUNK / BLOCKS_PER_PAGE;
 
+/// Data goes on, as long as pages fit in so many sixteenths of half of what is kept for the tree.
+const DATA_LINE: u64 = 14;
+/// The same for overwriting.
+const URGENT_LINE: u64 = 8;
+
+/// The first bit of each four that a page fits in.
+fn first_of_places(bits: u64) -> u64 {
+    bits & bits >> 1 & bits >> 2 & bits >> 3 & 0x1111_1111_1111_1111
+}
+
+fn places_in(bits: u64) -> u64 {
+    first_of_places(bits).count_ones() as u64
+}
+
 struct Group {
     /// One bit a block: it can be allocated.
     available: Box<[u64; WORDS]>,
@@ -41,6 +55,8 @@ struct Group {
 pub struct Space {
     geometry: Superblock,
     groups: Vec<Group>,
+    /// Places among the available blocks in which a page fits.
+    places: u64,
     /// Pages that are carved and can be handed out; the last one goes first.
     pages: Vec<PageId>,
     /// How many of `pages` lie in each chunk.
@@ -65,6 +81,7 @@ impl Space {
         Space {
             geometry,
             groups: Vec::new(),
+            places: 0,
             pages: Vec::new(),
             carved: HashMap::new(),
             odd: HashSet::new(),
@@ -122,6 +139,7 @@ impl Space {
             }
         }
         let count = available.iter().map(|w: &u64| w.count_ones()).sum();
+        self.places += available.iter().map(|w| places_in(*w)).sum::<u64>();
         self.groups.push(Group { available, count, born });
         for c in 0..CHUNKS_PER_GROUP {
             if bitmap.holds_pages(c) {
@@ -199,7 +217,10 @@ impl Space {
         while at < end {
             let stop = end.min((at / 64 + 1) * 64);
             let mask = (!0u64 >> (64 - (stop - at))) << (at % 64);
-            f(&mut self.groups[group].available[at as usize / 64], mask);
+            let word = &mut self.groups[group].available[at as usize / 64];
+            let before = places_in(*word);
+            f(word, mask);
+            self.places = self.places + places_in(*word) - before;
             at = stop;
         }
         (group, run.len)
@@ -308,8 +329,7 @@ impl Space {
     pub fn take_odd_page(&mut self) -> Option<Run> {
         for group in 0..self.groups.len() {
             for word in 0..WORDS {
-                let bits = self.groups[group].available[word];
-                let four = bits & bits >> 1 & bits >> 2 & bits >> 3 & 0x1111_1111_1111_1111;
+                let four = first_of_places(self.groups[group].available[word]);
                 if four != 0 {
                     let start = self.block(group, word as u32 * 64 + four.trailing_zeros());
                     let run = Run { start, len: BLOCKS_PER_PAGE };
@@ -322,12 +342,36 @@ impl Space {
         None
     }
 
-    /// Whether the image is nearly full, and fewer free places for pages are set aside than half of what is kept for the tree.
-    /// Later there might be free blocks, but no four together.
+    /// Whether the image is nearly full, or in such small pieces that few pages fit between them, and fewer free places for pages are set
+    /// aside than half of what is kept for the tree. Later there might be free blocks, but no four together.
     pub fn is_short_of_pages(&self) -> bool {
         let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
         let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
-        self.next_group().is_none() && available < 4 * self.reserve() && carved < self.reserve() / 2
+        let ends = available < 4 * self.reserve() || self.has_few_places();
+        self.next_group().is_none() && ends && carved < self.reserve() / 2
+    }
+
+    /// Whether data is to leave alone what places for pages there are.
+    fn has_few_places(&self) -> bool {
+        self.next_group().is_none() && self.places * (BLOCKS_PER_PAGE as u64) < 2 * self.reserve()
+    }
+
+    /// Blocks that pages of the tree can take, now or after a checkpoint.
+    fn page_room(&self) -> u64 {
+        match self.next_group() {
+            Some(_) => u64::MAX,
+            None => {
+                let pages = self.places + self.pages.len() as u64 + self.freed_pages.len() as u64;
+                pages * BLOCKS_PER_PAGE as u64
+            }
+        }
+    }
+
+    /// Whether more is free than so many sixteenths of what is kept for the tree, with `more` that somebody can give back; and whether
+    /// pages fit in as large a part of half of it, which is how much of it is set aside for them.
+    pub fn is_above(&self, sixteenths: u64, more: u64) -> (bool, bool) {
+        let line = self.reserve() * sixteenths;
+        (self.free_blocks() + more > line / 16, self.page_room() > line / 32)
     }
 
     /// Whether the page lies in a chunk of tree pages, which its allocation is to mark (S5).
@@ -356,6 +400,9 @@ impl Space {
 
     /// Of [`Space::free_blocks`] those that data may take.
     pub fn blocks_for_data(&self) -> u64 {
+        if !self.has_more_soon() && !self.is_above(DATA_LINE, 0).1 {
+            return 0;
+        }
         let free = self.free_blocks();
         let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
         free.saturating_sub(self.reserve().max(carved))
@@ -376,8 +423,16 @@ impl Space {
             None => (available + carved).saturating_sub(reserve),
         };
         let want = want.min(room.min(u32::MAX as u64) as u32);
-        if want < least {
+        let line = if urgent { URGENT_LINE } else { DATA_LINE };
+        if want < least || !self.is_above(line, 0).1 {
             return None;
+        }
+        if least < BLOCKS_PER_PAGE
+            && self.has_few_places()
+            && let Some(run) = self.find_fragment(least, want)
+        {
+            self.take(run);
+            return Some(run);
         }
         let mut best: Option<Run> = None;
         let groups = self.groups.len() as u64;
@@ -401,6 +456,32 @@ impl Space {
         self.take(run);
         self.cursor = run.end().0 - self.first_block();
         Some(run)
+    }
+
+    /// Free blocks between others, where no page fits.
+    fn find_fragment(&self, least: u32, want: u32) -> Option<Run> {
+        let found = self.groups.iter().enumerate().find_map(|(group, g)| {
+            let words = g.available.iter().enumerate().filter(|(_, bits)| **bits != 0);
+            let mut fragments = words.map(|(at, bits)| (at, bits & !(first_of_places(*bits) * 0xf)));
+            fragments.find_map(|(at, bits)| {
+                let mut bits = bits;
+                while bits != 0 {
+                    let start = bits.trailing_zeros();
+                    let len = (!(bits >> start)).trailing_zeros();
+                    if len >= least {
+                        return Some((group, at as u32 * 64 + start, len.min(want)));
+                    }
+                    bits &= !(((1 << len) - 1) << start);
+                }
+                None
+            })
+        });
+        found.map(|(group, within, len)| Run { start: self.block(group, within), len })
+    }
+
+    /// The next search for data blocks begins at the beginning, where blocks that have been used before are likely to be.
+    pub fn restart_search(&mut self) {
+        self.cursor = 0;
     }
 
     /// Makes places for pages available to data again, down to half of what is kept for the tree.
@@ -484,6 +565,7 @@ impl Space {
         durable: Lsn,
         checkpoint: Lsn,
         epoch: u64,
+        gathering: usize,
         mut discard: impl FnMut(PageId) -> bool,
     ) {
         while let Some(&(lsn, freed, run)) = self.freed_runs.front() {
@@ -507,16 +589,19 @@ impl Space {
                 group.born = Lsn(0);
             }
         }
-        self.release_empty_chunks();
+        self.release_empty_chunks(gathering);
     }
 
     /// Chunks all of whose pages are free become available to data, but for one that is kept for the next pages.
-    fn release_empty_chunks(&mut self) {
+    fn release_empty_chunks(&mut self, gathering: usize) {
         let mut empty: Vec<Chunk> =
             self.carved.iter().filter(|(_, n)| **n == PAGES_PER_CHUNK).map(|(c, _)| *c).collect();
         empty.sort_unstable();
-        let enough = self.pages.len() >= 2 * PAGES_PER_CHUNK as usize;
-        for chunk in empty.into_iter().skip(1).filter(|_| enough) {
+        let keep = gathering.max(PAGES_PER_CHUNK as usize);
+        for chunk in empty.into_iter().skip(1) {
+            if self.pages.len() < keep + PAGES_PER_CHUNK as usize {
+                return;
+            }
             let run = self.chunk_run(chunk);
             self.carved.remove(&chunk);
             self.pages.retain(|p| !(run.start..run.end()).contains(&p.block()));

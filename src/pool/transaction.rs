@@ -126,18 +126,21 @@ impl Pool {
 
     /// Makes pages available: from a free chunk, a new group, or what is in quarantine.
     fn find_pages(&self, pages: usize, full: &mut u32) -> Result<()> {
-        self.reclaim();
+        self.reclaim_for(pages);
         let chunk = self.space.lock().take_chunk();
         if let Some(run) = chunk {
-            return self.carve(run);
+            match self.carve(run) {
+                Err(Error::NoSpace) if *full < 3 && self.space.lock().has_more_soon() => {}
+                result => return result,
+            }
         }
-        if self.add_group()? {
+        if self.add_group_if_possible()? {
             return Ok(());
         }
         *full += 1;
         if *full <= 3 && self.space.lock().has_more_soon() {
             self.log.commit(self.log.end())?;
-            self.wait_for_checkpoint()?;
+            self.wait_for_whole_checkpoint()?;
             return Ok(());
         }
         for _ in 0..pages {
@@ -191,6 +194,14 @@ impl Pool {
                 space.give_blocks(run);
                 Err(if is_full(&e) { Error::NoSpace } else { Error::io("allocating space for pages", e) })
             }
+        }
+    }
+
+    /// Like [`Pool::add_group`]; `false` also if the host has no space for it: what is in quarantine may do.
+    pub(super) fn add_group_if_possible(&self) -> Result<bool> {
+        match self.add_group() {
+            Err(Error::NoSpace) => Ok(false),
+            result => result,
         }
     }
 

@@ -222,3 +222,14 @@ impl<S: Storage> Storage for FaultStorage<S> {
         self.inner.punch(offset, len)
     }
 }
+
+/// A disk whose syncs take as long as those of real ones.
+#[cfg(test)]
+pub(crate) fn slow_disk<S: Storage>(inner: S) -> FaultStorage<S> {
+    use std::time::Duration;
+    FaultStorage::observed(inner, |kind, _, _| match kind {
+        OpKind::Sync => std::thread::sleep(Duration::from_millis(1)),
+        OpKind::WriteDurable => std::thread::sleep(Duration::from_micros(200)),
+        _ => {}
+    })
+}

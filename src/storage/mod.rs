@@ -33,7 +33,7 @@
 
 pub mod buffer;
 mod counts;
-mod fault;
+pub(crate) mod fault;
 mod file;
 mod image;
 mod lock;

@@ -239,6 +239,17 @@ impl Tree {
         self.pool.reserve_blocks_from(count, true)
     }
 
+    /// Whether records may be added: whether more is free than so many sixteenths of what is kept for the tree, with `more` blocks that the
+    /// caller can give back, and pages fit between it. May wait for a checkpoint. The caller holds no lock that a batch under way needs.
+    pub fn has_room_above(&self, sixteenths: u64, more: u64) -> Result<bool> {
+        self.pool.has_room_above(sixteenths, more)
+    }
+
+    /// The host's disk is full: the next blocks are to be such as it has given already, if there are any.
+    pub fn prefer_used_blocks(&self) {
+        self.pool.restart_search();
+    }
+
     /// Gives back blocks that were reserved and not allocated.
     pub fn unreserve_blocks(&self, run: Run) {
         self.pool.unreserve_blocks(run);

@@ -47,7 +47,7 @@ fn damaged_blocks_are_reported_and_not_returned() {
     fs.write(ino, 0, &[7; 20_000], &ME).unwrap();
     let run = fs.extents_in(ino, 0, 1, 1).unwrap()[0].extent.run().unwrap();
     fs.tree().write_blocks(crate::page::BlockNo(run.start.0 + 1), &[9; 4096]).unwrap();
-    assert!(matches!(fs.read(ino, 0, 20_000), Err(FsError::Engine(e)) if e.is_corrupt()));
+    assert!(matches!(fs.read(ino, 0, 20_000), Err(FsError::Contents(e)) if e.is_corrupt()));
     assert_eq!(fs.read(ino, 0, 4096).unwrap(), [7; 4096], "other blocks can still be read");
     assert!(fs.write(ino, 5_000, b"x", &ME).is_err(), "a partial overwrite would make damage look right");
     fs.write(ino, 4096, &[8; 4096], &ME).unwrap();

@@ -3,6 +3,7 @@
 use super::*;
 use crate::page::Run;
 use crate::storage::Rng;
+use crate::storage::fault::slow_disk;
 
 fn file(fs: &Fs, name: &[u8]) -> Ino {
     create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
@@ -433,4 +434,29 @@ fn a_file_in_small_pieces_is_overwritten_copied_and_cut_with_a_small_cache() {
     assert_eq!(fs.attributes(b).unwrap().blocks, 16);
     fs.unlink(ROOT, b"b", &ME).unwrap();
     assert!(fs.tree().check().unwrap().data.is_empty());
+}
+
+/// A checkpoint takes a while, in pieces; the space that it will give back is worth waiting for.
+#[test]
+fn small_files_that_were_deleted_make_room_for_a_large_one() {
+    for deleted in [300, 900, 1800] {
+        let size = 64 << 20;
+        let storage = Arc::new(slow_disk(Arc::new(MemStorage::new(size))));
+        // Log and doublewrite area as mkfs makes them for this size.
+        let format = FormatOptions { size, ..FormatOptions::default() };
+        Fs::format(storage.clone(), &format, &ME).unwrap();
+        let fs =
+            Fs::open(storage, &Options { background: true, cache_size: 256 << 20, ..options() }).unwrap();
+        let write = |name: &str, len: usize| {
+            let ino = create(&fs, ROOT, name.as_bytes(), New::File, 0o644, &ME)?;
+            fs.write(ino, 0, &vec![7; len], &ME)
+        };
+        let count = (0..).find(|n| write(&format!("f{n}"), 2000).is_err()).unwrap();
+        fs.unlink(ROOT, format!("f{count}").as_bytes(), &ME).ok();
+        (0..3).for_each(|_| fs.tree().checkpoint().unwrap());
+        for n in (count - deleted..count).rev() {
+            fs.unlink(ROOT, format!("f{n}").as_bytes(), &ME).unwrap();
+        }
+        write("large", 64 << 10).unwrap_or_else(|e| panic!("{e} after {deleted} files were deleted"));
+    }
 }

@@ -27,7 +27,7 @@ fn cut() -> Known {
 }
 
 fn is_lost(result: crate::fs::Result<Vec<u8>>) -> bool {
-    matches!(result, Err(FsError::Engine(e)) if e.is_corrupt())
+    matches!(result, Err(FsError::Contents(e) | FsError::Engine(e)) if e.is_corrupt())
 }
 
 fn open(storage: &Arc<MemStorage>) -> Fs {

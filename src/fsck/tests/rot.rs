@@ -80,7 +80,7 @@ impl Files {
                 let read = fs.read(*ino, block as u64 * BLOCK, BLOCK_SIZE);
                 if lost.contains(&(*ino, block as u64)) {
                     assert!(
-                        matches!(read, Err(FsError::Engine(ref e)) if e.is_corrupt()),
+                        matches!(read, Err(FsError::Contents(ref e) | FsError::Engine(ref e)) if e.is_corrupt()),
                         "{about}: block {block} is read: {read:?}"
                     );
                 } else {

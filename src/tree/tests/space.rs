@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::page::format::BLOCKS_PER_GROUP;
+use crate::storage::fault::slow_disk;
 use crate::storage::{Fault, FaultStorage, FileStorage, OpKind, OpenMode};
 
 fn small() -> (Arc<MemStorage>, Tree) {
@@ -390,4 +391,61 @@ fn contents_that_a_bad_disk_does_not_take_are_read_although_it_gives_nothing() {
     let mut found = vec![0; 3 * BLOCK_SIZE];
     tree.read_blocks(BlockNo(run.start.0 + 2), &mut found).unwrap();
     assert_eq!(found, bytes[2 * BLOCK_SIZE..5 * BLOCK_SIZE]);
+}
+
+/// A batch that needs more pages for splits than two chunks hold, while a freed page waits for a checkpoint.
+#[test]
+fn a_large_batch_gets_its_pages_while_something_is_in_quarantine() {
+    for background in [false, true] {
+        let options = Options { background, ..quiet(8192) };
+        let tree = Tree::open(image(256 << 20, 64 << 20), &options).unwrap();
+        let apply = |change: &dyn Fn(&mut Batch)| {
+            let mut batch = Batch::new();
+            change(&mut batch);
+            tree.apply(&batch).unwrap();
+        };
+        (0..40).for_each(|n| apply(&|batch| batch.put(&key(n), &[n as u8; 3000])));
+        (0..40).for_each(|n| apply(&|batch| batch.delete(&key(n))));
+        assert!(tree.stats().merges > 0, "no page is in quarantine");
+        // It would go round and round.
+        apply(&|batch| (0..3600).for_each(|n| batch.put(&key(1000 + n), &[n as u8; 250])));
+    }
+}
+
+/// A checkpoint takes a while, in pieces; the space that it will give back is worth waiting for.
+#[test]
+fn what_is_deleted_makes_room_for_data_before_anybody_is_told_that_there_is_none() {
+    let storage = slow_disk(MemStorage::new(64 << 20));
+    // Log and doublewrite area as mkfs makes them for this size.
+    let options = FormatOptions { size: 64 << 20, ..FormatOptions::default() };
+    Tree::format(&storage, &options).unwrap();
+    let tree = Tree::open(Arc::new(storage), &Options { background: true, ..quiet(8192) }).unwrap();
+    let records = fill(&tree);
+    settle(&tree);
+    for n in (records - 3000..records).rev() {
+        let mut batch = Batch::new();
+        batch.delete(&key(n));
+        tree.apply(&batch).unwrap();
+    }
+    tree.reserve_blocks(100).unwrap();
+}
+
+/// The host's disk is full, and the image has a group that was never used. What was deleted is room enough.
+#[test]
+fn what_is_deleted_can_be_used_again_though_the_host_is_full() {
+    let storage = Arc::new(FaultStorage::new(image(1 << 30, 1 << 20)));
+    let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+    storage.arm(Fault::nth(&[OpKind::Allocate], 0).forever().errno(libc::ENOSPC));
+    let mut runs = Vec::new();
+    while let Ok(run) = tree.reserve_blocks(4096) {
+        let mut batch = Batch::new();
+        batch.allocate(run);
+        tree.apply(&batch).unwrap();
+        runs.push(run);
+    }
+    assert!(runs.len() > 20);
+    let mut batch = Batch::new();
+    batch.free(runs[0]);
+    tree.apply(&batch).unwrap();
+    tree.reserve_blocks(100).unwrap();
 }

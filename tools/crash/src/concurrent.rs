@@ -122,7 +122,27 @@ impl Writer<'_> {
                 self.tree.checkpoint().map_err(|e| format!("checkpoint: {e}"))?;
             }
             if self.rng.chance(1, 20) {
-                self.tree.trim(1).map_err(|e| format!("trim: {e}"))?;
+                match self.tree.trim(1) {
+                    Ok(_) | Err(Error::ReadOnly) => {}
+                    Err(e) => return Err(format!("trim: {e}")),
+                }
+            }
+            if self.number == 0 && self.rng.chance(1, 25) {
+                self.tree.set_read_only(true).map_err(|e| format!("read-only: {e}"))?;
+                if let Some((lsn, _)) = self.done.last() {
+                    self.acknowledge(*lsn);
+                }
+                if self.rng.chance(1, 2) {
+                    std::thread::yield_now();
+                }
+                self.tree.set_read_only(false).map_err(|e| format!("read-write: {e}"))?;
+            }
+            if self.number == 1 && self.rng.chance(1, 25) {
+                let size = self.tree.size() + self.rng.below(90) * 16384;
+                match self.tree.grow(size) {
+                    Ok(()) | Err(Error::ReadOnly) => {}
+                    Err(e) => return Err(format!("grow: {e}")),
+                }
             }
         }
         Ok(self.done)
@@ -147,7 +167,7 @@ impl Writer<'_> {
                 self.done.push((lsn, changes));
                 Ok(Some(lsn))
             }
-            Err(Error::NoSpace | Error::TooLarge { .. }) => Ok(None),
+            Err(Error::NoSpace | Error::TooLarge { .. } | Error::ReadOnly) => Ok(None),
             Err(e) => Err(format!("apply: {e}")),
         }
     }
@@ -195,7 +215,7 @@ impl Writer<'_> {
         let want = 1 + self.rng.below(self.plan.data_blocks_max) as u32;
         let run = match self.tree.reserve_blocks(want) {
             Ok(run) => run,
-            Err(Error::NoSpace) => return Ok(None),
+            Err(Error::NoSpace | Error::ReadOnly) => return Ok(None),
             Err(e) => return Err(format!("reserving blocks: {e}")),
         };
         let mut data = vec![self.rng.below(256) as u8; run.len as usize * BLOCK_SIZE];
@@ -204,7 +224,14 @@ impl Writer<'_> {
         }
         let _site = site_scope("data");
         let start = BlockNo(run.start.0);
-        self.tree.write_blocks_logged(start, &data, batch).map_err(|e| format!("writing data: {e}"))?;
+        match self.tree.write_blocks_logged(start, &data, batch) {
+            Ok(()) => {}
+            Err(Error::ReadOnly) => {
+                self.tree.unreserve_blocks(run);
+                return Ok(None);
+            }
+            Err(e) => return Err(format!("writing data: {e}")),
+        }
         Ok(Some(DataRecord { run, sums: DataRecord::sums(&data) }))
     }
 }

@@ -39,12 +39,12 @@ impl Met {
     /// The same for what reads contents of files that were there before.
     fn note_contents<T>(&mut self, result: Result<T, FsError>) -> Option<T> {
         match result {
-            Err(FsError::Engine(e)) if e.to_string().contains("checksum") => {
+            Err(FsError::Contents(e)) if e.to_string().contains("checksum") => {
                 self.rotten = true;
                 None
             }
             // What a repair has given up says so for ever.
-            Err(FsError::Engine(e)) if e.to_string().contains("were lost") => None,
+            Err(FsError::Contents(e)) if e.to_string().contains("were lost") => None,
             other => self.note("contents", other),
         }
     }

@@ -273,7 +273,7 @@ impl Driver {
                 self.done.refused += 1;
                 self.stopped_at(states, &label)?;
             }
-            (Err(FsError::Engine(e)), _) => return Err(e.to_string()),
+            (Err(FsError::Engine(e) | FsError::Contents(e)), _) => return Err(e.to_string()),
             (Err(_), None) => {}
             (Err(e), Some(_)) => return Err(e.to_string()),
         }
