@@ -18,7 +18,9 @@ use fuser::{
 };
 
 use super::control::Control;
-use super::convert::{errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now};
+use super::convert::{
+    check_xattr_name, errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now,
+};
 use super::counters::{Counters, Request};
 use super::damage::{Damage, Scrubber};
 use super::flusher::Flusher;
@@ -81,13 +83,6 @@ pub struct Adapter<V: Volume> {
 
 fn ino(n: INodeNo) -> Ino {
     Ino(n.0)
-}
-
-/// Whether there is such a namespace of extended attributes; the kernel passes on all names.
-fn is_xattr_namespace(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    let known = [&b"user."[..], b"trusted.", b"security."].into_iter().any(|n| name.starts_with(n));
-    known || matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
 /// An operation that is under way: its kind, and when it began.
@@ -612,8 +607,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        if !is_xattr_namespace(name) {
-            return reply.error(Errno::EOPNOTSUPP);
+        if let Err(refused) = check_xattr_name(name) {
+            return reply.error(refused);
         }
         let run = self.begin(Request::Setxattr);
         let how = match flags {
@@ -634,8 +629,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn getxattr(&self, _: &fuser::Request, n: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if !is_xattr_namespace(name) {
-            return reply.error(Errno::EOPNOTSUPP);
+        if let Err(refused) = check_xattr_name(name) {
+            return reply.error(refused);
         }
         let run = self.begin(Request::Getxattr);
         let result = self.volume.get_xattr(ino(n), name.as_bytes());
@@ -649,8 +644,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn removexattr(&self, req: &fuser::Request, n: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if !is_xattr_namespace(name) {
-            return reply.error(Errno::EOPNOTSUPP);
+        if let Err(refused) = check_xattr_name(name) {
+            return reply.error(refused);
         }
         let run = self.begin(Request::Removexattr);
         let result = self.volume.remove_xattr(ino(n), name.as_bytes(), &self.caller(req));

@@ -1,5 +1,7 @@
 //! Between the filesystem's types and the kernel's: attributes, times, errors.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
@@ -122,6 +124,20 @@ pub fn now() -> Time {
     Time { seconds: t.tv_sec, nanos: t.tv_nsec as u32 }
 }
 
+/// Refuses names of extended attributes that cannot be; the kernel passes on all. As elsewhere, there must be such a namespace
+/// (EOPNOTSUPP), and a name in it (EINVAL).
+pub fn check_xattr_name(name: &OsStr) -> Result<(), Errno> {
+    let name = name.as_bytes();
+    if matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default") {
+        return Ok(());
+    }
+    match [&b"user."[..], b"trusted.", b"security."].into_iter().find_map(|n| name.strip_prefix(n)) {
+        Some([]) => Err(Errno::EINVAL),
+        Some(_) => Ok(()),
+        None => Err(Errno::EOPNOTSUPP),
+    }
+}
+
 /// What a failed call returns to its caller.
 pub fn errno(error: &FsError) -> Errno {
     match error {
@@ -148,6 +164,20 @@ pub fn errno(error: &FsError) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_attribute_needs_a_namespace_and_a_name() {
+        let check = |name: &str| check_xattr_name(OsStr::new(name)).map_err(|e| e.code());
+        for name in ["user.a", "trusted.a", "security.a", "user..", "system.posix_acl_access"] {
+            assert_eq!(check(name), Ok(()), "{name}");
+        }
+        for name in ["user.", "trusted.", "security."] {
+            assert_eq!(check(name), Err(libc::EINVAL), "{name}");
+        }
+        for name in ["", "user", "other.a", "system.", "system.a"] {
+            assert_eq!(check(name), Err(libc::EOPNOTSUPP), "{name}");
+        }
+    }
 
     #[test]
     fn times_before_1970_survive_the_way_in_and_out() {

@@ -366,6 +366,13 @@ fn extended_attributes_have_their_limits(mount: &mut Mount) {
     assert_eq!(sys::errno(sys::get_xattr(&path, OsStr::new("user.missing"))), libc::ENODATA);
     assert_eq!(sys::errno(sys::remove_xattr(&path, "user.missing")), libc::ENODATA);
     assert_eq!(sys::errno(sys::set_xattr(&path, "unknown.space", b"x")), libc::EOPNOTSUPP);
+    assert_eq!(sys::errno(sys::set_xattr(&path, "user.", b"x")), libc::EINVAL, "no name");
+    assert_eq!(sys::errno(sys::get_xattr(&path, OsStr::new("user."))), libc::EINVAL, "no name");
+    assert_eq!(sys::errno(sys::remove_xattr(&path, "user.")), libc::EINVAL, "no name");
+    if sys::is_root() {
+        assert_eq!(sys::errno(sys::set_xattr(&path, "trusted.", b"x")), libc::EINVAL, "no name");
+        assert_eq!(sys::errno(sys::set_xattr(&path, "security.", b"x")), libc::EINVAL, "no name");
+    }
     symlink("file", mount.path("link")).expect("symlink");
     assert_eq!(sys::errno(sys::set_xattr(&mount.path("link"), "user.x", b"x")), libc::EPERM, "of a link");
     for attribute in 0..number {
