@@ -120,32 +120,7 @@ impl<V: Volume> Adapter<V> {
 
     /// The errno of a failed request, after the policy for errors has been followed.
     fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
-        if let FsError::Engine(engine) | FsError::Contents(engine) = error {
-            if self.damage.is_new(error) {
-                log::error!("{what:?} of {} (inode {}): {error}", self.volume.path_of(n), n.0);
-            }
-            let changes = !matches!(
-                what,
-                Request::Lookup
-                    | Request::Getattr
-                    | Request::Readlink
-                    | Request::Read
-                    | Request::Getxattr
-                    | Request::Listxattr
-                    | Request::Readdir
-                    | Request::Readdirplus
-                    | Request::Lseek
-            );
-            // A failed write has made the image read-only by itself. Contents that cannot be read concern only who needs them.
-            let concerns_all = changes && matches!(error, FsError::Engine(_));
-            if concerns_all && matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
-                if self.options.on_error == OnError::Abort {
-                    log::error!("ending, as errors=abort asks");
-                    std::process::abort();
-                }
-                self.volume.fail(error);
-            }
-        }
+        self.damage.meet(&*self.volume, error, what, n, self.options.on_error);
         errno(error)
     }
 

@@ -8,8 +8,10 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
+use super::adapter::OnError;
+use super::counters::Request;
 use super::volume::Volume;
-use crate::fs::{FsError, Scrub};
+use crate::fs::{FsError, Ino, Scrub};
 
 /// Different messages that are remembered.
 const KNOWN_MAX: usize = 1000;
@@ -22,8 +24,42 @@ pub struct Damage {
 }
 
 impl Damage {
+    /// Does what a failed request calls for. What the image or the disk below is to blame for is counted, logged once, and ends all
+    /// changes if it was met by one (`on_error`). What was merely refused is the caller's business.
+    pub fn meet<V: Volume>(&self, volume: &V, error: &FsError, what: Request, n: Ino, on_error: OnError) {
+        let (FsError::Engine(engine) | FsError::Contents(engine)) = error else { return };
+        if !matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
+            // The caller gets a number only, so the reason stands here.
+            log::warn!("{what:?} of {} (inode {}) was refused: {error}", volume.path_of(n), n.0);
+            return;
+        }
+        if self.is_new(error) {
+            log::error!("{what:?} of {} (inode {}): {error}", volume.path_of(n), n.0);
+        }
+        let changes = !matches!(
+            what,
+            Request::Lookup
+                | Request::Getattr
+                | Request::Readlink
+                | Request::Read
+                | Request::Getxattr
+                | Request::Listxattr
+                | Request::Readdir
+                | Request::Readdirplus
+                | Request::Lseek
+        );
+        // A failed write has made the image read-only by itself. Contents that cannot be read concern only who needs them.
+        if changes && matches!(error, FsError::Engine(_)) {
+            if on_error == OnError::Abort {
+                log::error!("ending, as errors=abort asks");
+                std::process::abort();
+            }
+            volume.fail(error);
+        }
+    }
+
     /// Counts a failure; whether it has not been met before.
-    pub fn is_new(&self, error: &FsError) -> bool {
+    fn is_new(&self, error: &FsError) -> bool {
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut known = self.known.lock();
         known.len() < KNOWN_MAX && known.insert(error.to_string())
@@ -82,5 +118,45 @@ impl Scrubber {
 impl Drop for Scrubber {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{Caller, Fs, ROOT, Time};
+    use crate::storage::MemStorage;
+    use crate::tree::{FormatOptions, Options};
+
+    fn volume() -> Fs {
+        let storage = Arc::new(MemStorage::new(8 << 20));
+        let now = Time { seconds: 1, nanos: 0 };
+        let me = Caller { uid: 0, gid: 0, now, privileged: true };
+        let options = FormatOptions { size: 8 << 20, ..FormatOptions::default() };
+        Fs::format(storage.clone(), &options, &me).unwrap();
+        let options = Options { cache_size: 4 << 20, background: false, ..Options::default() };
+        Fs::open(storage, &options).unwrap()
+    }
+
+    #[test]
+    fn what_was_refused_is_no_damage() {
+        let (fs, damage) = (volume(), Damage::default());
+        let meet = |error: &FsError, what| damage.meet(&fs, error, what, ROOT, OnError::RemountReadOnly);
+        // A smaller size than the image has.
+        let refused = Volume::grow(&fs, 4 << 20).unwrap_err();
+        assert!(matches!(refused, FsError::Engine(_)));
+        for error in [refused, FsError::NotFound, FsError::NoSpace, FsError::ReadOnly] {
+            meet(&error, Request::Ioctl);
+        }
+        assert_eq!(damage.count(), 0);
+        assert!(!fs.tree().is_read_only());
+        // Damage that only keeps from reading, and damage that a change meets.
+        let damaged = FsError::damaged(ROOT, "a checksum does not match");
+        meet(&damaged, Request::Read);
+        assert_eq!(damage.count(), 1);
+        assert!(!fs.tree().is_read_only());
+        meet(&damaged, Request::Write);
+        assert_eq!(damage.count(), 2);
+        assert!(fs.tree().is_read_only());
     }
 }

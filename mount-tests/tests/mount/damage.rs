@@ -8,7 +8,11 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 pub fn cases() -> Vec<Case> {
-    cases![a_damaged_block_costs_its_range_and_is_found, damage_in_the_tree_is_an_error_and_no_wrong_answer]
+    cases![
+        a_damaged_block_costs_its_range_and_is_found,
+        damage_in_the_tree_is_an_error_and_no_wrong_answer,
+        a_refused_request_is_no_damage,
+    ]
 }
 
 const LEN: usize = 1 << 20;
@@ -102,4 +106,13 @@ fn damage_in_the_tree_is_an_error_and_no_wrong_answer(mount: &mut Mount) {
         assert!(said.contains("damaged"), "{said}");
     }
     fs::write(&mount.image, before).expect("restore the image");
+}
+
+fn a_refused_request_is_no_damage(mount: &mut Mount) {
+    begin(mount);
+    let (status, said) = mount.said_by(mount.btfs(["resize"]).arg(&mount.point).arg("32M"));
+    assert!(!status.success() && said.contains("Invalid argument"), "{said}");
+    let (_, stats) = mount.said_by(mount.btfs(["stats", "--json"]).arg(&mount.point));
+    assert!(stats.contains("\"damage\": 0"), "{stats}");
+    fs::write(mount.path("file"), "contents").expect("write");
 }
