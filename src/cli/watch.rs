@@ -85,26 +85,54 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
         let json: serde_json::Value = serde_json::from_str(&report)
             .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: its report: {e}", dir.display())))?;
         let scrub = &json["scrub"];
-        let number = |key: &str| scrub[key].as_u64().unwrap_or(0);
-        let line = format!(
-            "{} records, {} files with {} of contents verified, {} damaged",
-            number("records"),
-            number("inodes"),
-            super::bytes(number("bytes")),
-            number("damaged")
-        );
+        let line = progress(scrub);
         if scrub["running"] != true {
             if terminal {
                 eprint!("\r\x1b[K");
             }
             println!("{}: {line}", dir.display());
-            return Ok(if number("damaged") > 0 { DAMAGED } else { 0 });
+            return Ok(if scrub["damaged"] == 0 { 0 } else { DAMAGED });
         }
         if terminal {
             eprint!("\r{line}\x1b[K");
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// What `state` in a report means.
+fn describe_state(state: &str) -> String {
+    match state {
+        "rw" => "changes are taken (rw)".into(),
+        "ro" => "read-only (ro)".into(),
+        state => match state.strip_prefix("failed: ") {
+            Some(error) => format!("changes are refused since an error: {error}"),
+            None => state.into(),
+        },
+    }
+}
+
+/// How far a scrub is, or how it ended.
+fn describe_scrub(scrub: &serde_json::Value) -> String {
+    if scrub["running"] == true {
+        format!("under way: {}", progress(scrub))
+    } else if scrub["records"] == 0 && scrub["damaged"] == 0 {
+        "none since the mount".into()
+    } else {
+        format!("ended: {}", progress(scrub))
+    }
+}
+
+/// How much a scrub has verified.
+fn progress(scrub: &serde_json::Value) -> String {
+    let number = |key: &str| scrub[key].as_u64().unwrap_or(0);
+    format!(
+        "{} records, {} files with {} of contents verified, {} damaged",
+        number("records"),
+        number("inodes"),
+        super::bytes(number("bytes")),
+        number("damaged")
+    )
 }
 
 pub fn stats(args: &StatsArgs) -> CliResult {
@@ -139,5 +167,26 @@ pub fn stats(args: &StatsArgs) -> CliResult {
     for (name, value) in json["volume"].as_object().into_iter().flatten() {
         println!("{:<20} {value}", name.replace('_', " "));
     }
+    println!();
+    println!("{:<20} {}", "state", describe_state(json["state"].as_str().unwrap_or("unknown")));
+    println!("{:<20} {}", "damage met", json["damage"]);
+    println!("{:<20} {}", "scrub", describe_scrub(&json["scrub"]));
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn stats_say_whether_changes_are_refused_and_how_far_a_scrub_is() {
+        assert_eq!(describe_state("rw"), "changes are taken (rw)");
+        assert_eq!(describe_state("failed: disk"), "changes are refused since an error: disk");
+        let mut scrub = json!({"running": false, "records": 0, "inodes": 0, "bytes": 0, "damaged": 0});
+        assert_eq!(describe_scrub(&scrub), "none since the mount");
+        scrub["running"] = true.into();
+        scrub["records"] = 7.into();
+        assert!(describe_scrub(&scrub).starts_with("under way: 7 records, "));
+    }
 }

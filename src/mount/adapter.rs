@@ -24,6 +24,7 @@ use super::convert::{
 use super::counters::{Counters, Request};
 use super::damage::{Damage, Scrubber};
 use super::flusher::Flusher;
+use super::report::report;
 use super::volume::Volume;
 use crate::fs::{
     Attributes, Caller, Cookie, Fallocate, FsError, Ino, Kind, New, RenameMode, Result, SetAttributes,
@@ -648,13 +649,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let allowed = req.uid() == 0 || req.uid() == self.options.owner;
         let result = match Control::decode(command, input) {
             Some(Control::Stats) => Ok(Control::pad(
-                format!(
-                    "{{\"requests\":{},\"volume\":{},\"damage\":{},\"scrub\":{}}}",
-                    self.counters.json(),
-                    self.volume.report(),
-                    self.damage.count(),
-                    self.scrubber.progress().json()
-                ),
+                report(&*self.volume, &self.counters, &self.damage, &self.scrubber),
                 output_size as usize,
             )),
             Some(_) if !allowed => return reply.error(Errno::EPERM),

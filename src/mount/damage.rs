@@ -2,15 +2,15 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
 use super::adapter::OnError;
 use super::counters::Request;
-use super::volume::Volume;
+use super::volume::{Access, Volume};
 use crate::fs::{FsError, Ino, Scrub};
 
 /// Different messages that are remembered.
@@ -21,6 +21,8 @@ const KNOWN_MAX: usize = 1000;
 pub struct Damage {
     count: AtomicU64,
     known: Mutex<HashSet<String>>,
+    /// The error that ended changes.
+    failure: OnceLock<String>,
 }
 
 impl Damage {
@@ -54,6 +56,10 @@ impl Damage {
                 log::error!("ending, as errors=abort asks");
                 std::process::abort();
             }
+            // Nothing ends that was not possible before.
+            if volume.access() != Access::ReadOnly {
+                self.failure.get_or_init(|| error.to_string());
+            }
             volume.fail(error);
         }
     }
@@ -63,6 +69,11 @@ impl Damage {
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut known = self.known.lock();
         known.len() < KNOWN_MAX && known.insert(error.to_string())
+    }
+
+    /// The error since which changes are refused, if a request met one.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// How many requests met damage, or failed to read or write the image.
@@ -154,9 +165,10 @@ mod tests {
         let damaged = FsError::damaged(ROOT, "a checksum does not match");
         meet(&damaged, Request::Read);
         assert_eq!(damage.count(), 1);
-        assert!(!fs.tree().is_read_only());
+        assert!(!fs.tree().is_read_only() && damage.failure().is_none());
         meet(&damaged, Request::Write);
         assert_eq!(damage.count(), 2);
-        assert!(fs.tree().is_read_only());
+        assert_eq!(Volume::access(&fs), Access::ReadOnly);
+        assert!(damage.failure().is_some_and(|e| e.contains("checksum")));
     }
 }

@@ -15,6 +15,7 @@ mod damage;
 mod flusher;
 pub mod mounts;
 pub mod options;
+mod report;
 mod session;
 mod volume;
 
@@ -23,4 +24,4 @@ pub use convert::now;
 pub use mounts::{MountError, MountFlags};
 pub use options::{MountOptions, OptionError, parse_size};
 pub use session::{Mount, SessionError, block_signals};
-pub use volume::{Callback, EachEntry, EachName, Volume};
+pub use volume::{Access, Callback, EachEntry, EachName, Volume};

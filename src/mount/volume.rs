@@ -22,6 +22,17 @@ pub type EachEntry<'a> = dyn FnMut(Cookie, &Attributes, &[u8]) -> bool + 'a;
 /// Receives an entry of a directory without attributes: cookie, inode, kind, name; whether to go on.
 pub type EachName<'a> = dyn FnMut(Cookie, Ino, Kind, &[u8]) -> bool + 'a;
 
+/// Whether a volume takes changes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// It does.
+    ReadWrite,
+    /// It was opened for reading.
+    ReadOnly,
+    /// It refuses them since this error.
+    Failed(String),
+}
+
 /// A filesystem that can be mounted. Calls run in parallel; each is whole or not done.
 ///
 /// `lookup`, `create`, `link` and each entry that `read_dir_plus` reports (but `.` and `..`) add one reference to the inode,
@@ -113,6 +124,10 @@ pub trait Volume: Send + Sync + 'static {
     fn sync(&self) -> Result<()>;
     /// What the volume counts, as a JSON object, for people who watch it.
     fn report(&self) -> String;
+    /// Whether changes are taken.
+    fn access(&self) -> Access {
+        Access::ReadWrite
+    }
     /// A path of the inode, for messages.
     fn path_of(&self, ino: Ino) -> String {
         format!("inode {}", ino.0)
@@ -251,6 +266,13 @@ impl Volume for Fs {
     }
     fn report(&self) -> String {
         report(self)
+    }
+    fn access(&self) -> Access {
+        match self.tree().failure() {
+            Some(error) => Access::Failed(error.to_string()),
+            None if self.tree().is_read_only() => Access::ReadOnly,
+            None => Access::ReadWrite,
+        }
     }
     fn path_of(&self, ino: Ino) -> String {
         Fs::path_of(self, ino)

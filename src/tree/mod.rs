@@ -186,6 +186,11 @@ impl Tree {
         self.pool.is_read_only()
     }
 
+    /// The error that ended all writing, if one did.
+    pub fn failure(&self) -> Option<Error> {
+        self.pool.log.failure().cloned()
+    }
+
     /// The root page, whose number never changes (T4).
     fn root(&self) -> PageId {
         self.pool.geometry().root

@@ -12,6 +12,7 @@ pub fn cases() -> Vec<Case> {
         a_damaged_block_costs_its_range_and_is_found,
         damage_in_the_tree_is_an_error_and_no_wrong_answer,
         a_refused_request_is_no_damage,
+        stats_tell_that_changes_are_refused_since_an_error,
     ]
 }
 
@@ -113,6 +114,27 @@ fn a_refused_request_is_no_damage(mount: &mut Mount) {
     let (status, said) = mount.said_by(mount.btfs(["resize"]).arg(&mount.point).arg("32M"));
     assert!(!status.success() && said.contains("Invalid argument"), "{said}");
     let (_, stats) = mount.said_by(mount.btfs(["stats", "--json"]).arg(&mount.point));
-    assert!(stats.contains("\"damage\": 0"), "{stats}");
+    assert!(stats.contains("\"damage\": 0") && stats.contains("\"state\": \"rw\""), "{stats}");
     fs::write(mount.path("file"), "contents").expect("write");
+}
+
+fn stats_tell_that_changes_are_refused_since_an_error(mount: &mut Mount) {
+    begin(mount);
+    fs::write(mount.path("file"), contents(1)).expect("write");
+    mount.unmount();
+    let before = fs::read(&mount.image).expect("read the image");
+    assert_eq!(damage(mount, &contents(1)[800..864]), 1);
+    mount.mount();
+    // What is in the block beside the one byte would be lost.
+    let file = OpenOptions::new().write(true).open(mount.path("file")).expect("open");
+    let error = file.write_all_at(b"x", 10).expect_err("a damaged block was changed");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    drop(file);
+    fs::write(mount.path("other"), "x").expect_err("changes go on after an error");
+    let (_, stats) = mount.said_by(mount.btfs(["stats", "--json"]).arg(&mount.point));
+    assert!(stats.contains("\"state\": \"failed: image is damaged"), "{stats}");
+    let (_, stats) = mount.said_by(mount.btfs(["stats"]).arg(&mount.point));
+    assert!(stats.contains("changes are refused since an error: image is damaged"), "{stats}");
+    mount.unmount();
+    fs::write(&mount.image, before).expect("restore the image");
 }
