@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::{CliResult, Failure, status};
+use crate::fs::Scrub;
 use crate::mount::{control, mounts};
 
 #[derive(Parser)]
@@ -18,8 +19,8 @@ pub struct SyncArgs {
 
 #[derive(Parser)]
 pub struct ScrubArgs {
-    /// Bytes of contents a second, at the most
-    #[arg(long, value_parser = super::size, default_value = "100M")]
+    /// Bytes of contents a second, at the most; not less than 64K
+    #[arg(long, value_parser = rate, default_value = "100M")]
     rate: u64,
     /// End the scrub that is under way
     #[arg(long)]
@@ -29,6 +30,17 @@ pub struct ScrubArgs {
     background: bool,
     /// A directory on the mount
     dir: PathBuf,
+}
+
+/// A rate on the command line.
+fn rate(text: &str) -> Result<u64, String> {
+    match super::size(text)? {
+        rate if rate < Scrub::LEAST_RATE => Err(format!(
+            "the least rate is {}K a second: with less a scrub hardly ends",
+            Scrub::LEAST_RATE >> 10
+        )),
+        rate => Ok(rate),
+    }
 }
 
 #[derive(Parser)]
@@ -178,6 +190,16 @@ pub fn stats(args: &StatsArgs) -> CliResult {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_rate_with_which_a_scrub_does_not_end_is_refused() {
+        let parse = |rate| ScrubArgs::try_parse_from(["scrub", "--rate", rate, "/mnt"]);
+        assert_eq!(parse("64K").unwrap().rate, Scrub::LEAST_RATE);
+        for refused in ["0", "1", "65535"] {
+            let said = parse(refused).err().unwrap().to_string();
+            assert!(said.contains("the least rate is 64K"), "{said}");
+        }
+    }
 
     #[test]
     fn stats_say_whether_changes_are_refused_and_how_far_a_scrub_is() {

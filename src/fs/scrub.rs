@@ -14,6 +14,9 @@ const PIECE: usize = 1 << 20;
 /// Keys that are looked at under one latch, about.
 const KEYS: usize = 64;
 
+/// How long a scrub that keeps to its rate sleeps at the most before it looks whether it is to stop.
+const NAP: Duration = Duration::from_millis(50);
+
 /// How far a scrub is. Read it at any time.
 #[derive(Default, Debug)]
 pub struct Scrub {
@@ -32,6 +35,9 @@ pub struct Scrub {
 }
 
 impl Scrub {
+    /// The least rate, in bytes of contents a second: with less a scrub hardly ends.
+    pub const LEAST_RATE: u64 = 64 << 10;
+
     /// A JSON object with all of it.
     pub fn json(&self) -> String {
         let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -49,10 +55,10 @@ impl Scrub {
 impl Fs {
     /// Reads all records of the tree and the contents of all files, and verifies their checksums. Others go on meanwhile. Damage is
     /// logged with path and position, and counted; only what keeps the tree itself from being read ends the scrub.
-    /// `rate`: bytes of contents a second, at the most.
+    /// `rate`: bytes of contents a second, at the most; not less than [`Scrub::LEAST_RATE`].
     pub fn scrub(&self, rate: u64, progress: &Scrub) {
         let mut from = Vec::new();
-        let mut pace = Pace { started: Instant::now(), rate: rate.max(1), bytes: 0 };
+        let mut pace = Pace { started: Instant::now(), rate: rate.max(Scrub::LEAST_RATE), bytes: 0 };
         while !progress.stop.load(Ordering::Relaxed) {
             match self.next_files(&from, progress) {
                 Ok((files, Some(next))) => {
@@ -118,7 +124,7 @@ impl Fs {
             match self.read_into(ino, at, &mut buffer) {
                 Ok(n) => {
                     progress.bytes.fetch_add(n as u64, Ordering::Relaxed);
-                    pace.keep(n);
+                    pace.keep(n, &progress.stop);
                 }
                 Err(FsError::NotFound) => break,
                 Err(e) => {
@@ -140,9 +146,35 @@ struct Pace {
 }
 
 impl Pace {
-    fn keep(&mut self, bytes: usize) {
+    /// Counts what has been read, and waits until so much may have been; not if it is to stop.
+    fn keep(&mut self, bytes: usize, stop: &AtomicBool) {
         self.bytes += bytes as u64;
         let due = Duration::from_secs_f64(self.bytes as f64 / self.rate as f64);
-        std::thread::sleep(due.saturating_sub(self.started.elapsed()).min(Duration::from_secs(1)));
+        while !stop.load(Ordering::Relaxed) {
+            let left = due.saturating_sub(self.started.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(NAP));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_kept_and_a_stop_is_not_kept_waiting() {
+        let started = Instant::now();
+        let mut pace = Pace { started, rate: 1 << 20, bytes: 0 };
+        let stop = AtomicBool::new(false);
+        for _ in 0..4 {
+            pace.keep(64 << 10, &stop);
+        }
+        assert!(started.elapsed() >= Duration::from_millis(250));
+        stop.store(true, Ordering::Relaxed);
+        pace.keep(1 << 40, &stop);
+        assert!(started.elapsed() < Duration::from_secs(60));
     }
 }
