@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::Value;
 
 use super::{CliResult, Failure, status};
 use crate::fs::Scrub;
@@ -17,12 +20,22 @@ pub struct SyncArgs {
     dir: PathBuf,
 }
 
+/// What the command ends with, and what ends the scrub.
+const SCRUB_HELP: &str = "\
+The scrub runs in the daemon of the mount. A signal (INT, TERM or HUP, as by Ctrl-C) to this command ends it; \
+if the command is killed without one, the scrub goes on until it ends or is stopped with --stop.
+
+Exit status: 0 if everything was verified and is whole; 4 if damage was found; 32 if it was stopped before the end \
+(36: and damage was found until then); 130, 143 or 129 if INT, TERM or HUP stopped it; 1 for wrong arguments; \
+2 if the system refused something.";
+
 #[derive(Parser)]
+#[command(after_help = SCRUB_HELP)]
 pub struct ScrubArgs {
     /// Bytes of contents a second, at the most; not less than 64K
     #[arg(long, value_parser = rate, default_value = "100M")]
     rate: u64,
-    /// End the scrub that is under way
+    /// End the scrub that is under way; whoever waits for it is told that it was stopped
     #[arg(long)]
     stop: bool,
     /// Return at once; `btfs stats` shows how far it is
@@ -75,6 +88,18 @@ pub fn sync(args: &SyncArgs) -> CliResult {
 
 /// Exit status if damage was found, as of fsck(8).
 const DAMAGED: u8 = 4;
+/// Exit status if somebody stopped it, as of fsck(8).
+const STOPPED: u8 = 32;
+
+/// Signals that end a scrub.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// What a live mount tells about itself.
+fn report(dir: &Path) -> Result<Value, Failure> {
+    let report = control::stats(dir).map_err(|e| fail(dir, &e))?;
+    serde_json::from_str(&report)
+        .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: its report: {e}", dir.display())))
+}
 
 pub fn scrub(args: &ScrubArgs) -> CliResult {
     let dir = &args.dir;
@@ -82,33 +107,86 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
         control::stop_scrub(dir).map_err(|e| fail(dir, &e))?;
         return Ok(0);
     }
-    control::scrub(dir, args.rate).map_err(|e| match e.raw_os_error() {
-        Some(libc::EBUSY) => {
-            Failure::new(status::SYSTEM, format_args!("{}: a scrub is under way", dir.display()))
-        }
-        _ => fail(dir, &e),
-    })?;
-    if args.background {
-        return Ok(0);
-    }
-    let terminal = std::io::stderr().is_terminal();
-    loop {
-        let report = control::stats(dir).map_err(|e| fail(dir, &e))?;
-        let json: serde_json::Value = serde_json::from_str(&report)
-            .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: its report: {e}", dir.display())))?;
-        let scrub = &json["scrub"];
-        let line = progress(scrub);
-        if scrub["running"] != true {
-            if terminal {
-                eprint!("\r\x1b[K");
+    let start = || {
+        control::scrub(dir, args.rate).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => {
+                Failure::new(status::SYSTEM, format_args!("{}: a scrub is under way", dir.display()))
             }
-            println!("{}: {line}", dir.display());
-            return Ok(if scrub["damaged"] == 0 { 0 } else { DAMAGED });
-        }
+            _ => fail(dir, &e),
+        })
+    };
+    if args.background {
+        return start().map(|()| 0);
+    }
+    // From here on nobody ends with a scrub left behind.
+    let signals = catch_signals()
+        .map_err(|e| Failure::new(status::SYSTEM, format_args!("waiting for signals: {e}")))?;
+    start()?;
+    let terminal = std::io::stderr().is_terminal();
+    let mut scrub = report(dir)?["scrub"].take();
+    let mut by_signal = None;
+    while scrub["running"] == true {
         if terminal {
-            eprint!("\r{line}\x1b[K");
+            eprint!("\r{}\x1b[K", progress(&scrub));
         }
-        std::thread::sleep(Duration::from_millis(200));
+        if let Ok(signal) = signals.recv_timeout(POLL) {
+            by_signal = Some(128 + signal as u8);
+            control::stop_scrub(dir).map_err(|e| fail(dir, &e))?;
+        }
+        let next = report(dir)?["scrub"].take();
+        if next["run"] != scrub["run"] {
+            // Somebody stopped this one and began another.
+            (scrub["running"], scrub["state"]) = (false.into(), "stopped".into());
+            break;
+        }
+        scrub = next;
+    }
+    if terminal {
+        eprint!("\r\x1b[K");
+    }
+    let (line, status) = outcome(&scrub);
+    println!("{}: {line}", dir.display());
+    Ok(by_signal.filter(|_| scrub["state"] == "stopped").unwrap_or(status))
+}
+
+/// How often to ask how far a scrub is.
+const POLL: Duration = Duration::from_millis(200);
+
+/// How a scrub ended, in a line and as the exit status.
+fn outcome(scrub: &Value) -> (String, u8) {
+    let damaged = if scrub["damaged"] == 0 { 0 } else { DAMAGED };
+    let line = progress(scrub);
+    match scrub["state"].as_str() {
+        Some("stopped") => (format!("stopped before the end: {line}"), STOPPED | damaged),
+        Some("failed") => (format!("ended early, since the tree cannot be read on: {line}"), DAMAGED),
+        _ => (line, damaged),
+    }
+}
+
+/// Has the signals that end a scrub sent to the receiver; a second one ends the process. Those that are ignored stay so, as of a
+/// process that nohup(1) has started. To be called before any other thread exists.
+fn catch_signals() -> std::io::Result<Receiver<Signal>> {
+    let caught: SigSet = ENDING.into_iter().filter(|s| !is_ignored(*s)).collect();
+    caught.thread_block()?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new().name("btfs-signals".into()).spawn(move || {
+        let mut asked = false;
+        while let Ok(signal) = caught.wait() {
+            if asked || sender.send(signal).is_err() {
+                std::process::exit(128 + signal as i32);
+            }
+            asked = true;
+        }
+    })?;
+    Ok(receiver)
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: all zeros are a sigaction, which the call fills in; without a new action it changes nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal as i32, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 
@@ -125,18 +203,17 @@ fn describe_state(state: &str) -> String {
 }
 
 /// How far a scrub is, or how it ended.
-fn describe_scrub(scrub: &serde_json::Value) -> String {
-    if scrub["running"] == true {
-        format!("under way: {}", progress(scrub))
-    } else if scrub["records"] == 0 && scrub["damaged"] == 0 {
-        "none since the mount".into()
-    } else {
-        format!("ended: {}", progress(scrub))
+fn describe_scrub(scrub: &Value) -> String {
+    match scrub["state"].as_str() {
+        Some("none") => "none since the mount".into(),
+        Some("running") => format!("under way: {}", progress(scrub)),
+        Some("finished") => format!("finished: {}", progress(scrub)),
+        _ => outcome(scrub).0,
     }
 }
 
 /// How much a scrub has verified.
-fn progress(scrub: &serde_json::Value) -> String {
+fn progress(scrub: &Value) -> String {
     let number = |key: &str| scrub[key].as_u64().unwrap_or(0);
     format!(
         "{} records, {} files with {} of contents verified, {} damaged",
@@ -149,9 +226,7 @@ fn progress(scrub: &serde_json::Value) -> String {
 
 pub fn stats(args: &StatsArgs) -> CliResult {
     let dir = &args.dir;
-    let report = control::stats(dir).map_err(|e| fail(dir, &e))?;
-    let json: serde_json::Value = serde_json::from_str(&report)
-        .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: its report: {e}", dir.display())))?;
+    let json = report(dir)?;
     if args.json {
         println!("{json:#}");
         return Ok(0);
@@ -205,10 +280,20 @@ mod tests {
     fn stats_say_whether_changes_are_refused_and_how_far_a_scrub_is() {
         assert_eq!(describe_state("rw"), "changes are taken (rw)");
         assert_eq!(describe_state("failed: disk"), "changes are refused since an error: disk");
-        let mut scrub = json!({"running": false, "records": 0, "inodes": 0, "bytes": 0, "damaged": 0});
+        let mut scrub = json!({"state": "none", "records": 7, "inodes": 0, "bytes": 0, "damaged": 0});
         assert_eq!(describe_scrub(&scrub), "none since the mount");
-        scrub["running"] = true.into();
-        scrub["records"] = 7.into();
+        scrub["state"] = "running".into();
         assert!(describe_scrub(&scrub).starts_with("under way: 7 records, "));
+    }
+
+    #[test]
+    fn a_scrub_that_did_not_come_to_the_end_is_no_success() {
+        let of = |state: &str, damaged: u64| {
+            outcome(&json!({"state": state, "records": 7, "inodes": 0, "bytes": 0, "damaged": damaged}))
+        };
+        assert_eq!((of("finished", 0).1, of("finished", 1).1), (0, DAMAGED));
+        assert_eq!((of("stopped", 0).1, of("stopped", 1).1), (STOPPED, STOPPED | DAMAGED));
+        assert_eq!(of("failed", 1).1, DAMAGED);
+        assert!(of("stopped", 0).0.starts_with("stopped before the end: 7 records"));
     }
 }

@@ -20,10 +20,14 @@ const NAP: Duration = Duration::from_millis(50);
 /// How far a scrub is. Read it at any time.
 #[derive(Default, Debug)]
 pub struct Scrub {
+    /// Which one it is on this mount, from 1 on; 0: there was none yet.
+    pub run: u64,
     /// Whether one is under way.
     pub running: AtomicBool,
     /// It is to end.
     pub stop: AtomicBool,
+    /// It has come to the end.
+    pub finished: AtomicBool,
     /// Records of the tree that have been read.
     pub records: AtomicU64,
     /// Inodes whose contents have been verified.
@@ -38,12 +42,26 @@ impl Scrub {
     /// The least rate, in bytes of contents a second: with less a scrub hardly ends.
     pub const LEAST_RATE: u64 = 64 << 10;
 
+    /// `none`, `running`, `finished`, `stopped` before the end, or `failed`: the tree could not be read on.
+    pub fn state(&self) -> &'static str {
+        let is = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        match () {
+            () if is(&self.running) => "running",
+            () if self.run == 0 => "none",
+            () if is(&self.finished) => "finished",
+            () if is(&self.stop) => "stopped",
+            () => "failed",
+        }
+    }
+
     /// A JSON object with all of it.
     pub fn json(&self) -> String {
         let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
         format!(
-            "{{\"running\":{},\"records\":{},\"inodes\":{},\"bytes\":{},\"damaged\":{}}}",
-            self.running.load(Ordering::Relaxed),
+            "{{\"run\":{},\"state\":\"{}\",\"running\":{},\"records\":{},\"inodes\":{},\"bytes\":{},\"damaged\":{}}}",
+            self.run,
+            self.state(),
+            self.running.load(Ordering::SeqCst),
             of(&self.records),
             of(&self.inodes),
             of(&self.bytes),
@@ -67,6 +85,7 @@ impl Fs {
                 }
                 Ok((files, None)) => {
                     files.into_iter().for_each(|ino| self.scrub_file(ino, progress, &mut pace));
+                    progress.finished.store(!progress.stop.load(Ordering::SeqCst), Ordering::SeqCst);
                     return;
                 }
                 Err(e) => {

@@ -95,7 +95,7 @@ impl Scrubber {
         if current.0.running.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
-        let progress = Arc::new(Scrub::default());
+        let progress = Arc::new(Scrub { run: current.0.run + 1, ..Scrub::default() });
         progress.running.store(true, Ordering::SeqCst);
         let (volume, seen) = (volume.clone(), progress.clone());
         let thread = thread::Builder::new().name("btfs-scrub".into()).spawn(move || {
@@ -134,8 +134,10 @@ impl Drop for Scrubber {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
-    use crate::fs::{Caller, Fs, ROOT, Time};
+    use crate::fs::{Caller, Fs, New, ROOT, Time};
     use crate::storage::MemStorage;
     use crate::tree::{FormatOptions, Options};
 
@@ -170,5 +172,35 @@ mod tests {
         assert_eq!(damage.count(), 2);
         assert_eq!(Volume::access(&fs), Access::ReadOnly);
         assert!(damage.failure().is_some_and(|e| e.contains("checksum")));
+    }
+
+    #[test]
+    fn a_scrub_that_was_stopped_does_not_look_like_one_that_ended() {
+        let (fs, scrubber) = (Arc::new(volume()), Scrubber::default());
+        let me = Caller { uid: 0, gid: 0, now: Time { seconds: 1, nanos: 0 }, privileged: true };
+        let file = fs.create(ROOT, b"file", New::File, 0o600, 0, &me).unwrap().ino;
+        fs.write(file, 0, &[7; 1 << 20], &me).unwrap();
+        let until = |state: &str| {
+            let begun = Instant::now();
+            while scrubber.progress().state() != state {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{}", scrubber.progress().state());
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert_eq!(scrubber.progress().state(), "none");
+        scrubber.start(&fs, 1 << 30).unwrap();
+        until("finished");
+        // A stop that comes too late changes nothing.
+        scrubber.stop();
+        until("finished");
+        // This one is due to take 16 seconds.
+        scrubber.start(&fs, Scrub::LEAST_RATE).unwrap();
+        let error = scrubber.start(&fs, Scrub::LEAST_RATE).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+        scrubber.stop();
+        until("stopped");
+        let progress = scrubber.progress();
+        assert_eq!(progress.run, 2);
+        assert!(progress.json().contains("\"state\":\"stopped\""), "{}", progress.json());
     }
 }

@@ -1,11 +1,13 @@
 //! Damage on the disk below: what it costs, and how it is found.
 
 use btfs_mount_tests::cases;
-use btfs_mount_tests::mount::{Mount, binary};
+use btfs_mount_tests::mount::{Mount, binary, wait_until};
 use btfs_mount_tests::runner::Case;
+use btfs_mount_tests::shell::{describe, must};
+use btfs_mount_tests::sys;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 pub fn cases() -> Vec<Case> {
     cases![
@@ -13,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         damage_in_the_tree_is_an_error_and_no_wrong_answer,
         a_refused_request_is_no_damage,
         stats_tell_that_changes_are_refused_since_an_error,
+        a_scrub_that_is_stopped_says_so,
     ]
 }
 
@@ -137,4 +140,39 @@ fn stats_tell_that_changes_are_refused_since_an_error(mount: &mut Mount) {
     assert!(stats.contains("changes are refused since an error: image is damaged"), "{stats}");
     mount.unmount();
     fs::write(&mount.image, before).expect("restore the image");
+}
+
+fn a_scrub_that_is_stopped_says_so(mount: &mut Mount) {
+    begin(mount);
+    fs::write(mount.path("file"), contents(1)).expect("write");
+    let state = |mount: &Mount, state: &str| {
+        let said = must(mount.btfs(["stats", "--json"]).arg(&mount.point));
+        String::from_utf8_lossy(&said.stdout).contains(&format!("\"state\": \"{state}\""))
+    };
+    // So slow that it takes 16 seconds.
+    let start = |mount: &Mount| -> Child {
+        let mut command = mount.btfs(["scrub", "--rate", "64K"]);
+        let child = command.arg(&mount.point).stdout(Stdio::piped()).spawn().expect("scrub starts");
+        wait_until("a scrub is under way", || state(mount, "running"));
+        child
+    };
+    let child = start(mount);
+    must(mount.btfs(["scrub", "--stop"]).arg(&mount.point));
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(32), "{}", describe(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("stopped before the end"), "{output:?}");
+    for (signal, status) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
+        let child = start(mount);
+        sys::kill(child.id() as i32, signal).expect("kill");
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(status), "{}", describe(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("stopped before the end"), "{output:?}");
+        assert!(state(mount, "stopped"), "the scrub goes on in the daemon");
+    }
+    let output = must(mount.btfs(["stats"]).arg(&mount.point));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("stopped before the end"), "{output:?}");
+    let output = must(mount.btfs(["scrub"]).arg(&mount.point));
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("stopped"), "{output:?}");
+    must(mount.btfs(["scrub", "--background", "--rate", "64K"]).arg(&mount.point));
+    assert!(state(mount, "running"), "a scrub in the background");
 }
