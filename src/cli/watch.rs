@@ -22,6 +22,7 @@ pub struct SyncArgs {
 
 /// What the command ends with, and what ends the scrub.
 const SCRUB_HELP: &str = "\
+What is damaged is listed at the end, the first 100 places; the system's log has all of them. \
 The scrub runs in the daemon of the mount. A signal (INT, TERM or HUP, as by Ctrl-C) to this command ends it; \
 if the command is killed without one, the scrub goes on until it ends or is stopped with --stop.
 
@@ -41,6 +42,9 @@ pub struct ScrubArgs {
     /// Return at once; `btfs stats` shows how far it is
     #[arg(long, conflicts_with = "stop")]
     background: bool,
+    /// Print JSON, at the end
+    #[arg(long, conflicts_with_all = ["stop", "background"])]
+    json: bool,
     /// A directory on the mount
     dir: PathBuf,
 }
@@ -145,7 +149,21 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
         eprint!("\r\x1b[K");
     }
     let (line, status) = outcome(&scrub);
-    println!("{}: {line}", dir.display());
+    let findings = match scrub["damaged"].as_u64() {
+        Some(0) | None => Vec::new(),
+        Some(_) => control::findings(dir).map_err(|e| fail(dir, &e))?,
+    };
+    if args.json {
+        scrub["findings"] = findings.into();
+        println!("{scrub:#}");
+    } else {
+        println!("{}: {line}", dir.display());
+        findings.iter().for_each(|finding| println!("{}", describe_finding(finding)));
+        match scrub["damaged"].as_u64().unwrap_or(0).saturating_sub(findings.len() as u64) {
+            0 => {}
+            more => println!("and {more} more, which the system's log names"),
+        }
+    }
     Ok(by_signal.filter(|_| scrub["state"] == "stopped").unwrap_or(status))
 }
 
@@ -161,6 +179,20 @@ fn outcome(scrub: &Value) -> (String, u8) {
         Some("failed") => (format!("ended early, since the tree cannot be read on: {line}"), DAMAGED),
         _ => (line, damaged),
     }
+}
+
+/// A damaged place: whose, where, and what is wrong.
+fn describe_finding(finding: &Value) -> String {
+    let mut line = String::new();
+    if let (Some(path), Some(inode)) = (finding["path"].as_str(), finding["inode"].as_u64()) {
+        line += &format!("{path} (inode {inode}): ");
+    }
+    if let (Some(from), Some(to)) = (finding["from"].as_u64(), finding["to"].as_u64()) {
+        line += &format!("bytes {from} to {to}: ");
+    }
+    // A name may hold what a terminal takes for a command.
+    let line = line + finding["reason"].as_str().unwrap_or("damaged");
+    line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Has the signals that end a scrub sent to the receiver; a second one ends the process. Those that are ignored stay so, as of a
@@ -284,6 +316,14 @@ mod tests {
         assert_eq!(describe_scrub(&scrub), "none since the mount");
         scrub["state"] = "running".into();
         assert!(describe_scrub(&scrub).starts_with("under way: 7 records, "));
+    }
+
+    #[test]
+    fn a_finding_names_file_and_bytes() {
+        let of = |finding: Value| describe_finding(&finding);
+        let file = json!({"path": "/a\nb", "inode": 7, "from": 0, "to": 4096, "reason": "is bad"});
+        assert_eq!(of(file), "/a?b (inode 7): bytes 0 to 4096: is bad");
+        assert_eq!(of(json!({"path": null, "inode": null, "reason": "the tree"})), "the tree");
     }
 
     #[test]

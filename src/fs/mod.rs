@@ -26,7 +26,7 @@ pub use error::{FsError, Result};
 pub use file::Fallocate;
 pub use format::{Cookie, Ino, Kind, ROOT, Time};
 pub use namespace::{New, RenameMode};
-pub use scrub::Scrub;
+pub use scrub::{Finding, Scrub};
 pub use space::Usage;
 pub use xattr::SetXattr;
 

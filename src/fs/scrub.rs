@@ -1,16 +1,22 @@
 //! Reading and verifying everything in a filesystem that is in use.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::error::{FsError, Result};
+use super::extents::BLOCK;
 use super::format::*;
 use super::{Fs, Kind};
 use crate::storage::AlignedBuf;
 
 /// Bytes that are read at once.
-const PIECE: usize = 1 << 20;
+const PIECE: u64 = 1 << 20;
+/// What is wrong with contents that a repair has given up.
+const LOST: &str = "were lost";
 /// Keys that are looked at under one latch, about.
 const KEYS: usize = 64;
 
@@ -34,13 +40,17 @@ pub struct Scrub {
     pub inodes: AtomicU64,
     /// Bytes of contents that have been verified.
     pub bytes: AtomicU64,
-    /// Pieces of contents, and places of the tree, that could not be read or are damaged.
+    /// Ranges of contents, and places of the tree, that could not be read or are damaged.
     pub damaged: AtomicU64,
+    /// The first [`Scrub::LISTED_MAX`] of them.
+    pub findings: Mutex<Vec<Finding>>,
 }
 
 impl Scrub {
     /// The least rate, in bytes of contents a second: with less a scrub hardly ends.
     pub const LEAST_RATE: u64 = 64 << 10;
+    /// Findings that are listed; the others are logged and counted.
+    pub const LISTED_MAX: usize = 100;
 
     /// `none`, `running`, `finished`, `stopped` before the end, or `failed`: the tree could not be read on.
     pub fn state(&self) -> &'static str {
@@ -70,31 +80,88 @@ impl Scrub {
     }
 }
 
+/// A place that is damaged, or cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// The file; `None`: it is the tree.
+    pub ino: Option<Ino>,
+    /// A path of the file, as far as it is known.
+    pub path: String,
+    /// The first byte of its contents and the one behind the last; `None`: not known.
+    pub range: Option<(u64, u64)>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(ino) = self.ino {
+            write!(f, "{} (inode {}): ", self.path, ino.0)?;
+        }
+        if let Some((from, to)) = self.range {
+            write!(f, "bytes {from} to {to}: ")?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+/// A scrub under way.
+struct Walk<'p> {
+    progress: &'p Scrub,
+    pace: Pace,
+    /// Findings whose names are to be looked for, and which are logged then.
+    nameless: Vec<usize>,
+    /// Not before this: a search reads all names.
+    search_at: Instant,
+}
+
+impl Walk<'_> {
+    fn is_stopped(&self) -> bool {
+        self.progress.stop.load(Ordering::Relaxed)
+    }
+
+    fn verified(&mut self, bytes: usize) {
+        self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.pace.keep(bytes, &self.progress.stop);
+    }
+}
+
+/// Blocks of a file side by side, none of which can be read.
+struct Bad {
+    from: u64,
+    to: u64,
+    reason: String,
+}
+
 impl Fs {
     /// Reads all records of the tree and the contents of all files, and verifies their checksums. Others go on meanwhile. Damage is
     /// logged with path and position, and counted; only what keeps the tree itself from being read ends the scrub.
     /// `rate`: bytes of contents a second, at the most; not less than [`Scrub::LEAST_RATE`].
     pub fn scrub(&self, rate: u64, progress: &Scrub) {
+        let started = Instant::now();
+        let pace = Pace { started, rate: rate.max(Scrub::LEAST_RATE), bytes: 0 };
+        let mut walk = Walk { progress, pace, nameless: Vec::new(), search_at: started };
         let mut from = Vec::new();
-        let mut pace = Pace { started: Instant::now(), rate: rate.max(Scrub::LEAST_RATE), bytes: 0 };
-        while !progress.stop.load(Ordering::Relaxed) {
+        while !walk.is_stopped() {
             match self.next_files(&from, progress) {
-                Ok((files, Some(next))) => {
-                    files.into_iter().for_each(|ino| self.scrub_file(ino, progress, &mut pace));
-                    from = next;
-                }
-                Ok((files, None)) => {
-                    files.into_iter().for_each(|ino| self.scrub_file(ino, progress, &mut pace));
-                    progress.finished.store(!progress.stop.load(Ordering::SeqCst), Ordering::SeqCst);
-                    return;
+                Ok((files, next)) => {
+                    files.into_iter().for_each(|ino| self.scrub_file(ino, &mut walk));
+                    match next {
+                        Some(next) => from = next,
+                        None => {
+                            self.name_findings(&mut walk);
+                            progress.finished.store(!walk.is_stopped(), Ordering::SeqCst);
+                            return;
+                        }
+                    }
                 }
                 Err(e) => {
-                    progress.damaged.fetch_add(1, Ordering::Relaxed);
-                    log::error!("scrub: the tree cannot be read on from here: {e}");
-                    return;
+                    self.found(&mut walk, None, None, format!("the tree cannot be read on from here: {e}"));
+                    break;
                 }
             }
         }
+        self.name_findings(&mut walk);
     }
 
     /// The files among the next records, and the key behind these.
@@ -116,44 +183,140 @@ impl Fs {
         Ok((files, next))
     }
 
-    fn scrub_file(&self, ino: Ino, progress: &Scrub, pace: &mut Pace) {
+    fn scrub_file(&self, ino: Ino, walk: &mut Walk<'_>) {
         let mut buffer = AlignedBuf::new();
-        let mut at = 0;
-        while !progress.stop.load(Ordering::Relaxed) {
+        let (mut at, mut bad) = (0, None);
+        while !walk.is_stopped() {
+            if Instant::now() >= walk.search_at {
+                self.name_findings(walk);
+            }
             // Holes cost nothing.
-            match self.seek(ino, at, true) {
-                Ok(Some(data)) => match self.lost_until(ino, data) {
-                    Ok(Some(end)) => {
-                        progress.damaged.fetch_add(1, Ordering::Relaxed);
-                        let path = self.path_of(ino);
-                        log::error!("scrub: {path} (inode {}): bytes {data} to {end} were lost", ino.0);
-                        at = end;
-                        continue;
-                    }
-                    _ => at = data / PIECE as u64 * PIECE as u64,
-                },
+            let data = match self.seek(ino, at, true) {
+                Ok(Some(data)) => data,
                 Ok(None) | Err(FsError::NotFound) => break,
                 Err(e) => {
-                    progress.damaged.fetch_add(1, Ordering::Relaxed);
-                    log::error!("scrub: {} (inode {}): {e}", self.path_of(ino), ino.0);
+                    self.found(walk, Some(ino), None, format!("from byte {at} on: {e}"));
                     break;
                 }
+            };
+            if let Ok(Some(end)) = self.lost_until(ino, data) {
+                self.found(walk, Some(ino), Some((data, end)), LOST.into());
+                at = end;
+                continue;
             }
-            buffer.reset(PIECE);
+            at = data / BLOCK * BLOCK;
+            let end = (at / PIECE + 1) * PIECE;
+            buffer.reset((end - at) as usize);
             match self.read_into(ino, at, &mut buffer) {
                 Ok(n) => {
-                    progress.bytes.fetch_add(n as u64, Ordering::Relaxed);
-                    pace.keep(n, &progress.stop);
+                    self.found_bad(walk, ino, &mut bad);
+                    walk.verified(n);
+                    at = end;
                 }
                 Err(FsError::NotFound) => break,
+                Err(e) => at = self.scrub_blocks(ino, (at, end), &e, &mut bad, walk),
+            }
+        }
+        self.found_bad(walk, ino, &mut bad);
+        walk.progress.inodes.fetch_add(u64::from(!walk.is_stopped()), Ordering::Relaxed);
+    }
+
+    /// Reads each block of a piece that cannot be read in one, to know which are bad, and to verify the others. Returns where to go
+    /// on. `bad`: what is bad up to here; it may go on behind the piece.
+    fn scrub_blocks(
+        &self,
+        ino: Ino,
+        (from, end): (u64, u64),
+        error: &FsError,
+        bad: &mut Option<Bad>,
+        walk: &mut Walk<'_>,
+    ) -> u64 {
+        let mut buffer = AlignedBuf::new();
+        let (mut at, mut any) = (from, false);
+        while at < end && !walk.is_stopped() {
+            buffer.reset(BLOCK as usize);
+            match self.read_into(ino, at, &mut buffer) {
+                Ok(0) | Err(FsError::NotFound) => break,
+                Ok(n) => {
+                    self.found_bad(walk, ino, bad);
+                    walk.verified(n);
+                    at += BLOCK;
+                }
                 Err(e) => {
-                    progress.damaged.fetch_add(1, Ordering::Relaxed);
-                    log::error!("scrub: {} (inode {}) behind byte {at}: {e}", self.path_of(ino), ino.0);
+                    any = true;
+                    if let Ok(Some(end)) = self.lost_until(ino, at) {
+                        self.found_bad(walk, ino, bad);
+                        self.found(walk, Some(ino), Some((at, end)), LOST.into());
+                        at = end.next_multiple_of(BLOCK);
+                        continue;
+                    }
+                    if bad.as_ref().is_some_and(|bad| bad.to != at) {
+                        self.found_bad(walk, ino, bad);
+                    }
+                    let reason = || e.to_string();
+                    bad.get_or_insert_with(|| Bad { from: at, to: at, reason: reason() }).to = at + BLOCK;
+                    at += BLOCK;
                 }
             }
-            at += PIECE as u64;
         }
-        progress.inodes.fetch_add(1, Ordering::Relaxed);
+        // Long reads bypass the host's cache, short ones may be served from there: what is on the disk counts.
+        if !any && !walk.is_stopped() {
+            self.found(walk, Some(ino), Some((from, end)), error.to_string());
+        }
+        at.max(end)
+    }
+
+    /// Notes the bad blocks of a file, behind which one is whole.
+    fn found_bad(&self, walk: &mut Walk<'_>, ino: Ino, bad: &mut Option<Bad>) {
+        if let Some(Bad { from, to, reason }) = bad.take() {
+            let size = self.attributes(ino).map_or(to, |a| a.size);
+            self.found(walk, Some(ino), Some((from, to.min(size.max(from)))), reason);
+        }
+    }
+
+    /// Counts a finding, lists it unless there are many, and logs it, at once if the path is known or will not be looked for.
+    fn found(&self, walk: &mut Walk<'_>, ino: Option<Ino>, range: Option<(u64, u64)>, reason: String) {
+        walk.progress.damaged.fetch_add(1, Ordering::Relaxed);
+        // To find a path may mean to read a large directory; places of one file follow each other.
+        let last = walk.progress.findings.lock().last().filter(|f| f.ino == ino).map(|f| f.path.clone());
+        let path = last
+            .filter(|path| !path.starts_with('…'))
+            .unwrap_or_else(|| ino.map_or_else(String::new, |ino| self.path_of(ino)));
+        let is_named = !path.starts_with('…');
+        let finding = Finding { ino, path, range, reason };
+        let mut listed = walk.progress.findings.lock();
+        let is_listed = listed.len() < Scrub::LISTED_MAX;
+        if is_named || !is_listed {
+            log::error!("scrub: {finding}");
+        } else {
+            walk.nameless.push(listed.len());
+        }
+        if is_listed {
+            listed.push(finding);
+        }
+    }
+
+    /// Looks for the paths of findings that have none, and logs them. As this reads all names, it takes a tenth of the time at most.
+    fn name_findings(&self, walk: &mut Walk<'_>) {
+        if walk.nameless.is_empty() {
+            return;
+        }
+        let begun = Instant::now();
+        let nameless = std::mem::take(&mut walk.nameless);
+        let inos: Vec<Ino> = {
+            let listed = walk.progress.findings.lock();
+            nameless.iter().filter_map(|i| listed.get(*i)?.ino).collect()
+        };
+        let paths = self.search_paths(&inos, &walk.progress.stop);
+        let mut listed = walk.progress.findings.lock();
+        for i in nameless {
+            let Some(finding) = listed.get_mut(i) else { continue };
+            if let Some(path) = finding.ino.and_then(|ino| paths.get(&ino)) {
+                finding.path.clone_from(path);
+            }
+            log::error!("scrub: {finding}");
+        }
+        walk.search_at = Instant::now() + begun.elapsed() * 10;
     }
 }
 

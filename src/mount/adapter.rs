@@ -24,7 +24,7 @@ use super::convert::{
 use super::counters::{Counters, Request};
 use super::damage::{Damage, Scrubber};
 use super::flusher::Flusher;
-use super::report::report;
+use super::report::{findings, report};
 use super::volume::Volume;
 use crate::fs::{
     Attributes, Caller, Cookie, Fallocate, FsError, Ino, Kind, New, RenameMode, Result, SetAttributes,
@@ -660,6 +660,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
             Some(Control::StopScrub) => {
                 self.scrubber.stop();
                 Ok(Vec::new())
+            }
+            Some(Control::Findings(first)) => {
+                let size = output_size as usize;
+                Ok(Control::pad(findings(&self.scrubber.progress(), first, size), size))
             }
             Some(Control::Grow(size)) => self.volume.grow(size).map(|()| Vec::new()),
             None => return reply.error(Errno::ENOTTY),

@@ -19,6 +19,7 @@ const STATS: u32 = number(READ, 1, REPORT_SIZE);
 const GROW: u32 = number(WRITE, 2, size_of::<u64>());
 const SCRUB: u32 = number(WRITE, 3, size_of::<u64>());
 const SCRUB_STOP: u32 = number(WRITE, 4, size_of::<u64>());
+const FINDINGS: u32 = number(READ | WRITE, 5, REPORT_SIZE);
 
 /// A request to a live mount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +32,8 @@ pub enum Control {
     Scrub(u64),
     /// End that.
     StopScrub,
+    /// What it has found, from this number on, as many as there is room for.
+    Findings(u64),
 }
 
 impl Control {
@@ -41,6 +44,7 @@ impl Control {
             GROW => Some(Control::Grow(u64::from_ne_bytes(input.try_into().ok()?))),
             SCRUB => Some(Control::Scrub(u64::from_ne_bytes(input.try_into().ok()?))),
             SCRUB_STOP => Some(Control::StopScrub),
+            FINDINGS => Some(Control::Findings(u64::from_ne_bytes(*input.first_chunk()?))),
             _ => None,
         }
     }
@@ -55,8 +59,26 @@ impl Control {
 
 /// Asks the mount that `dir` lies in for its counters, as JSON.
 pub fn stats(dir: &Path) -> io::Result<String> {
+    ask(dir, STATS, 0)
+}
+
+/// Asks the mount that `dir` lies in for what its last scrub has found: objects with path, inode, from, to and reason.
+pub fn findings(dir: &Path) -> io::Result<Vec<serde_json::Value>> {
+    let mut findings = Vec::new();
+    loop {
+        let next: Vec<serde_json::Value> = serde_json::from_str(&ask(dir, FINDINGS, findings.len() as u64)?)?;
+        if next.is_empty() {
+            return Ok(findings);
+        }
+        findings.extend(next);
+    }
+}
+
+/// The report that answers a command.
+fn ask(dir: &Path, command: u32, number: u64) -> io::Result<String> {
     let mut report = vec![0u8; REPORT_SIZE];
-    ioctl(dir, STATS, report.as_mut_ptr().cast())?;
+    report[..size_of::<u64>()].copy_from_slice(&number.to_ne_bytes());
+    ioctl(dir, command, report.as_mut_ptr().cast())?;
     report.truncate(report.iter().position(|b| *b == 0).unwrap_or(REPORT_SIZE));
     String::from_utf8(report).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }

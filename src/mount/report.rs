@@ -3,8 +3,9 @@
 use super::counters::Counters;
 use super::damage::{Damage, Scrubber};
 use super::volume::{Access, Volume};
+use crate::fs::Scrub;
 
-/// Bytes of an error's message that are told: a report has a limit.
+/// Bytes of a message or a path that are told: a report has a limit, also where each byte is escaped.
 const MESSAGE_MAX: usize = 1000;
 
 /// A JSON object: requests, the volume's own counters, damage met so far, whether changes are taken, and how far the last scrub is.
@@ -17,6 +18,40 @@ pub fn report<V: Volume>(volume: &V, counters: &Counters, damage: &Damage, scrub
         serde_json::Value::from(state(volume.access(), damage.failure())),
         scrubber.progress().json()
     )
+}
+
+/// Findings of a scrub from number `first` on, as many as fit into `room` bytes: a JSON array of objects with `path`, `inode`,
+/// `from`, `to` and `reason`. What is not known is null.
+pub fn findings(scrub: &Scrub, first: u64, room: usize) -> String {
+    let mut out = String::from("[");
+    for finding in scrub.findings.lock().iter().skip(usize::try_from(first).unwrap_or(usize::MAX)) {
+        let json = serde_json::json!({
+            "path": finding.ino.map(|_| last_of(&finding.path)),
+            "inode": finding.ino.map(|ino| ino.0),
+            "from": finding.range.map(|r| r.0),
+            "to": finding.range.map(|r| r.1),
+            "reason": &finding.reason[..finding.reason.floor_char_boundary(MESSAGE_MAX)],
+        })
+        .to_string();
+        // With a comma in front and the bracket behind.
+        if out.len() + json.len() + 2 > room {
+            break;
+        }
+        if out.len() > 1 {
+            out.push(',');
+        }
+        out.push_str(&json);
+    }
+    out.push(']');
+    out
+}
+
+/// The end of a path that is too long to be told.
+fn last_of(path: &str) -> String {
+    match path.len().checked_sub(MESSAGE_MAX) {
+        None | Some(0) => path.to_owned(),
+        Some(begin) => format!("…{}", &path[path.ceil_char_boundary(begin)..]),
+    }
 }
 
 /// `rw`, `ro`, or `failed: ` and the error that came first.
@@ -35,6 +70,25 @@ fn state(access: Access, failure: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::{Finding, Ino};
+
+    #[test]
+    fn findings_are_told_in_parts_that_fit() {
+        let scrub = Scrub::default();
+        let path = "\u{1}".repeat(5000);
+        let finding = Finding { ino: Some(Ino(7)), path: path.clone(), range: Some((0, 4096)), reason: path };
+        *scrub.findings.lock() = vec![finding; 5];
+        let mut told = 0;
+        while told < 5 {
+            let part = findings(&scrub, told, 16_000);
+            assert!(part.len() <= 16_000);
+            let part: Vec<serde_json::Value> = serde_json::from_str(&part).unwrap();
+            assert!(!part.is_empty());
+            assert_eq!((&part[0]["inode"], &part[0]["to"]), (&7.into(), &4096.into()));
+            told += part.len() as u64;
+        }
+        assert_eq!(findings(&scrub, 5, 16_000), "[]");
+    }
 
     #[test]
     fn the_state_names_the_first_error() {

@@ -55,14 +55,27 @@ fn a_damaged_block_costs_its_range_and_is_found(mount: &mut Mount) {
     }
     mount.unmount();
     let second = contents(2);
-    // In the 20th block; the log holds no copy of a write that was this long.
-    assert_eq!(damage(mount, &second[20 * 4096 + 800..20 * 4096 + 864]), 1);
+    // In three blocks, two of them side by side; the log holds no copy of a write that was this long.
+    for block in [20, 21, 200] {
+        assert_eq!(damage(mount, &second[block * 4096 + 800..block * 4096 + 864]), 1);
+    }
+    // Files that nobody has looked up are named, too.
     mount.mount();
+    let (status, said) = mount.said_by(mount.btfs(["scrub"]).arg(&mount.point));
+    assert_eq!(status.code(), Some(4), "{said}");
+    let verified = (3 * LEN / 4096 - 3) * 4096;
+    assert!(said.contains("2 damaged"), "{said}");
+    for range in ["bytes 81920 to 90112: ", "bytes 819200 to 823296: "] {
+        assert!(said.lines().any(|l| l.starts_with("/dir/file-2 (inode ") && l.contains(range)), "{said}");
+    }
+    let (_, said) = mount.said_by(mount.btfs(["scrub", "--json"]).arg(&mount.point));
+    assert!(said.contains(&format!("\"bytes\": {verified},")), "blocks beside the bad ones: {said}");
+    assert!(said.contains("\"path\": \"/dir/file-2\"") && said.contains("\"from\": 819200"), "{said}");
     let file = fs::File::open(mount.path("dir/file-2")).expect("open");
     let mut block = vec![0; 4096];
     for i in 0..LEN / 4096 {
         let read = file.read_exact_at(&mut block, i as u64 * 4096);
-        if i == 20 {
+        if [20, 21, 200].contains(&i) {
             let error = read.expect_err("a damaged block was read");
             assert_eq!(error.raw_os_error(), Some(libc::EIO));
         } else {
@@ -80,7 +93,7 @@ fn a_damaged_block_costs_its_range_and_is_found(mount: &mut Mount) {
     assert!(!stats.contains("\"damage\": 0"), "{stats}");
     let (status, said) = mount.said_by(Command::new(binary()).arg("scrub").arg(&mount.point));
     assert_eq!(status.code(), Some(4), "{said}");
-    assert!(said.contains("1 damaged"), "{said}");
+    assert!(said.contains("2 damaged"), "{said}");
     mount.unmount();
     let (status, said) =
         mount.said_by(Command::new(binary()).args(["fsck", "-n", "--scrub"]).arg(&mount.image));

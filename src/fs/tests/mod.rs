@@ -9,6 +9,7 @@ mod names;
 mod operations;
 mod orphans;
 mod reads;
+mod scrub;
 mod space;
 mod two_threads;
 
