@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::fs::FsError;
+use crate::fsck::bytes;
 use crate::storage::OpenError;
 
 /// A filesystem in one file.
@@ -192,18 +193,6 @@ fn log_to_stderr(debug: bool) {
     let filter = if debug { "debug" } else { "warn" };
     // A second call, in tests, changes nothing.
     let _ = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).try_init();
-}
-
-/// A number of bytes for people.
-fn bytes(n: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 /// A size on the command line.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::fix::Fix;
 use super::image::{Image, PageError};
-use super::report::{Findings, Place, ProblemKind};
+use super::report::{Findings, Place, ProblemKind, counted};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::{BlockNo, PAGE_SIZE, PageBytes, PageId, Run};
@@ -156,10 +156,14 @@ fn compare(
         let Some((begin, end, count)) = found else { continue };
         let run = Run { start: BlockNo(id.block().0 + begin as u64), len: end - begin };
         if leaked == 0 {
-            let what = format!("{count} blocks are in use, and marked as free");
+            let are = counted(count.into(), "block is", "blocks are");
+            let what = format!("{are} in use, and marked as free");
             findings.add(ProblemKind::BlocksFree, Place::blocks(run), what, vec![Fix::Bitmaps]);
         } else if sound {
-            let what = format!("{count} blocks are marked as in use, and nothing uses them");
+            let what = match count {
+                1 => "1 block is marked as in use, and nothing uses it".to_string(),
+                n => format!("{n} blocks are marked as in use, and nothing uses them"),
+            };
             findings.add(ProblemKind::BlocksLeaked, Place::blocks(run), what, vec![Fix::Bitmaps]);
         }
     }

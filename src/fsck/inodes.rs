@@ -7,7 +7,7 @@ use super::blocks::Claims;
 use super::fix::Fix;
 use super::image::Image;
 use super::records::Records;
-use super::report::{Findings, Place, ProblemKind as Problem, Report};
+use super::report::{Findings, Place, ProblemKind as Problem, Report, counted};
 use super::shared::SharedRuns;
 use super::structure::{Gap, Structure};
 use super::{Progress, Result, Stage};
@@ -170,7 +170,10 @@ pub(super) fn check_inodes<'a>(
         }
     }
     if records.skipped > 0 {
-        let what = format!("{} records lie behind greater keys", records.skipped);
+        let what = match records.skipped {
+            1 => "a record lies behind greater keys".to_string(),
+            n => format!("{n} records lie behind greater keys"),
+        };
         pass.findings.add(Problem::KeyOrder, Place::image(), what, vec![Fix::Tree]);
     }
     pass.strays(Ino(u64::MAX), true)?;
@@ -283,7 +286,8 @@ impl Pass<'_> {
     /// Compares an inode with its attributes.
     fn judge_xattrs(&mut self, ino: Ino, inode: &Inode, xattrs: &Attributes) {
         if xattrs.count != inode.xattrs {
-            let what = format!("it has {} attributes, and says {}", xattrs.count, inode.xattrs);
+            let has = counted(xattrs.count.into(), "attribute", "attributes");
+            let what = format!("it has {has}, and says {}", inode.xattrs);
             let fixes = vec![Fix::Xattrs(ino, xattrs.count)];
             self.findings.add(Problem::XattrCount, Place::ino(ino.0), what, fixes);
         }
@@ -301,7 +305,7 @@ impl Pass<'_> {
     fn judge(&mut self, ino: Ino, inode: &Inode, contents: &Contents, blocks: u64) {
         let place = || Place::ino(ino.0);
         if blocks != inode.blocks {
-            let what = format!("it has {blocks} blocks, and says {}", inode.blocks);
+            let what = format!("it has {}, and says {}", counted(blocks, "block", "blocks"), inode.blocks);
             self.findings.add(Problem::Blocks, place(), what, vec![Fix::Blocks(ino, blocks)]);
         }
         if inode.kind == Kind::Symlink && inode.target.len() as u64 + contents.target != inode.size {

@@ -47,6 +47,7 @@ use blocks::Claims;
 use fix::Fix;
 use image::Image;
 use report::Findings;
+pub(crate) use report::bytes;
 pub use report::{LISTED_MAX, Outcome, Place, Problem, ProblemKind, Report};
 use shared::SharedRuns;
 use structure::{Gap, Structure};

@@ -4,7 +4,7 @@ use super::fix::Fix;
 use super::image::Image;
 use super::inodes::{Inodes, Slot};
 use super::records::Records;
-use super::report::{Findings, Place, ProblemKind as Problem, Report};
+use super::report::{Findings, Place, ProblemKind as Problem, Report, counted};
 use super::structure::Structure;
 use super::{Progress, Result, Stage};
 use crate::fs::format::*;
@@ -267,7 +267,8 @@ impl Names<'_> {
         for (dir, seen) in self.inodes.dirs.iter().zip(&self.seen) {
             let place = || Place::ino(dir.ino.0);
             if dir.info.count != seen.entries {
-                let what = format!("it has {} entries, and says {}", seen.entries, dir.info.count);
+                let has = counted(seen.entries, "entry", "entries");
+                let what = format!("it has {has}, and says {}", dir.info.count);
                 let fixes = vec![Fix::Count(dir.ino, seen.entries)];
                 self.findings.add(Problem::DirectoryCount, place(), what, fixes);
             }
@@ -352,7 +353,8 @@ impl Names<'_> {
                 continue;
             }
             if slot.links != links {
-                let what = format!("it has {links} links, and says {}", slot.links);
+                let has = counted(links.into(), "link", "links");
+                let what = format!("it has {has}, and says {}", slot.links);
                 let fixes = vec![Fix::Links(slot.ino, links)];
                 self.findings.add(Problem::Links, place(), what, fixes);
             }

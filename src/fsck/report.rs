@@ -425,26 +425,44 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "{} inodes ({} directories), {} names, {} extents, {} attributes; {} MiB of data, {} MiB of tree in {} levels",
-            self.inodes,
-            self.directories,
-            self.names,
-            self.extents,
-            self.xattrs,
-            self.data_bytes >> 20,
-            self.tree_bytes.div_ceil(1 << 20),
-            self.height,
+            "{} ({}), {}, {}, {}; {} of data, {} of tree in {}",
+            counted(self.inodes, "inode", "inodes"),
+            counted(self.directories, "directory", "directories"),
+            counted(self.names, "name", "names"),
+            counted(self.extents, "extent", "extents"),
+            counted(self.xattrs, "attribute", "attributes"),
+            bytes(self.data_bytes),
+            bytes(self.tree_bytes),
+            counted(self.height.into(), "level", "levels"),
         )?;
         if self.scrubbed_bytes > 0 {
-            writeln!(f, "{} MiB of contents verified", self.scrubbed_bytes >> 20)?;
+            writeln!(f, "{} of contents verified", bytes(self.scrubbed_bytes))?;
         }
+        let problems = |n| counted(n, "problem", "problems");
         match (self.left, self.repaired) {
             (0, 0) => writeln!(f, "clean, {:.1} s", self.seconds),
-            (0, n) => writeln!(f, "{n} problems repaired, {:.1} s", self.seconds),
-            (n, 0) => writeln!(f, "{n} problems found, {:.1} s", self.seconds),
-            (n, r) => writeln!(f, "{r} problems repaired, {n} left, {:.1} s", self.seconds),
+            (0, n) => writeln!(f, "{} repaired, {:.1} s", problems(n), self.seconds),
+            (n, 0) => writeln!(f, "{} found, {:.1} s", problems(n), self.seconds),
+            (n, r) => writeln!(f, "{} repaired, {n} left, {:.1} s", problems(r), self.seconds),
         }
     }
+}
+
+/// A number of things.
+pub(super) fn counted(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 /// Collects problems and what would repair them, within bounds.

@@ -5,7 +5,7 @@
 use super::blocks::Claims;
 use super::fix::Fix;
 use super::image::Image;
-use super::report::{Findings, Place, ProblemKind};
+use super::report::{Findings, Place, ProblemKind, counted};
 use crate::fs::format::Shared;
 use crate::page::{BlockNo, Run};
 
@@ -105,7 +105,8 @@ impl SharedRuns {
             findings.add(ProblemKind::SharedCount, Place::blocks(*run), what, vec![Fix::SharedCounts]);
         }
         for (run, count) in left {
-            let what = format!("a record says that {count} extents share these blocks");
+            let share = counted((*count).into(), "extent shares", "extents share");
+            let what = format!("a record says that {share} these blocks");
             findings.add(ProblemKind::SharedCount, Place::blocks(*run), what, vec![Fix::SharedCounts]);
         }
     }

@@ -15,5 +15,6 @@ mod size;
 mod snapshot;
 mod spent;
 mod support;
+mod words;
 
 use super::*;
