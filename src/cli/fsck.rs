@@ -28,7 +28,7 @@ pub struct Args {
     /// Repair everything, without asking
     #[arg(short = 'y')]
     yes: bool,
-    /// Check also if it was closed in order
+    /// With -p: check also what was closed in order; -n, -y and --scrub always check
     #[arg(short = 'f', long)]
     force: bool,
     /// Read and verify all file contents as well; with -y, mark as lost what fails its checksum

@@ -114,7 +114,7 @@ pub struct Options<'a> {
     /// Whether to read and verify all contents. With [`Repair::All`] what fails its checksum is marked as lost.
     pub scrub: bool,
     /// With [`Repair::Safe`]: whether to look beyond the superblocks of an image that was closed in order. Without it such an image
-    /// is taken as clean, as at boot. Other checks always look at everything.
+    /// is taken as clean, as at boot, unless contents are to be verified. Other checks always look at everything.
     pub force: bool,
     /// Called now and then.
     pub progress: Option<&'a dyn Fn(Progress)>,
@@ -188,7 +188,7 @@ struct Earlier {
 fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> Result<Looked> {
     let silent = |_: Progress| {};
     let progress = options.progress.unwrap_or(&silent);
-    let (mut findings, mut report) = (Findings::default(), Report::default());
+    let (mut findings, mut report) = (Findings::default(), Report { checked: true, ..Report::default() });
     let mut image = Image::open(storage, known.size, &mut findings, progress)?;
     if known.size.is_none()
         && let Some(size) = size::believed(storage, &image, progress)?
@@ -199,7 +199,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
         && options.repair == Repair::All;
     image.short = image.short.or(known.short);
     report.replay = image.replay.clone();
-    let at_boot = options.repair == Repair::Safe && !options.force;
+    let at_boot = options.repair == Repair::Safe && !options.force && !options.scrub;
     let mut looked = Looked {
         claims: Claims::new(&image),
         image,
@@ -213,6 +213,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
     if at_boot && looked.image.superblock.clean && looked.findings.total() == 0 && !looked.image.needs_replay
     {
         looked.structure.sound = true;
+        looked.report.checked = false;
         return Ok(looked);
     }
     // The rest is looked at when file and image are as long as they should be.

@@ -254,8 +254,10 @@ impl History {
 
     /// The report: what was found in all rounds, and what of it the last one still found.
     fn finish(self, looked: Looked) -> Report {
-        let mut report =
-            if self.did { looked.report.clone() } else { self.report.clone().unwrap_or_default() };
+        let mut report = match &self.report {
+            Some(first) if !self.did => first.clone(),
+            _ => looked.report.clone(),
+        };
         if let Some(first) = &self.report {
             report.replay = first.replay.clone();
             report.scrubbed_bytes = first.scrubbed_bytes;

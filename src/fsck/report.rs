@@ -244,6 +244,9 @@ impl fmt::Display for Problem {
 /// What a check found.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// Everything was looked at. If not, the image was closed in order, and that was all that was asked for: what the report
+    /// counts is 0 then.
+    pub checked: bool,
     /// Problems, at most [`LISTED_MAX`] of each kind.
     pub problems: Vec<Problem>,
     /// How many problems there are of each kind.
@@ -323,6 +326,7 @@ impl Report {
             "clean"
         };
         let _ = writeln!(out, "  \"state\": \"{state}\",\n  \"exit_code\": {},", self.exit_code());
+        let _ = writeln!(out, "  \"checked\": {},", self.checked);
         match &self.replay {
             Some(r) => {
                 let _ = writeln!(
@@ -405,6 +409,9 @@ fn json_string(s: &str) -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.checked {
+            return writeln!(f, "closed in order, not checked; -f checks it all the same");
+        }
         if let Some(replay) = &self.replay {
             writeln!(f, "log: {replay}")?;
         }

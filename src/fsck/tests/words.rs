@@ -2,7 +2,7 @@
 
 use super::support::*;
 use super::*;
-use crate::fs::Fs;
+use crate::fs::{Fs, New, ROOT};
 use crate::storage::MemStorage;
 
 fn empty() -> Arc<MemStorage> {
@@ -28,4 +28,40 @@ fn numbers_and_sizes_are_those_of_people() {
     forge_inode(&known.storage, known.dir, |inode| inode.links += 1);
     let said = look_at(&known.storage).to_string();
     assert!(said.contains("1 problem found"), "{said}");
+}
+
+#[test]
+fn what_was_not_checked_is_not_called_clean() {
+    let storage = known().storage;
+    let safe = Options { repair: Repair::Safe, ..Options::default() };
+    let report = check(storage.clone(), &safe).unwrap();
+    assert_eq!((report.checked, report.exit_code(), report.inodes), (false, 0, 0));
+    assert_eq!(report.to_string(), "closed in order, not checked; -f checks it all the same\n");
+    assert!(report.to_json().contains("\"checked\": false"), "{}", report.to_json());
+    let all = Options { repair: Repair::All, ..Options::default() };
+    for options in [Options { force: true, ..safe }, Options { scrub: true, ..safe }, Options::default(), all]
+    {
+        let report = check(storage.clone(), &options).unwrap();
+        assert_eq!((report.checked, report.exit_code(), report.inodes), (true, 0, 6), "{report}");
+        assert_eq!(report.scrubbed_bytes > 0, options.scrub, "{report}");
+        assert!(report.to_json().contains("\"checked\": true") && report.to_string().contains("clean, "));
+    }
+    // What is wrong with it is looked for, whether it was closed in order or not.
+    forge_inode(&storage, ROOT, |inode| inode.links += 1);
+    assert!(check(storage.clone(), &safe).unwrap().is_clean());
+    let scrub = Options { scrub: true, ..safe };
+    assert_eq!(check(storage.clone(), &scrub).unwrap().exit_code(), 1);
+}
+
+#[test]
+fn an_image_that_was_not_closed_is_checked_at_boot() {
+    let storage = empty();
+    let fs = Fs::open(storage.clone(), &options()).unwrap();
+    fs.create(ROOT, b"file", New::File, 0o644, 0, &ME).unwrap();
+    fs.sync().unwrap();
+    drop(fs);
+    let safe = Options { repair: Repair::Safe, ..Options::default() };
+    let report = check(storage.clone(), &safe).unwrap();
+    assert_eq!((report.checked, report.exit_code(), report.inodes), (true, 0, 2), "{report}");
+    assert!(!check(storage, &safe).unwrap().checked);
 }
