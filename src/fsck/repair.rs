@@ -51,6 +51,8 @@ struct History {
     lost_names: u64,
     reconnected: u64,
     did: bool,
+    /// What the log said is in the image.
+    replayed: bool,
 }
 
 /// Repairs what the options say.
@@ -156,6 +158,7 @@ impl History {
                 let pages = looked.pages.as_ref().filter(|_| looked.structure.sound);
                 let from = rebuild::From { image: &looked.image, structure: &looked.structure, pages };
                 let lost = rebuild::rebuild(&**storage, &from, progress)?;
+                self.replayed = true;
                 return Ok(Done::Rebuilt(lost));
             }
             self.did |= did;
@@ -163,6 +166,7 @@ impl History {
         }
         if looked.image.needs_replay {
             Tree::open(storage.clone(), &replay_options(&**storage))?.close()?;
+            self.replayed = true;
         }
         for fix in &fixes {
             if let Fix::Doublewrite(half) = fix {
@@ -277,6 +281,7 @@ impl History {
         report.counts = self.counts.iter().map(|(k, n)| (*k, *n)).collect();
         report.left = left + carried_count;
         report.repaired = found.saturating_sub(report.left).max((self.did && found > 0) as u64);
+        report.replay_written = self.replayed;
         report.lost_names = self.lost_names;
         report.reconnected = self.reconnected;
         report

@@ -257,6 +257,8 @@ pub struct Report {
     pub repaired: u64,
     /// What replaying the log did, if the image was not closed in order.
     pub replay: Option<RecoveryReport>,
+    /// What it did is in the image now. If not, it was done in memory only.
+    pub replay_written: bool,
     /// Inodes.
     pub inodes: u64,
     /// Directories among them.
@@ -332,8 +334,8 @@ impl Report {
                 let _ = writeln!(
                     out,
                     "  \"replay\": {{\"log_bytes\": {}, \"records\": {}, \"page_changes\": {}, \"pages_restored\": {}, \
-                     \"discarded_bytes\": {}}},",
-                    r.log_bytes, r.records, r.redone, r.repaired, r.discarded
+                     \"discarded_bytes\": {}, \"written\": {}}},",
+                    r.log_bytes, r.records, r.redone, r.repaired, r.discarded, self.replay_written
                 );
             }
             None => out.push_str("  \"replay\": null,\n"),
@@ -413,7 +415,17 @@ impl fmt::Display for Report {
             return writeln!(f, "closed in order, not checked; -f checks it all the same");
         }
         if let Some(replay) = &self.replay {
-            writeln!(f, "log: {replay}")?;
+            if self.replay_written {
+                writeln!(f, "log: {replay}")?;
+            } else {
+                writeln!(
+                    f,
+                    "log: would be replayed by the next mount, here it was in memory only: {} of log, {}, {}",
+                    bytes(replay.log_bytes),
+                    counted(replay.records, "record", "records"),
+                    counted(replay.redone + replay.repaired, "change of a page", "changes of pages"),
+                )?;
+            }
         }
         for problem in &self.problems {
             writeln!(f, "{problem}")?;

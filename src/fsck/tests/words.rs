@@ -61,7 +61,13 @@ fn an_image_that_was_not_closed_is_checked_at_boot() {
     fs.sync().unwrap();
     drop(fs);
     let safe = Options { repair: Repair::Safe, ..Options::default() };
+    // Looking does not recover anything.
+    let report = look_at(&storage);
+    assert!(report.to_string().contains("log: would be replayed"), "{report}");
+    assert!(report.to_json().contains("\"written\": false"), "{}", report.to_json());
     let report = check(storage.clone(), &safe).unwrap();
     assert_eq!((report.checked, report.exit_code(), report.inodes), (true, 0, 2), "{report}");
+    assert!(report.to_string().contains("log: recovered in"), "{report}");
+    assert!(report.to_json().contains("\"written\": true"), "{}", report.to_json());
     assert!(!check(storage, &safe).unwrap().checked);
 }
