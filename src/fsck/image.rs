@@ -42,6 +42,8 @@ pub(super) struct Image {
     pub seeds: Vec<[u8; 16]>,
     /// The superblock's seed is a new one, which names do not know.
     pub seed_lost: bool,
+    /// Records of the log that were durable are lost.
+    pub log_cut: bool,
     /// Blocks of contents that replaying the log has changed. Only if it was not replayed as opening would replay it.
     pub contents: Vec<Run>,
 }
@@ -170,6 +172,7 @@ impl Image {
             salvaged: false,
             seeds: Vec::new(),
             seed_lost: false,
+            log_cut: false,
             contents: Vec::new(),
         }
     }
@@ -215,6 +218,7 @@ impl Image {
         }
         if replayed.changed {
             (image.storage, image.log_whole, image.contents) = (storage, false, replayed.contents);
+            image.log_cut = log.torn;
         }
         Ok(image)
     }
@@ -251,6 +255,7 @@ impl Image {
                 self.end = replayed.end;
                 self.storage = storage;
                 self.log_whole = false;
+                self.log_cut = replayed.cut;
                 self.contents = replayed.contents;
             }
             Err(error) => return Err(error.into()),

@@ -38,6 +38,7 @@ mod short;
 mod size;
 mod structure;
 mod switch;
+mod toll;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,6 +52,7 @@ pub(crate) use report::bytes;
 pub use report::{LISTED_MAX, Outcome, Place, Problem, ProblemKind, Report};
 use shared::SharedRuns;
 use structure::{Gap, Structure};
+pub use toll::Toll;
 
 /// The result of a check.
 pub type Result<T> = std::result::Result<T, FsckError>;
@@ -81,7 +83,7 @@ pub enum Repair {
 /// What a check is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
-    /// Searching for an image whose superblocks are lost, in bytes.
+    /// Searching for an image whose superblocks are lost, or for leaves of a damaged tree, in bytes.
     Search,
     /// Pages of the tree.
     Tree,
@@ -130,6 +132,7 @@ pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report>
         Repair::No => {
             let mut looked = look(&storage, options, &Earlier::default())?;
             looked.report.left = looked.findings.total();
+            looked.report.toll = Toll::of(&looked);
             looked.report.counts = looked.findings.counts.into_iter().collect();
             looked.report.problems = looked.findings.problems;
             looked.report
@@ -162,6 +165,8 @@ struct Looked {
     /// The pages of the tree among them; only if a repair may follow.
     pages: Option<Claims>,
     shared: SharedRuns,
+    /// Leaves of a damaged tree that are reached from nowhere, and that a repair would find.
+    found: u64,
     /// Everything was looked at.
     complete: bool,
 }
@@ -208,6 +213,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
         report,
         pages: None,
         shared: SharedRuns::default(),
+        found: 0,
         complete: true,
     };
     if at_boot && looked.image.superblock.clean && looked.findings.total() == 0 && !looked.image.needs_replay
@@ -236,6 +242,12 @@ impl Looked {
     fn walk(&mut self, options: &Options<'_>, lost: Vec<Gap>, progress: &dyn Fn(Progress)) -> Result<()> {
         let Looked { image, claims, findings, report, .. } = self;
         self.structure = structure::walk(image, claims, findings, report, progress);
+        let mut lost = lost;
+        if options.repair == Repair::No && !self.structure.gaps.is_empty() {
+            // What a repair would find, and what not, is to be known before there is one.
+            self.found = rebuild::foresee(image, &mut self.structure, progress)?;
+            lost.append(&mut self.structure.gaps);
+        }
         seed::choose(image, &self.structure, findings)?;
         for gap in &lost {
             let what = format!("{gap} are lost");

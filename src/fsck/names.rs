@@ -181,8 +181,10 @@ impl Names<'_> {
 
     /// A name that lies in no directory will lie in one when its group has been adopted: its inode needs no other.
     fn count_stray(&mut self, ino: Ino) {
-        if let Some(slot) = self.inodes.find(ino) {
-            self.inodes.names[slot] |= STRAY;
+        match self.inodes.find(ino) {
+            Some(slot) => self.inodes.names[slot] |= STRAY,
+            // Then it leads nowhere, and goes.
+            None => self.findings.names_later += 1,
         }
     }
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::blocks::Claims;
 use super::image::Image;
 use super::rehash::Rehash;
-use super::structure::{Gap, Structure};
+use super::structure::{Gap, Row, Structure};
 use super::switch::{self, Target, failed};
 use super::{FsckError, Progress, Result, Stage};
 use crate::error::Error;
@@ -92,6 +92,22 @@ pub(super) fn rebuild(
     let groups = if image.salvaged { used.groups() } else { groups };
     switch::switch(storage, image, &Target { root, end, groups, claims: &used, pages: &pages })?;
     Ok(lost)
+}
+
+/// Makes of a structure with gaps what a new tree would be made of: with the leaves that a search finds, and the gaps that are left
+/// then. Nothing is written. Returns how many leaves were found.
+pub(super) fn foresee(image: &Image, structure: &mut Structure, progress: &dyn Fn(Progress)) -> Result<u64> {
+    let maps = Maps { image, believed: !image.repair_unfinished };
+    let (sources, lost) = sources(image, structure, &maps, progress)?;
+    let reached: HashSet<PageId> = structure.leaves.ids().collect();
+    let mut leaves = Row::default();
+    leaves.bounded = true;
+    for source in &sources {
+        leaves.push(source.id, &source.low);
+    }
+    let found: HashSet<PageId> = leaves.ids().filter(|id| !reached.contains(id)).collect();
+    (structure.leaves, structure.gaps) = (leaves, lost);
+    Ok(found.len() as u64)
 }
 
 /// Contents that the log holds are written home, as recovery would write them.
@@ -260,7 +276,7 @@ fn search(
     maps: &Maps<'_>,
     progress: &dyn Fn(Progress),
 ) -> Result<Vec<(Lsn, PageId)>> {
-    let reached: HashSet<PageId> = (0..structure.leaves.len()).map(|i| structure.leaves.id(i)).collect();
+    let reached: HashSet<PageId> = structure.leaves.ids().collect();
     let mut candidates = Vec::new();
     let mut chunk = vec![0; CHUNK_SIZE];
     for group in 0..image.superblock.groups {
@@ -289,11 +305,8 @@ fn search(
             }
             at += n;
         }
-        progress(Progress {
-            stage: Stage::Repair,
-            done: group as u64,
-            total: image.superblock.groups as u64,
-        });
+        let total = image.superblock.groups as u64 * GROUP_SIZE;
+        progress(Progress { stage: Stage::Search, done: (group as u64 + 1) * GROUP_SIZE, total });
     }
     Ok(candidates)
 }

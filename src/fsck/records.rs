@@ -1,6 +1,7 @@
 //! Records in key order, from the leaves that the walk has found.
 
 use super::image::Image;
+use super::rebuild::is_leaf;
 use super::structure::Row;
 use super::{FsckError, Result};
 use crate::page::node::Node;
@@ -60,8 +61,13 @@ impl<'a> Records<'a> {
             let id = self.leaves.id(self.next);
             self.next += 1;
             // It was whole when the walk came by; it is checked again, for who knows what is written meanwhile.
-            self.image.read_page(id, &mut self.page).map_err(|_| FsckError::Changed)?;
-            if Node(&self.page).level() != 0 {
+            let whole = if self.leaves.bounded {
+                let read = self.image.storage().read_at(id.offset(), &mut self.page[..]);
+                read.is_ok() && is_leaf(self.image, id, &self.page)
+            } else {
+                self.image.read_page(id, &mut self.page).is_ok() && Node(&self.page).level() == 0
+            };
+            if !whole {
                 return Err(FsckError::Changed);
             }
             self.count = Node(&self.page).count();
@@ -81,6 +87,10 @@ impl<'a> Records<'a> {
             std::mem::swap(&mut self.last, &mut self.key);
             Node(&self.page).key_into(self.at, &mut self.key);
             self.at += 1;
+            if !self.is_inside() {
+                std::mem::swap(&mut self.last, &mut self.key);
+                continue;
+            }
             if !self.started || self.key > self.last {
                 self.started = true;
                 return Ok(true);
@@ -88,6 +98,13 @@ impl<'a> Records<'a> {
             self.skipped += 1;
             std::mem::swap(&mut self.last, &mut self.key);
         }
+    }
+
+    /// Whether the present key counts in the present leaf.
+    fn is_inside(&self) -> bool {
+        let (leaves, key) = (self.leaves, self.key.as_slice());
+        !leaves.bounded
+            || key >= leaves.low(self.next - 1) && (self.next == leaves.len() || key < leaves.low(self.next))
     }
 
     /// The key of the record that [`Records::next`] moved to.

@@ -22,6 +22,8 @@ use crate::wal::{self, Place};
 pub(super) struct Replayed {
     /// The end of the last record that was applied.
     pub end: Lsn,
+    /// Records behind that were durable, and are lost.
+    pub cut: bool,
     /// Groups with a bitmap page.
     pub groups: u32,
     /// Something was changed.
@@ -37,6 +39,7 @@ type Each<'a> = dyn FnMut(Lsn, &[u8]) -> crate::error::Result<()> + 'a;
 pub(super) fn replay(storage: &dyn Storage, superblock: &Superblock) -> Result<Replayed> {
     let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
     let (from, incarnation) = (superblock.checkpoint, superblock.incarnation);
+    let cut = std::cell::Cell::new(false);
     let records = |each: &mut Each<'_>| {
         let mut end = from;
         let scanned =
@@ -46,12 +49,16 @@ pub(super) fn replay(storage: &dyn Storage, superblock: &Superblock) -> Result<R
             });
         match scanned {
             Ok(scan) => Ok(scan.end),
-            Err(e) if e.is_corrupt() => Ok(end),
+            Err(e) if e.is_corrupt() => {
+                cut.set(true);
+                Ok(end)
+            }
             Err(e) => Err(e),
         }
     };
     let mut replayed = run(storage, superblock, false, records)?;
     // Pages may have gone home with changes by records that are damaged.
+    replayed.cut = cut.get();
     replayed.end = replayed.end.max(superblock.floor);
     Ok(replayed)
 }
@@ -112,7 +119,13 @@ fn run(
         }
         Ok(())
     })?;
-    Ok(Replayed { end, groups: replay.groups, changed: replay.changed, contents: replay.contents })
+    Ok(Replayed {
+        end,
+        cut: false,
+        groups: replay.groups,
+        changed: replay.changed,
+        contents: replay.contents,
+    })
 }
 
 /// Which blocks records free, and the last of them for each: first block → (end, end of the record).

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use super::fix::Fix;
+use super::toll::Toll;
 use crate::page::{PageId, Run};
 use crate::pool::RecoveryReport;
 
@@ -283,6 +284,8 @@ pub struct Report {
     pub lost_ranges: u64,
     /// Bytes of them.
     pub lost_bytes: u64,
+    /// What a repair would give up, if there is something to be repaired and nothing was.
+    pub toll: Option<Toll>,
     /// Names that were lost, as far as they are known: what the repair took away.
     pub lost_names: u64,
     /// Inodes that got a new name in `lost+found`.
@@ -359,6 +362,8 @@ impl Report {
         ] {
             let _ = writeln!(out, "  \"{name}\": {value},");
         }
+        let toll = self.toll.map_or("null".to_string(), Toll::to_json);
+        let _ = writeln!(out, "  \"repair_would_lose\": {toll},");
         let _ = writeln!(out, "  \"seconds\": {:.3},", self.seconds);
         let counts: Vec<String> = self.counts.iter().map(|(k, n)| format!("\"{}\": {n}", k.name())).collect();
         let _ = writeln!(out, "  \"counts\": {{{}}},", counts.join(", "));
@@ -457,6 +462,15 @@ impl fmt::Display for Report {
         if self.scrubbed_bytes > 0 {
             writeln!(f, "{} of contents verified", bytes(self.scrubbed_bytes))?;
         }
+        if let Some(toll) = &self.toll {
+            writeln!(f, "{toll}")?;
+        }
+        if self.lost_names > 0 {
+            writeln!(f, "{} given up", counted(self.lost_names, "name", "names"))?;
+        }
+        if self.reconnected > 0 {
+            writeln!(f, "{} named in lost+found", counted(self.reconnected, "inode", "inodes"))?;
+        }
         let problems = |n| counted(n, "problem", "problems");
         match (self.left, self.repaired) {
             (0, 0) => writeln!(f, "clean, {:.1} s", self.seconds),
@@ -501,6 +515,8 @@ pub(super) struct Findings {
     pub hopeless: u64,
     /// What only `-y` repairs.
     pub unsafe_fixes: u64,
+    /// Names that a later round will have to delete.
+    pub names_later: u64,
 }
 
 /// Fixes that one round collects; others wait for the next.

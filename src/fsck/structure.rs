@@ -21,6 +21,8 @@ pub(super) struct Row {
     keys: Vec<u8>,
     /// Positions before which something is missing: the pages in between are reached by right links only, if at all.
     gaps: Vec<usize>,
+    /// Of each page only the keys count that are not less than its low fence here, and less than the next one.
+    pub bounded: bool,
 }
 
 impl Row {
@@ -29,6 +31,9 @@ impl Row {
     }
     pub fn id(&self, i: usize) -> PageId {
         self.ids[i]
+    }
+    pub fn ids(&self) -> impl Iterator<Item = PageId> {
+        self.ids.iter().copied()
     }
     /// The low fence of page `i`.
     pub fn low(&self, i: usize) -> &[u8] {
@@ -65,6 +70,9 @@ pub(super) struct Gap {
 
 impl std::fmt::Display for Gap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.low.is_empty() && self.high.is_none() {
+            return write!(f, "all records, and with them all files and names,");
+        }
         write!(f, "the records from ")?;
         describe(f, &self.low)?;
         match &self.high {

@@ -15,6 +15,7 @@ mod size;
 mod snapshot;
 mod spent;
 mod support;
+mod toll;
 mod words;
 
 use super::*;

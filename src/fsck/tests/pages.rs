@@ -9,11 +9,11 @@ use crate::page::superblock::{DoublewriteHeader, SUPERBLOCK_OFFSETS, Superblock}
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::MemStorage;
 
-fn superblock(storage: &Arc<MemStorage>) -> Superblock {
+pub fn superblock(storage: &Arc<MemStorage>) -> Superblock {
     crate::pool::read_superblock(&**storage).unwrap()
 }
 
-fn page(storage: &Arc<MemStorage>, id: PageId) -> Box<PageBytes> {
+pub fn page(storage: &Arc<MemStorage>, id: PageId) -> Box<PageBytes> {
     let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
     storage.read_at(id.offset(), &mut page[..]).unwrap();
     page
@@ -30,7 +30,7 @@ fn write_superblock(storage: &Arc<MemStorage>, superblock: &Superblock) {
 }
 
 /// An image whose tree has two levels, and its leaves.
-fn two_levels() -> (Arc<MemStorage>, PageId, Vec<PageId>) {
+pub fn two_levels() -> (Arc<MemStorage>, PageId, Vec<PageId>) {
     let storage = sample(11, 1500);
     let root = superblock(&storage).root;
     let bytes = page(&storage, root);
