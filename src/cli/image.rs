@@ -35,38 +35,50 @@ pub struct ResizeArgs {
     size: u64,
 }
 
-/// The newer of the superblocks that are valid.
-fn superblock(image: &Path) -> Result<Superblock, Failure> {
-    let fail = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => {
-            Failure::open(status::SYSTEM, &OpenError::NotFound { path: image.to_owned() })
-        }
-        _ => Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display())),
-    };
-    let mut file = File::open(image).map_err(fail)?;
-    let len = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(fail)?;
-    let mut found: Option<Superblock> = None;
+/// The newer of the superblocks that are valid, and the length of the file. One that says more than the file has counts only if the
+/// other one is none.
+fn read_superblock(image: &Path) -> io::Result<Result<(Superblock, u64), SuperblockError>> {
+    let mut file = File::open(image)?;
+    let len = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
+    let (mut found, mut cut) = (None::<Superblock>, None::<Superblock>);
     let mut worst = SuperblockError::NotAnImage;
+    let newer = |s: &Superblock, than: &Option<Superblock>| {
+        than.as_ref().is_none_or(|than| than.sequence < s.sequence)
+    };
     for offset in SUPERBLOCK_OFFSETS {
         let mut raw = [0; SUPERBLOCK_SIZE];
         match file.read_exact_at(&mut raw, offset) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => continue,
-            Err(e) => return Err(fail(e)),
+            Err(e) => return Err(e),
         }
-        match Superblock::decode(&raw, len) {
-            Ok(s) if found.as_ref().is_none_or(|f| f.sequence < s.sequence) => found = Some(s),
+        match Superblock::decode(&raw, u64::MAX) {
+            Ok(s) if s.size <= len && newer(&s, &found) => found = Some(s),
+            Ok(s) if s.size > len && newer(&s, &cut) => cut = Some(s),
             Ok(_) => {}
             Err(e) => worst = if worst == SuperblockError::NotAnImage { e } else { worst },
         }
     }
-    let reason = match worst {
-        SuperblockError::NotAnImage => "not a btfs image".to_owned(),
-        SuperblockError::Damaged(reason) => format!("both superblocks are damaged ({reason})"),
-        SuperblockError::Version(v) => format!("its format, version {v}, is newer than this program"),
-        SuperblockError::Features(f) => format!("it needs features that this program lacks ({f:#x})"),
-    };
-    found.ok_or_else(|| Failure::new(status::SYSTEM, format_args!("{}: {reason}", image.display())))
+    Ok(found.or(cut).map(|s| (s, len)).ok_or(worst))
+}
+
+fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
+    let read = read_superblock(image).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => {
+            Failure::open(status::SYSTEM, &OpenError::NotFound { path: image.to_owned() })
+        }
+        _ => Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display())),
+    })?;
+    read.map_err(|e| {
+        let reason = match e {
+            SuperblockError::NotAnImage => "not a btfs image".to_owned(),
+            SuperblockError::Damaged(reason) => format!("both superblocks are damaged ({reason})"),
+            SuperblockError::Version(v) => format!("its format, version {v}, is newer than this program"),
+            SuperblockError::Features(f) => format!("it needs features that this program lacks ({f:#x})"),
+            SuperblockError::Short(size) => format!("the file was cut: the image has {size} bytes"),
+        };
+        Failure::new(status::SYSTEM, format_args!("{}: {reason}", image.display()))
+    })
 }
 
 /// How long to wait for a daemon that finishes after umount(8).
@@ -95,7 +107,7 @@ pub fn open_released(image: &Path, mode: OpenMode, patience: Duration) -> Result
 
 /// Whether an image was closed in order.
 pub fn is_clean(image: &Path) -> Result<bool, Failure> {
-    superblock(image).map(|s| s.clean)
+    superblock(image).map(|(s, _)| s.clean)
 }
 
 pub fn info(args: &InfoArgs) -> CliResult {
@@ -103,13 +115,21 @@ pub fn info(args: &InfoArgs) -> CliResult {
     check_type(image)?;
     // A daemon that is on its way out has the image for a moment; what it writes last is of interest.
     let opened = open_released(image, OpenMode::ReadOnly, GLANCE);
-    let s = superblock(image)?;
+    let (s, len) = superblock(image)?;
     let metadata = fs::metadata(image)
         .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display())))?;
     let on_host = metadata.blocks() * 512;
     let path = image.canonicalize().unwrap_or_else(|_| image.clone());
     let mounted = mounts::find_source(&path).map(|mounted| mounted.dir);
     let (state, free) = match opened {
+        Ok(_) if s.size > len => {
+            let what = format!(
+                "cut: the file has only {} ({len} bytes); `btfs fsck -n {}` shows what is left",
+                bytes(len),
+                image.display()
+            );
+            (what, None)
+        }
         Ok(storage) => {
             let options = Options { read_only: true, cache_size: 16 << 20, ..Options::default() };
             let free = match Fs::open(Arc::new(storage), &options) {
@@ -131,6 +151,7 @@ pub fn info(args: &InfoArgs) -> CliResult {
             "uuid": Uuid(s.uuid).to_string(),
             "version": crate::page::superblock::VERSION,
             "size": s.size,
+            "file_size": len,
             "free": free,
             "bytes_on_host": on_host,
             "log_size": s.log_size,
@@ -192,7 +213,7 @@ pub fn resize(args: &ResizeArgs) -> CliResult {
 /// Why a live mount does not grow; the daemon tells no more than a number.
 fn cannot_grow(dir: &Path, wanted: u64, error: &io::Error) -> Failure {
     let source = mounts::find(dir).map(|mounted| mounted.source);
-    let size = source.and_then(|image| superblock(&image).ok()).map(|s| s.size);
+    let size = source.and_then(|image| superblock(&image).ok()).map(|(s, _)| s.size);
     match (error.raw_os_error(), size) {
         (Some(libc::EINVAL), Some(size)) if wanted < size => Failure::new(
             status::SYSTEM,
@@ -218,4 +239,41 @@ fn check_type(image: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::open(status::SYSTEM, &OpenError::NotAFile { path: image.into() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Failure, mkfs};
+
+    /// The message of a command, which fails.
+    fn refused(result: CliResult) -> String {
+        result.expect_err("it should fail").message
+    }
+
+    fn mounted(image: &Path) -> CliResult {
+        let storage = FileStorage::open(image, OpenMode::ReadOnly).unwrap();
+        let options = Options { read_only: true, ..Options::default() };
+        let opened = Fs::open(Arc::new(storage), &options);
+        opened.map(|_| 0).map_err(|e| Failure::fs(status::MOUNT, image, &e))
+    }
+
+    #[test]
+    fn an_image_that_was_cut_is_called_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image.db");
+        mkfs::create(&image, &mkfs::default_options(Some(64 << 20)).unwrap(), false).unwrap();
+        File::options().write(true).open(&image).unwrap().set_len(40_000_000).unwrap();
+        let resized = resize(&ResizeArgs { image: image.clone(), size: 128 << 20 });
+        for said in [refused(mounted(&image)), refused(resized)] {
+            let parts = ["was cut short: it has 40000000 bytes", "says that it has 67108864", "btfs fsck -n"];
+            assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        }
+        // What it was is shown all the same.
+        for json in [false, true] {
+            assert_eq!(info(&InfoArgs { json, image: image.clone() }).unwrap(), 0);
+        }
+        let (superblock, len) = superblock(&image).unwrap();
+        assert_eq!((superblock.size, len), (64 << 20, 40_000_000));
+    }
 }

@@ -107,7 +107,8 @@ fn whole_length(
     if held >= superblock.size {
         return Ok((below.clone(), None));
     }
-    let what = format!("the file has {held} bytes, the image {}: the rest is lost", superblock.size);
+    let what =
+        format!("the image says that it has {} bytes, the file has only {held}: it was cut", superblock.size);
     findings.add(ProblemKind::FileShort, Place::image(), what, vec![Fix::Extend(superblock.size)]);
     Ok((Arc::new(Extended::new(below.clone(), held, superblock.size)), Some(held)))
 }
@@ -329,6 +330,7 @@ fn check_superblocks(
             Err(SuperblockError::Damaged(reason)) => reason.to_string(),
             Err(SuperblockError::Version(v)) => format!("format version {v}"),
             Err(SuperblockError::Features(f)) => format!("unknown features {f:#x}"),
+            Err(SuperblockError::Short(size)) => format!("it says {size} bytes"),
         };
         findings.add(
             ProblemKind::Superblock,

@@ -43,6 +43,7 @@ mod toll;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
 use blocks::Claims;
 use fix::Fix;
@@ -269,6 +270,16 @@ impl Looked {
             found = Some(inodes);
         }
         shared.check(image, claims, findings);
+        if let Some(held) = image.short {
+            let used = claims.reaches(held / BLOCK_SIZE as u64);
+            let what = match (used, sound) {
+                (true, _) => "; some of what was behind that is in use, and lost",
+                (false, true) => "; nothing behind that was in use",
+                (false, false) => "",
+            };
+            let cut = findings.problems.iter_mut().filter(|p| p.kind == ProblemKind::FileShort);
+            cut.for_each(|p| p.what.push_str(what));
+        }
         if !image.repair_unfinished && !image.salvaged {
             blocks::check_bitmaps(image, claims, sound, findings);
         }

@@ -114,6 +114,8 @@ pub enum SuperblockError {
     Version(u32),
     /// Needs features that this version does not have.
     Features(u64),
+    /// Nothing is wrong with it, but the image has so many bytes, and the file fewer.
+    Short(u64),
 }
 
 impl Superblock {
@@ -285,11 +287,14 @@ impl Superblock {
             incarnation: get_u32(b, AT_INCARNATION),
             clean: b[AT_CLEAN] != 0,
         };
-        superblock.validate(b, len).map_err(Damaged)?;
+        superblock.validate(b).map_err(Damaged)?;
+        if superblock.size > len {
+            return Err(Short(superblock.size));
+        }
         Ok(superblock)
     }
 
-    fn validate(&self, b: &[u8], len: u64) -> Result<(), &'static str> {
+    fn validate(&self, b: &[u8]) -> Result<(), &'static str> {
         let page = PAGE_SIZE as u64;
         if get_u32(b, AT_PAGE_SIZE) as usize != PAGE_SIZE {
             return Err("page size is not 16384");
@@ -302,9 +307,6 @@ impl Superblock {
         }
         if self.size > IMAGE_SIZE_MAX || self.size < self.data_offset() + CHUNK_SIZE as u64 {
             return Err("impossible image size");
-        }
-        if self.size > len {
-            return Err("file is shorter than the image");
         }
         if get_u64(b, AT_LOG_OFFSET) != LOG_OFFSET
             || get_u64(b, AT_DW_OFFSET) != self.doublewrite_offset(0)

@@ -194,6 +194,8 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
         match Superblock::decode(&bytes, len) {
             Ok(s) if best.as_ref().is_none_or(|b| b.sequence < s.sequence) => best = Some(s),
             Ok(_) => {}
+            // One that is whole tells more than one that is not.
+            Err(e) if matches!(e, SuperblockError::Short(_)) => worst = Some(e),
             Err(e) if matches!(worst, None | Some(SuperblockError::NotAnImage)) => worst = Some(e),
             Err(_) => {}
         }
@@ -216,6 +218,10 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
             Error::Unusable("not a btfs image: the magic number is missing".into())
         }
         Some(SuperblockError::Damaged(reason)) => Error::corrupt("both superblocks", reason),
+        Some(SuperblockError::Short(size)) => {
+            let reason = format!("it has {len} bytes, and the image says that it has {size}");
+            Error::corrupt("the file was cut short", reason)
+        }
         Some(SuperblockError::Version(v)) => {
             Error::Unusable(format!("the image has format version {v}, this program knows up to {VERSION}"))
         }

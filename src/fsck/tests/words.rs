@@ -71,3 +71,27 @@ fn an_image_that_was_not_closed_is_checked_at_boot() {
     assert!(report.to_json().contains("\"written\": true"), "{}", report.to_json());
     assert!(!check(storage, &safe).unwrap().checked);
 }
+
+/// Whether something is lost is known only if all is known that was in use.
+#[test]
+fn a_cut_file_says_what_it_cost() {
+    let base = known().storage;
+    let said = |len: u64| {
+        let storage = Arc::new(MemStorage::from_image(base.image()));
+        storage.set_len(len).unwrap();
+        let report = look_at(&storage);
+        assert_eq!(report.count(ProblemKind::FileShort), 1, "{report}");
+        report.to_string()
+    };
+    let tail = said(SIZE - 1);
+    let expected = format!("says that it has {SIZE} bytes, the file has only {}: it was cut", SIZE - 1);
+    assert!(tail.contains(&expected) && tail.contains("nothing behind that was in use"), "{tail}");
+    let superblock = crate::pool::read_superblock(&*base).unwrap();
+    let contents = said(superblock.root.offset() + 16_384);
+    assert!(contents.contains("some of what was behind that is in use, and lost"), "{contents}");
+    let everything = said(superblock.root.offset());
+    assert!(
+        everything.contains("it was cut [file-short]") && everything.contains("all records"),
+        "{everything}"
+    );
+}

@@ -16,6 +16,7 @@ fn reason(error: &SuperblockError) -> String {
         SuperblockError::Damaged(reason) => (*reason).into(),
         SuperblockError::Version(version) => format!("unknown format version {version}"),
         SuperblockError::Features(features) => format!("unknown features {features:#x}"),
+        SuperblockError::Short(size) => format!("the file is shorter than the {size} bytes of the image"),
     }
 }
 
