@@ -62,6 +62,43 @@ fn read_superblock(image: &Path) -> io::Result<Result<(Superblock, u64), Superbl
     Ok(found.or(cut).map(|s| (s, len)).ok_or(worst))
 }
 
+/// What other things begin with, and where: a look for an image among them would be in vain.
+const OTHERS: [(u64, &[u8]); 10] = [
+    (0, b"XFSB"),
+    (0, b"hsqs"),
+    (0, b"LUKS"),
+    (0, b"\x7fELF"),
+    (0, b"SQLite format 3"),
+    (0, b"\x1f\x8b"),
+    // A boot sector or a table of partitions: FAT, NTFS, whole disks.
+    (510, b"\x55\xaa"),
+    // ext2 to ext4, ISO 9660, btrfs.
+    (1080, b"\x53\xef"),
+    (0x8001, b"CD001"),
+    (0x10040, b"_BHRfS_M"),
+];
+/// Less than that is left of no image.
+const SEARCHED_MIN: u64 = 1 << 20;
+
+/// What to do about a file without superblocks: if it was an image, the checker may find its pages. Empty if it has some, or is
+/// something else.
+pub fn hint(image: &Path) -> String {
+    let lost = matches!(read_superblock(image), Ok(Err(SuperblockError::NotAnImage)));
+    let searched = || -> io::Result<bool> {
+        let mut file = File::open(image)?;
+        let is = |(offset, magic): &(u64, &[u8])| {
+            let mut found = vec![0; magic.len()];
+            file.read_exact_at(&mut found, *offset).is_ok() && found == *magic
+        };
+        let other = OTHERS.iter().any(is);
+        Ok(!other && io::Seek::seek(&mut file, io::SeekFrom::End(0))? >= SEARCHED_MIN)
+    };
+    if lost && searched().unwrap_or(false) {
+        return format!("; if it was one, `btfs fsck -n {}` may find it", image.display());
+    }
+    String::new()
+}
+
 fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
     let read = read_superblock(image).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => {
@@ -71,7 +108,7 @@ fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
     })?;
     read.map_err(|e| {
         let reason = match e {
-            SuperblockError::NotAnImage => "not a btfs image".to_owned(),
+            SuperblockError::NotAnImage => format!("not a btfs image{}", hint(image)),
             SuperblockError::Damaged(reason) => format!("both superblocks are damaged ({reason})"),
             SuperblockError::Version(v) => format!("its format, version {v}, is newer than this program"),
             SuperblockError::Features(f) => format!("it needs features that this program lacks ({f:#x})"),
@@ -275,5 +312,29 @@ mod tests {
         }
         let (superblock, len) = superblock(&image).unwrap();
         assert_eq!((superblock.size, len), (64 << 20, 40_000_000));
+    }
+
+    #[test]
+    fn who_has_lost_both_superblocks_is_told_what_may_find_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image.db");
+        mkfs::create(&image, &mkfs::default_options(Some(64 << 20)).unwrap(), false).unwrap();
+        let file = File::options().write(true).open(&image).unwrap();
+        let all = || {
+            let info = refused(info(&InfoArgs { json: false, image: image.clone() }));
+            let resized = refused(resize(&ResizeArgs { image: image.clone(), size: 128 << 20 }));
+            [info, resized, refused(mounted(&image))]
+        };
+        let told = |said: &String| {
+            said.contains("not a btfs image") && said.contains("if it was one, `btfs fsck -n ")
+        };
+        file.write_all_at(&[0; 64 << 10], 0).unwrap();
+        assert!(all().iter().all(told), "{:?}", all());
+        // There is no image in ext4, nor in a short text.
+        file.write_all_at(b"\x53\xef", 1080).unwrap();
+        assert!(all().iter().all(|said| said.contains("not a btfs image") && !told(said)), "{:?}", all());
+        file.set_len(0).unwrap();
+        file.write_all_at(b"some text", 0).unwrap();
+        assert!(all().iter().all(|said| said.contains("not a btfs image") && !told(said)), "{:?}", all());
     }
 }

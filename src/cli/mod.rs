@@ -86,6 +86,7 @@ impl Failure {
             FsError::Engine(e) if e.is_corrupt() => {
                 format!("; check it with `btfs fsck -n {}`", image.display())
             }
+            FsError::Engine(crate::Error::Unusable(_)) => image::hint(image),
             FsError::NoSpace => "; free space there or on the disk that the image lies on".to_owned(),
             _ => String::new(),
         };
