@@ -121,10 +121,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "mkfs.btfs" | "mkfs.fuse.btfs" => {
             (status::USAGE, parse(&arguments).map(|a: mkfs::Args| mkfs::run(&a)))
         }
-        "fsck.btfs" | "fsck.fuse.btfs" => (fsck::USAGE, parse(&arguments).map(|a: fsck::Args| fsck::run(&a))),
+        "fsck.btfs" | "fsck.fuse.btfs" => {
+            (fsck::USAGE, parse(&fsck::attach(&arguments)).map(|a: fsck::Args| fsck::run(&a)))
+        }
         _ => {
-            let is_fsck = arguments.get(1).is_some_and(|a| a == "fsck");
-            (if is_fsck { fsck::USAGE } else { status::USAGE }, parse(&arguments).map(dispatch))
+            if arguments.get(1).is_some_and(|a| a == "fsck") {
+                (fsck::USAGE, parse(&fsck::attach(&arguments)).map(dispatch))
+            } else {
+                (status::USAGE, parse(&arguments).map(dispatch))
+            }
         }
     };
     let result = match result {
