@@ -19,11 +19,19 @@ pub const USAGE: u8 = 16;
 /// Exit status for an error of the operation itself.
 const OPERATIONAL: u8 = 8;
 
-/// Check an image, and repair it.
+const STATUSES: &str = "\
+Exit status:
+  0   nothing is wrong; or, with -p, the image was closed in order and not checked
+  1   problems were found, and all of them repaired
+  4   problems are left (5: others were repaired)
+  8   the image could not be checked: it is none, is in use, or cannot be read or written
+  16  wrong arguments";
+
+/// Check an image, and repair it
 #[derive(Parser)]
-#[command(name = "fsck.btfs", version)]
+#[command(name = "fsck.btfs", version, after_help = STATUSES)]
 pub struct Args {
-    /// Change nothing [default]
+    /// Change nothing, and say what -y would give up [default]
     #[arg(short = 'n', conflicts_with_all = ["preen", "yes"])]
     no: bool,
     /// Repair what is safe to repair, without asking

@@ -47,7 +47,7 @@ enum Command {
     Info(image::InfoArgs),
     /// Make an image larger, also while it is mounted
     Resize(image::ResizeArgs),
-    /// Check an image
+    /// Check an image, and repair it
     Fsck(fsck::Args),
 }
 
@@ -219,6 +219,21 @@ mod tests {
         mount::HelperArgs::command().debug_assert();
         mkfs::Args::command().debug_assert();
         fsck::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_says_the_same_of_itself_by_each_of_its_names() {
+        let btfs = Btfs::command();
+        let fsck = btfs.find_subcommand("fsck").unwrap();
+        let helper = fsck::Args::command();
+        let about = |c: &clap::Command| c.get_about().map(|about| about.to_string());
+        assert_eq!(about(fsck), about(&helper));
+        for command in [fsck, &helper] {
+            let statuses = command.get_after_help().unwrap().to_string();
+            for status in ["0 ", "1 ", "4 ", "8 ", "16 "] {
+                assert!(statuses.lines().any(|line| line.trim_start().starts_with(status)), "{statuses}");
+            }
+        }
     }
 
     #[test]
