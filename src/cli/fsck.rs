@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 
-use super::{CliResult, Failure, image, log_to_stderr};
+use super::{CliResult, Failure, image, log_to_stderr, print};
 use crate::fsck::{self, Options, Progress, Repair, Stage};
 use crate::storage::OpenMode;
 
@@ -129,7 +129,7 @@ impl Shown {
 
     fn end(&self) {
         if let Shown::Terminal = self {
-            eprint!("\r\x1b[K");
+            let _ = write!(io::stderr(), "\r\x1b[K");
         }
     }
 }
@@ -185,9 +185,9 @@ pub fn run(args: &Args) -> CliResult {
     let report =
         report.map_err(|e| Failure::new(OPERATIONAL, format_args!("{}: {e}", args.image.display())))?;
     if args.json {
-        println!("{}", report.to_json());
+        print(OPERATIONAL, report.to_json())?;
     } else {
-        print!("{report}");
+        print(OPERATIONAL, report.to_string().trim_end())?;
     }
     Ok(report.exit_code())
 }

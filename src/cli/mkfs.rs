@@ -141,7 +141,7 @@ fn check(image: &Path, options: &FormatOptions) -> Result<(), Failure> {
     };
     // What the host cannot tell is found out by writing.
     if let Ok(host) = nix::sys::statvfs::statvfs(path) {
-        let free = host.blocks_available() as u64 * host.fragment_size() as u64;
+        let free = host.blocks_available() * host.fragment_size();
         if free.saturating_add(gained) < needed {
             return Err(fail(&format_args!(
                 "the image takes {} at once, and the disk that it lies on has {} left",

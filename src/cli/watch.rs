@@ -1,7 +1,7 @@
 //! `btfs sync` and `btfs stats`: what is done to a live mount.
 
 use std::fs::File;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -10,9 +10,14 @@ use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::Value;
 
-use super::{CliResult, Failure, status};
+use super::{CliResult, Failure, print, status};
 use crate::fs::Scrub;
 use crate::mount::{control, mounts};
+
+/// A line of results.
+macro_rules! say {
+    ($($line:tt)*) => { print(status::SYSTEM, format_args!($($line)*))? };
+}
 
 #[derive(Parser)]
 pub struct SyncArgs {
@@ -126,12 +131,12 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
     let signals = catch_signals()
         .map_err(|e| Failure::new(status::SYSTEM, format_args!("waiting for signals: {e}")))?;
     start()?;
-    let terminal = std::io::stderr().is_terminal();
+    let terminal = io::stderr().is_terminal();
     let mut scrub = report(dir)?["scrub"].take();
     let mut by_signal = None;
     while scrub["running"] == true {
         if terminal {
-            eprint!("\r{}\x1b[K", progress(&scrub));
+            let _ = write!(io::stderr(), "\r{}\x1b[K", progress(&scrub));
         }
         if let Ok(signal) = signals.recv_timeout(POLL) {
             by_signal = Some(128 + signal as u8);
@@ -146,7 +151,7 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
         scrub = next;
     }
     if terminal {
-        eprint!("\r\x1b[K");
+        let _ = write!(io::stderr(), "\r\x1b[K");
     }
     let (line, status) = outcome(&scrub);
     let findings = match scrub["damaged"].as_u64() {
@@ -155,13 +160,15 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
     };
     if args.json {
         scrub["findings"] = findings.into();
-        println!("{scrub:#}");
+        say!("{scrub:#}");
     } else {
-        println!("{}: {line}", dir.display());
-        findings.iter().for_each(|finding| println!("{}", describe_finding(finding)));
+        say!("{}: {line}", dir.display());
+        for finding in &findings {
+            say!("{}", describe_finding(finding));
+        }
         match scrub["damaged"].as_u64().unwrap_or(0).saturating_sub(findings.len() as u64) {
             0 => {}
-            more => println!("and {more} more, which the system's log names"),
+            more => say!("and {more} more, which the system's log names"),
         }
     }
     Ok(by_signal.filter(|_| scrub["state"] == "stopped").unwrap_or(status))
@@ -260,19 +267,25 @@ pub fn stats(args: &StatsArgs) -> CliResult {
     let dir = &args.dir;
     let json = report(dir)?;
     if args.json {
-        println!("{json:#}");
+        say!("{json:#}");
         return Ok(0);
     }
     if let Some(mounted) = mounts::find(dir) {
-        println!("{} at {}", mounted.source.display(), mounted.dir.display());
+        say!("{} at {}", mounted.source.display(), mounted.dir.display());
     }
-    println!(
+    say!(
         "{:<16} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10}",
-        "request", "count", "errors", "mean µs", "p50 ≤", "p99 ≤", "max ≤"
+        "request",
+        "count",
+        "errors",
+        "mean µs",
+        "p50 ≤",
+        "p99 ≤",
+        "max ≤"
     );
     for (name, of) in json["requests"].as_object().into_iter().flatten() {
         let number = |key: &str| of[key].as_f64().unwrap_or(0.0);
-        println!(
+        say!(
             "{name:<16} {:>10} {:>8} {:>10.1} {:>10.0} {:>10.0} {:>10.0}",
             number("count"),
             number("errors"),
@@ -282,14 +295,14 @@ pub fn stats(args: &StatsArgs) -> CliResult {
             number("max_us")
         );
     }
-    println!();
+    say!("");
     for (name, value) in json["volume"].as_object().into_iter().flatten() {
-        println!("{:<20} {value}", name.replace('_', " "));
+        say!("{:<20} {value}", name.replace('_', " "));
     }
-    println!();
-    println!("{:<20} {}", "state", describe_state(json["state"].as_str().unwrap_or("unknown")));
-    println!("{:<20} {}", "damage met", json["damage"]);
-    println!("{:<20} {}", "scrub", describe_scrub(&json["scrub"]));
+    say!("");
+    say!("{:<20} {}", "state", describe_state(json["state"].as_str().unwrap_or("unknown")));
+    say!("{:<20} {}", "damage met", json["damage"]);
+    say!("{:<20} {}", "scrub", describe_scrub(&json["scrub"]));
     Ok(0)
 }
 
