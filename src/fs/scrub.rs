@@ -126,6 +126,12 @@ impl Walk<'_> {
     }
 }
 
+/// What an inode has beside its record.
+struct Has {
+    contents: bool,
+    xattrs: bool,
+}
+
 /// Blocks of a file side by side, none of which can be read.
 struct Bad {
     from: u64,
@@ -143,9 +149,16 @@ impl Fs {
         let mut walk = Walk { progress, pace, nameless: Vec::new(), search_at: started };
         let mut from = Vec::new();
         while !walk.is_stopped() {
-            match self.next_files(&from, progress) {
-                Ok((files, next)) => {
-                    files.into_iter().for_each(|ino| self.scrub_file(ino, &mut walk));
+            match self.next_inodes(&from, progress) {
+                Ok((inodes, next)) => {
+                    for (ino, what) in inodes {
+                        if what.xattrs {
+                            self.scrub_xattrs(ino, &mut walk);
+                        }
+                        if what.contents {
+                            self.scrub_file(ino, &mut walk);
+                        }
+                    }
                     match next {
                         Some(next) => from = next,
                         None => {
@@ -164,23 +177,44 @@ impl Fs {
         self.name_findings(&mut walk);
     }
 
-    /// The files among the next records, and the key behind these.
-    fn next_files(&self, from: &[u8], progress: &Scrub) -> Result<(Vec<Ino>, Option<Vec<u8>>)> {
-        let (mut files, mut seen) = (Vec::new(), 0);
+    /// The inodes among the next records that have anything beside their record, and the key behind these.
+    fn next_inodes(&self, from: &[u8], progress: &Scrub) -> Result<(Vec<(Ino, Has)>, Option<Vec<u8>>)> {
+        let (mut inodes, mut seen) = (Vec::new(), 0);
         let next = self.tree.scan(from, &[0xff], |key, record| {
             if seen >= KEYS {
                 return ControlFlow::Break(key.to_vec());
             }
             seen += 1;
             if let Some(ino) = inode_of_key(key)
-                && Inode::decode(ino, record).is_ok_and(|inode| inode.kind == Kind::File && inode.size > 0)
+                && let Ok(inode) = Inode::decode(ino, record)
             {
-                files.push(ino);
+                let contents = inode.kind == Kind::File && inode.size > 0;
+                inodes.push((ino, Has { contents, xattrs: inode.xattrs > 0 }));
             }
             ControlFlow::Continue(())
         })?;
         progress.records.fetch_add(seen as u64, Ordering::Relaxed);
-        Ok((files, next))
+        Ok((inodes, next))
+    }
+
+    /// Large values lie in blocks of their own.
+    fn scrub_xattrs(&self, ino: Ino, walk: &mut Walk<'_>) {
+        let is_gone = |e: &FsError| matches!(e, FsError::NotFound | FsError::NoAttribute);
+        let names = match self.list_xattrs(ino) {
+            Ok(names) => names,
+            Err(e) if is_gone(&e) => return,
+            Err(e) => return self.found(walk, Some(ino), None, format!("its extended attributes: {e}")),
+        };
+        for name in names {
+            match self.get_xattr(ino, &name) {
+                Ok(value) => walk.verified(value.len()),
+                Err(e) if is_gone(&e) => {}
+                Err(e) => {
+                    let name = String::from_utf8_lossy(&name).into_owned();
+                    self.found(walk, Some(ino), None, format!("extended attribute {name:?}: {e}"));
+                }
+            }
+        }
     }
 
     fn scrub_file(&self, ino: Ino, walk: &mut Walk<'_>) {

@@ -87,6 +87,11 @@ fn a_damaged_block_costs_its_range_and_is_found(mount: &mut Mount) {
     for file in [1, 3] {
         assert_eq!(fs::read(mount.path(format!("dir/file-{file}"))).expect("read"), contents(file));
     }
+    // A part of a damaged block cannot be written; that is nobody else's business.
+    let file = OpenOptions::new().write(true).open(mount.path("dir/file-2")).expect("open");
+    let error = file.write_all_at(b"x", 20 * 4096 + 5).expect_err("damage is made to look right");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    drop(file);
     // The mount goes on, for changes as well.
     fs::write(mount.path("dir/file-4"), "new").expect("write beside damage");
     let (_, stats) = mount.said_by(Command::new(binary()).arg("stats").arg("--json").arg(&mount.point));

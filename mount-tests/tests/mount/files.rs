@@ -19,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         names_of_any_bytes_are_kept,
         a_symbolic_link_of_4095_bytes_is_kept,
         changed_programs_lose_their_privileges,
+        a_changed_program_does_not_run_with_its_owners_rights,
         devices_pipes_and_sockets_work,
         handles_open_what_they_were_taken_of,
         hard_links_are_one_file,
@@ -217,6 +218,19 @@ fn changed_programs_lose_their_privileges(mount: &mut Mount) {
     let before = Manifest::of(&mount.point);
     mount.remount();
     before.must_equal(&Manifest::of(&mount.point), "after a remount");
+}
+
+/// The kernel has the mode in its cache from the run before.
+fn a_changed_program_does_not_run_with_its_owners_rights(mount: &mut Mount) {
+    let (uid, _) = sys::ordinary_user();
+    mount.shell().run("chmod 755 .; cp \"$(command -v id)\" program; chmod 4777 program");
+    let shell = mount.shell().as_user();
+    assert_eq!(shell.output("./program -u").trim(), "0", "suid has no effect here, so this shows nothing");
+    for change in ["printf x >> program", "fallocate -o 200000 -l 4096 program"] {
+        mount.shell().run("chmod 4777 program; stat -c %a program > /dev/null");
+        let after = shell.output(&format!("./program -u > /dev/null; {change}; ./program -u"));
+        assert_eq!(after.trim(), uid.to_string(), "after {change}");
+    }
 }
 
 fn devices_pipes_and_sockets_work(mount: &mut Mount) {

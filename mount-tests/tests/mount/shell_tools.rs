@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         find_and_du_tell_the_truth,
         changes_of_mode_owner_and_acl_survive_a_remount,
         truncate_and_fallocate_do_what_they_say,
+        a_sparse_archive_has_small_files_as_well,
         times_are_kept_to_the_nanosecond,
         an_ordinary_user_can_work_on_roots_mount,
     ];
@@ -29,6 +30,17 @@ pub fn cases() -> Vec<Case> {
         })
         .collect();
     [as_root, by_user].concat()
+}
+
+/// What lies in no block of its own is no hole.
+fn a_sparse_archive_has_small_files_as_well(mount: &mut Mount) {
+    let shell = shell(mount);
+    shell.run(
+        "printf important > small; head -c 1500 /dev/urandom > larger; cp small up; truncate -s 100000 up
+         truncate -s 1M hole; : > empty; mkdir out
+         tar -S -cf x.tar small larger up hole empty; tar -xf x.tar -C out
+         for f in small larger up hole empty; do cmp $f out/$f; done",
+    );
 }
 
 /// A shell as whoever has mounted.

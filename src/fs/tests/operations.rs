@@ -27,6 +27,51 @@ fn old_bytes_do_not_come_back_after_truncate_and_extend() {
 }
 
 #[test]
+fn a_file_with_contents_has_blocks_wherever_they_lie() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    assert_eq!(fs.attributes(ino).unwrap().blocks, 0);
+    fs.write(ino, 0, b"in the tree", &ME).unwrap();
+    assert!(fs.attributes(ino).unwrap().blocks > 0, "tar -S takes it for a hole");
+    resize(&fs, ino, 1 << 30);
+    assert!(fs.attributes(ino).unwrap().blocks > 0);
+}
+
+#[test]
+fn a_truncate_to_the_same_size_is_a_change() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"stamp");
+    for size in [0, 5_000] {
+        fs.write(ino, 0, &vec![1; size], &ME).unwrap();
+        let later = Caller { now: Time { seconds: ME.now.seconds + 100, nanos: 7 }, ..ME };
+        let change = SetAttributes { size: Some(size as u64), ..SetAttributes::default() };
+        let now = fs.set_attributes(ino, &change, &later).unwrap();
+        assert_eq!((now.mtime, now.ctime), (later.now, later.now), "{size}");
+    }
+}
+
+#[test]
+fn what_was_allocated_and_never_written_is_a_hole() {
+    let storage = image(128 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    fs.write(ino, 0, &[1; BLOCK_SIZE], &ME).unwrap();
+    fs.fallocate(ino, 0, 40 << 20, Fallocate::Allocate, &ME).unwrap();
+    for n in 0..100 {
+        // In many extents.
+        fs.write(ino, (1 << 20) + n * 8192, &[2; BLOCK_SIZE], &ME).unwrap();
+    }
+    assert_eq!(fs.seek(ino, 0, false).unwrap(), Some(4096));
+    assert_eq!(fs.seek(ino, 4096, false).unwrap(), Some(4096));
+    assert_eq!(fs.seek(ino, 4096, true).unwrap(), Some(1 << 20));
+    assert_eq!(fs.seek(ino, 1 << 20, false).unwrap(), Some((1 << 20) + 4096));
+    assert_eq!(fs.seek(ino, 2 << 20, true).unwrap(), None);
+    assert_eq!(fs.seek(ino, 2 << 20, false).unwrap(), Some(2 << 20));
+}
+
+#[test]
 fn sparse_files_reach_sixteen_tebibytes() {
     let storage = image(64 << 20);
     let fs = open(&storage);

@@ -110,3 +110,20 @@ fn of_much_damage_a_part_is_listed_and_all_counted() {
     assert_eq!(found.damaged.load(Ordering::Relaxed), 120);
     assert_eq!(found.findings.lock().len(), Scrub::LISTED_MAX);
 }
+
+#[test]
+fn values_of_attributes_are_verified_as_well() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let dir = create(&fs, ROOT, b"dir", New::Directory, 0o700, &ME).unwrap();
+    let value = contents(3, 5);
+    fs.set_xattr(dir, b"user.large", &value, SetXattr::Any, &ME).unwrap();
+    fs.set_xattr(dir, b"user.small", b"in the record", SetXattr::Any, &ME).unwrap();
+    fs.close().unwrap();
+    let whole = scrub(&open(&storage));
+    assert_eq!((whole.damaged.load(Ordering::Relaxed), whole.bytes.load(Ordering::Relaxed)), (0, 20_493));
+    damage(&storage, &value, 4);
+    let found = scrub(&open(&storage)).findings.lock().clone();
+    assert_eq!((found.len(), &*found[0].path, found[0].ino), (1, "/dir", Some(dir)));
+    assert!(found[0].reason.contains("extended attribute \"user.large\""), "{}", found[0].reason);
+}

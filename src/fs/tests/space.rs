@@ -5,6 +5,8 @@ use crate::page::Run;
 use crate::storage::Rng;
 use crate::storage::fault::slow_disk;
 
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
 fn file(fs: &Fs, name: &[u8]) -> Ino {
     create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
 }
@@ -459,4 +461,104 @@ fn small_files_that_were_deleted_make_room_for_a_large_one() {
         }
         write("large", 64 << 10).unwrap_or_else(|e| panic!("{e} after {deleted} files were deleted"));
     }
+}
+
+/// The blocks that are free lie one by one between others, so that no page of the tree fits between them.
+#[test]
+fn a_full_image_in_small_pieces_can_be_emptied() {
+    for size in [64 << 20, 128 << 20] {
+        let storage = image(size);
+        let fs = open(&storage);
+        let (vm, other) = (file(&fs, b"vm"), file(&fs, b"other"));
+        let blocks = size / BLOCK_SIZE as u64 / 4 * 3;
+        (0..blocks / 256).for_each(|n| fs.write(vm, n << 20, &vec![1; 1 << 20], &ME).unwrap());
+        let mut rng = Rng::new(1);
+        for _ in 0..blocks / 5 {
+            fs.write(vm, rng.below(blocks / 256 * 256) * BLOCK, &[2; BLOCK_SIZE], &ME).unwrap();
+        }
+        let written = (0..).find(|n| fs.write(other, n * BLOCK, &[3; BLOCK_SIZE], &ME).is_err()).unwrap();
+        assert!(written > size / BLOCK / 20, "only {written} blocks could be written");
+        let usage = fs.usage();
+        assert!(usage.available < usage.blocks / 50, "no space, but {usage:?}");
+        fs.close().unwrap();
+        let fs = open(&storage);
+        let cut = SetAttributes { size: Some(0), ..SetAttributes::default() };
+        fs.set_attributes(other, &cut, &ME).unwrap();
+        fs.unlink(ROOT, b"vm", &ME).unwrap();
+        fs.write(other, 0, &vec![4; 16 << 20], &ME).unwrap();
+        fs.unlink(ROOT, b"other", &ME).unwrap();
+        assert!(fs.tree().check().unwrap().data.is_empty());
+        fs.close().unwrap();
+    }
+}
+
+/// Copies and renames take no blocks for contents, but records.
+#[test]
+fn copies_and_renames_leave_room_for_deleting() {
+    let storage = image(48 << 20);
+    let fs = open(&storage);
+    let base = file(&fs, b"base");
+    let blocks = 4000;
+    (0..blocks)
+        .step_by(250)
+        .for_each(|n| fs.write(base, n * BLOCK, &vec![1; 250 * BLOCK_SIZE], &ME).unwrap());
+    let fill = file(&fs, b"fill");
+    while fs.write(fill, fs.attributes(fill).unwrap().size, &[2; BLOCK_SIZE], &ME).is_ok() {}
+    let eat = file_or_none(&fs, b"eat");
+    let mut rng = Rng::new(2);
+    let mut copies = 0;
+    if let Some(eat) = eat {
+        for n in 0..200_000 {
+            let copied = fs.copy_range(base, rng.below(blocks) * BLOCK, eat, n * 2 * BLOCK, BLOCK, &ME);
+            match copied {
+                Ok(_) => copies += 1,
+                Err(FsError::NoSpace) => break,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+    let long = [b'n'; 250];
+    for n in 0..20_000u32 {
+        let name = [&n.to_be_bytes().map(|b| b | 0x80), &long[..]].concat();
+        let from = if n == 0 {
+            b"base".to_vec()
+        } else {
+            [&(n - 1).to_be_bytes().map(|b| b | 0x80), &long[..]].concat()
+        };
+        if fs.rename(ROOT, &from, ROOT, &name, RenameMode::Replace, &ME).is_err() {
+            break;
+        }
+    }
+    println!("{copies} copies, {:?}", fs.usage());
+    fs.unlink(ROOT, b"fill", &ME).unwrap();
+    if eat.is_some() {
+        fs.unlink(ROOT, b"eat", &ME).unwrap();
+    }
+    create(&fs, ROOT, b"new", New::File, 0o644, &ME).unwrap();
+    fs.close().unwrap();
+}
+
+fn file_or_none(fs: &Fs, name: &[u8]) -> Option<Ino> {
+    create(fs, ROOT, name, New::File, 0o644, &ME).ok()
+}
+
+#[test]
+fn blocks_behind_the_end_go_with_a_truncate_to_the_same_size() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"f");
+    let free = fs.usage().free;
+    fs.write(ino, 0, &[1; 100_000], &ME).unwrap();
+    let with_contents = fs.attributes(ino).unwrap().blocks;
+    fs.fallocate(ino, 0, 8 << 20, Fallocate::KeepSize, &ME).unwrap();
+    assert!(fs.attributes(ino).unwrap().blocks > 10_000);
+    resize(&fs, ino, 100_000);
+    assert_eq!(fs.attributes(ino).unwrap().blocks, with_contents);
+    // What does not fit as a whole takes nothing.
+    let empty = file(&fs, b"empty");
+    let refused = fs.fallocate(empty, 0, 1 << 30, Fallocate::Allocate, &ME);
+    assert!(matches!(refused, Err(FsError::NoSpace)), "{refused:?}");
+    assert_eq!(fs.attributes(empty).unwrap().blocks, 0);
+    fs.unlink(ROOT, b"f", &ME).unwrap();
+    assert!(fs.usage().free + 64 > free);
 }
