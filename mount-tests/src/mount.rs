@@ -192,7 +192,8 @@ impl Mount {
 
     /// Whether anything is mounted there, be it alive or dead.
     pub fn is_mounted(&self) -> bool {
-        let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc/self/mounts");
+        let mounts = fs::read("/proc/self/mounts").expect("/proc/self/mounts");
+        let mounts = String::from_utf8_lossy(&mounts);
         let point = self.point.to_str().expect("a path in UTF-8");
         mounts.lines().any(|line| line.split(' ').nth(1) == Some(point))
     }

@@ -244,7 +244,8 @@ fn clean_up(base: &Path, keep: bool) {
     for pid in processes_at(base) {
         sys::kill(pid, libc::SIGKILL).ok();
     }
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounts = fs::read("/proc/self/mounts").unwrap_or_default();
+    let mounts = String::from_utf8_lossy(&mounts);
     let mut points: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
     points.reverse();
     for point in points.into_iter().filter(|point| Path::new(point).starts_with(base)) {
