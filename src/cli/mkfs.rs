@@ -140,7 +140,9 @@ fn check(image: &Path, options: &FormatOptions) -> Result<(), Failure> {
         Err(_) => (folder_of(image), 0),
     };
     // What the host cannot tell is found out by writing.
-    if let Ok(host) = nix::sys::statvfs::statvfs(path) {
+    if let Ok(host) = nix::sys::statvfs::statvfs(path)
+        && host.blocks() > 0
+    {
         let free = host.blocks_available() * host.fragment_size();
         if free.saturating_add(gained) < needed {
             return Err(fail(&format_args!(

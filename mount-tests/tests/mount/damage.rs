@@ -141,14 +141,17 @@ fn a_refused_request_is_no_damage(mount: &mut Mount) {
 
 fn stats_tell_that_changes_are_refused_since_an_error(mount: &mut Mount) {
     begin(mount);
-    fs::write(mount.path("file"), contents(1)).expect("write");
+    // So many small contents that they have leaves of the tree for themselves.
+    for file in 0..400 {
+        fs::write(mount.path(format!("file-{file}")), &contents(file)[..1500]).expect("write");
+    }
     mount.unmount();
     let before = fs::read(&mount.image).expect("read the image");
-    assert_eq!(damage(mount, &contents(1)[800..864]), 1);
+    assert!(damage(mount, &contents(200)[800..864]) > 0);
     mount.mount();
-    // What is in the block beside the one byte would be lost.
-    let file = OpenOptions::new().write(true).open(mount.path("file")).expect("open");
-    let error = file.write_all_at(b"x", 10).expect_err("a damaged block was changed");
+    // What stands beside the one byte would be lost.
+    let file = OpenOptions::new().write(true).open(mount.path("file-200")).expect("open");
+    let error = file.write_all_at(b"x", 10).expect_err("a damaged page was changed");
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     drop(file);
     fs::write(mount.path("other"), "x").expect_err("changes go on after an error");
@@ -171,8 +174,10 @@ fn a_scrub_that_is_stopped_says_so(mount: &mut Mount) {
     };
     // So slow that it takes 16 seconds.
     let start = |mount: &Mount| -> Child {
-        let mut command = mount.btfs(["scrub", "--rate", "64K"]);
-        let child = command.arg(&mount.point).stdout(Stdio::piped()).spawn().expect("scrub starts");
+        // Where the tests run in the background, their children would ignore SIGINT.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(binary()).args(["scrub", "--rate", "64K"]).arg(&mount.point);
+        let child = command.stdout(Stdio::piped()).spawn().expect("scrub starts");
         wait_until("a scrub is under way", || state(mount, "running"));
         child
     };
