@@ -126,8 +126,9 @@ impl Walk<'_> {
     }
 }
 
-/// What an inode has beside its record.
-struct Has {
+/// An inode, and what it has beside its record.
+struct Sought {
+    ino: Ino,
     contents: bool,
     xattrs: bool,
 }
@@ -151,11 +152,11 @@ impl Fs {
         while !walk.is_stopped() {
             match self.next_inodes(&from, progress) {
                 Ok((inodes, next)) => {
-                    for (ino, what) in inodes {
-                        if what.xattrs {
+                    for Sought { ino, contents, xattrs } in inodes {
+                        if xattrs {
                             self.scrub_xattrs(ino, &mut walk);
                         }
-                        if what.contents {
+                        if contents {
                             self.scrub_file(ino, &mut walk);
                         }
                     }
@@ -178,7 +179,7 @@ impl Fs {
     }
 
     /// The inodes among the next records that have anything beside their record, and the key behind these.
-    fn next_inodes(&self, from: &[u8], progress: &Scrub) -> Result<(Vec<(Ino, Has)>, Option<Vec<u8>>)> {
+    fn next_inodes(&self, from: &[u8], progress: &Scrub) -> Result<(Vec<Sought>, Option<Vec<u8>>)> {
         let (mut inodes, mut seen) = (Vec::new(), 0);
         let next = self.tree.scan(from, &[0xff], |key, record| {
             if seen >= KEYS {
@@ -189,7 +190,7 @@ impl Fs {
                 && let Ok(inode) = Inode::decode(ino, record)
             {
                 let contents = inode.kind == Kind::File && inode.size > 0;
-                inodes.push((ino, Has { contents, xattrs: inode.xattrs > 0 }));
+                inodes.push(Sought { ino, contents, xattrs: inode.xattrs > 0 });
             }
             ControlFlow::Continue(())
         })?;

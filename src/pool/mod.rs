@@ -517,7 +517,7 @@ impl Pool {
     }
 
     /// Whether something may be added that takes no data blocks: whether more is free than so many sixteenths of what is kept for the
-    /// tree ([`Space::is_above`]). May wait for a checkpoint; holds no latch.
+    /// tree, and pages fit in. May wait for a checkpoint; holds no latch.
     pub fn has_room_above(&self, sixteenths: u64, more: u64) -> Result<bool> {
         for _ in 0..3 {
             match self.space.lock().is_above(sixteenths, more) {
