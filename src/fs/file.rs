@@ -135,12 +135,17 @@ impl Inner {
             self.finish_cut(node, state)?;
         }
         self.strip_capability(node, state)?;
-        let mut done = 0;
+        let (mut done, mut limit) = (0, WRITE_MAX);
         while done < data.len() {
             let rest = Piece { offset: offset + done as u64, data: &data[done..], urgent: false };
-            let piece = rest.first(WRITE_MAX - rest.offset % BLOCK);
+            let piece = rest.first(limit - rest.offset % BLOCK);
             done += match self.write_piece(node, state, piece, caller) {
                 Err(FsError::NoSpace) => self.write_urgently(node, state, rest, caller)?,
+                // The free blocks lie in so many pieces that a small cache has no room for all their records at once.
+                Err(FsError::Engine(crate::Error::TooLarge { .. })) if limit > BLOCK => {
+                    limit = (limit / 2).next_multiple_of(BLOCK);
+                    continue;
+                }
                 written => written?,
             };
         }

@@ -520,14 +520,21 @@ impl Pool {
     /// tree, and pages fit in. May wait for a checkpoint; holds no latch.
     pub fn has_room_above(&self, sixteenths: u64, more: u64) -> Result<bool> {
         for _ in 0..3 {
-            match self.space.lock().is_above(sixteenths, more) {
-                (true, true) => return Ok(true),
-                (true, false) if self.space.lock().has_more_soon() => {}
-                _ => break,
+            let ((blocks, pages), has_more_soon) = {
+                let space = self.space.lock();
+                (space.is_above(sixteenths, more), space.has_more_soon())
+            };
+            if blocks && pages {
+                return Ok(true);
+            }
+            // What is in quarantine counts as blocks already.
+            if !blocks || !has_more_soon {
+                break;
             }
             self.log.commit(self.log.end())?;
             self.reclaim();
-            if self.space.lock().is_above(sixteenths, more).1 {
+            let (_, pages) = self.space.lock().is_above(sixteenths, more);
+            if pages {
                 return Ok(true);
             }
             self.wait_for_whole_checkpoint()?;
@@ -637,7 +644,8 @@ impl Pool {
                 Ok(0) => {}
                 given => return given.is_ok(),
             }
-            if !self.space.lock().has_more_soon() || self.wait_for_whole_checkpoint().is_err() {
+            let has_more_soon = self.space.lock().has_more_soon();
+            if !has_more_soon || self.wait_for_whole_checkpoint().is_err() {
                 return false;
             }
         }

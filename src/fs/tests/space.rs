@@ -480,6 +480,19 @@ fn a_full_image_in_small_pieces_can_be_emptied() {
         assert!(written > size / BLOCK / 20, "only {written} blocks could be written");
         let usage = fs.usage();
         assert!(usage.available < usage.blocks / 50, "no space, but {usage:?}");
+        // Free blocks in quarantine, and still nothing in which a page fits.
+        for _ in 0..1000 {
+            let hole = rng.below(blocks / 256 * 256) * BLOCK;
+            fs.fallocate(vm, hole, BLOCK, Fallocate::PunchHole, &ME).unwrap();
+        }
+        let names = (0..5000).find(|n| {
+            let made = create(&fs, ROOT, format!("name {n}").as_bytes(), New::File, 0o644, &ME);
+            assert!(matches!(made, Ok(_) | Err(FsError::NoSpace)), "{made:?}");
+            made.is_err()
+        });
+        println!("{names:?} names");
+        let vm_again = fs.lookup(ROOT, b"vm").unwrap();
+        assert_eq!(vm_again, vm);
         fs.close().unwrap();
         let fs = open(&storage);
         let cut = SetAttributes { size: Some(0), ..SetAttributes::default() };
