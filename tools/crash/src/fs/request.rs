@@ -242,9 +242,7 @@ impl Request {
                 return writes(model, *ino, *offset, &data, now, WRITE_MAX, tight);
             }
             Request::Truncate(ino, size) => changed(*ino, &|item| {
-                if item.size() != *size {
-                    item.times.contents = now;
-                }
+                item.times.contents = now;
                 if let Body::File(content) = &mut item.body {
                     content.resize(*size);
                 }
