@@ -63,8 +63,3 @@ impl Error {
         matches!(self, Error::Corrupt { .. })
     }
 }
-
-/// Whether an operation failed for want of space on the host.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-}

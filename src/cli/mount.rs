@@ -379,7 +379,7 @@ pub fn umount(args: &UmountArgs) -> CliResult {
         return Err(Failure::new(
             status::SYSTEM,
             format_args!(
-                "{}: the daemon could not close the image; see the system's log, and check it with `btfs fsck`",
+                "{}: the image was not closed in order; see the system's log, and check it with `btfs fsck`",
                 image.display()
             ),
         ));

@@ -350,19 +350,17 @@ impl Inner {
                         false => self.take_blocks(place.ino, place.grown, want),
                     };
                     let mut run = take()?;
-                    if let Err(e) = write(run) {
+                    let mut written = write(run);
+                    if matches!(written, Err(FsError::NoSpace)) {
+                        // Other blocks may be such as the host has given already.
                         self.tree.unreserve_blocks(run);
-                        if !matches!(e, FsError::NoSpace) {
-                            return Err(e);
-                        }
                         self.drop_window(place.ino);
                         self.tree.prefer_used_blocks();
                         run = take()?;
-                        taken.push(run);
-                        write(run)?;
-                    } else {
-                        taken.push(run);
+                        written = write(run);
                     }
+                    taken.push(run);
+                    written?;
                     run
                 }
             };

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::defects::{Defect, Defects};
-use crate::error::{Error, Result, is_full};
+use crate::error::{Error, Result};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::node::Node;
@@ -520,21 +520,17 @@ impl Pool {
     /// tree, and pages fit in. May wait for a checkpoint; holds no latch.
     pub fn has_room_above(&self, sixteenths: u64, more: u64) -> Result<bool> {
         for _ in 0..3 {
-            let ((blocks, pages), has_more_soon) = {
+            {
                 let space = self.space.lock();
-                (space.is_above(sixteenths, more), space.has_more_soon())
-            };
-            if blocks && pages {
-                return Ok(true);
-            }
-            // What is in quarantine counts as blocks already.
-            if !blocks || !has_more_soon {
-                break;
+                // What is in quarantine counts as blocks already, but may become places only when it comes out.
+                let blocks = space.has_blocks_above(sixteenths, more);
+                if !blocks || space.has_places_above(sixteenths) || !space.has_more_soon() {
+                    return Ok(blocks && space.has_places_above(sixteenths));
+                }
             }
             self.log.commit(self.log.end())?;
             self.reclaim();
-            let (_, pages) = self.space.lock().is_above(sixteenths, more);
-            if pages {
+            if self.space.lock().has_places_above(sixteenths) {
                 return Ok(true);
             }
             self.wait_for_whole_checkpoint()?;
@@ -626,11 +622,20 @@ impl Pool {
 
     /// Does something that takes space of the host; if its disk is full, again when all that is free in the image has been given back to
     /// it. The caller holds no latch and no epoch.
-    pub fn with_host_space<T>(&self, mut take: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
-        match take() {
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if it is still full; otherwise that of the operation, with its `context`.
+    pub fn with_host_space<T>(
+        &self,
+        context: &'static str,
+        mut take: impl FnMut() -> std::io::Result<T>,
+    ) -> Result<T> {
+        let is_full = |e: &std::io::Error| matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        let result = match take() {
             Err(e) if is_full(&e) && self.give_back_to_host() => take(),
             result => result,
-        }
+        };
+        result.map_err(|e| if is_full(&e) { Error::NoSpace } else { Error::io(context, e) })
     }
 
     /// Ends the quarantine of what has been freed, and gives whole chunks back to the host; whether there was anything.

@@ -367,11 +367,14 @@ impl Space {
         }
     }
 
-    /// Whether more is free than so many sixteenths of what is kept for the tree, with `more` that somebody can give back; and whether
-    /// pages fit in as large a part of half of it, which is how much of it is set aside for them.
-    pub fn is_above(&self, sixteenths: u64, more: u64) -> (bool, bool) {
-        let line = self.reserve() * sixteenths;
-        (self.free_blocks() + more > line / 16, self.page_room() > line / 32)
+    /// Whether more blocks are free than so many sixteenths of what is kept for the tree, with `more` that somebody can give back.
+    pub fn has_blocks_above(&self, sixteenths: u64, more: u64) -> bool {
+        self.free_blocks() + more > self.reserve() * sixteenths / 16
+    }
+
+    /// Whether pages fit in more than so many sixteenths of half of what is kept for the tree: that half is set aside for them.
+    pub fn has_places_above(&self, sixteenths: u64) -> bool {
+        self.page_room() > self.reserve() * sixteenths / 32
     }
 
     /// Whether the page lies in a chunk of tree pages, which its allocation is to mark (S5).
@@ -400,7 +403,7 @@ impl Space {
 
     /// Of [`Space::free_blocks`] those that data may take.
     pub fn blocks_for_data(&self) -> u64 {
-        if !self.has_more_soon() && !self.is_above(DATA_LINE, 0).1 {
+        if !self.has_more_soon() && !self.has_places_above(DATA_LINE) {
             return 0;
         }
         let free = self.free_blocks();
@@ -424,7 +427,7 @@ impl Space {
         };
         let want = want.min(room.min(u32::MAX as u64) as u32);
         let line = if urgent { URGENT_LINE } else { DATA_LINE };
-        if want < least || !self.is_above(line, 0).1 {
+        if want < least || !self.has_places_above(line) {
             return None;
         }
         if least < BLOCKS_PER_PAGE

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::Pool;
 use super::frames::{FrameNo, PageWrite, Pin};
 use crate::defects::Defect;
-use crate::error::{Error, Result, is_full};
+use crate::error::{Error, Result};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::{BLOCK_SIZE, init_header, set_page_lsn};
 use crate::page::op::{self, Op};
@@ -183,7 +183,8 @@ impl Pool {
 
     fn carve(&self, run: Run) -> Result<()> {
         let len = run.len as u64 * BLOCK_SIZE as u64;
-        let allocated = self.with_host_space(|| self.storage.allocate(run.start.offset(), len));
+        let allocate = || self.storage.allocate(run.start.offset(), len);
+        let allocated = self.with_host_space("allocating space for pages", allocate);
         let mut space = self.space.lock();
         match allocated {
             Ok(_) => {
@@ -192,7 +193,7 @@ impl Pool {
             }
             Err(e) => {
                 space.give_blocks(run);
-                Err(if is_full(&e) { Error::NoSpace } else { Error::io("allocating space for pages", e) })
+                Err(e)
             }
         }
     }
@@ -211,10 +212,7 @@ impl Pool {
         let Some(group) = self.space.lock().next_group() else { return Ok(false) };
         let page = self.geometry().bitmap_page(group);
         let allocate = || self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64);
-        self.with_host_space(allocate).map_err(|e| match is_full(&e) {
-            true => Error::NoSpace,
-            false => Error::io("allocating space for a bitmap", e),
-        })?;
+        self.with_host_space("allocating space for a bitmap", allocate)?;
         let need = Need { frames: 1, pages: 0, log: Log::record_size(64) };
         let mut reservation = self.reserve(need)?;
         let mut body = Vec::new();

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::defects::{Defect, Defects};
-use crate::error::{Error, Result, is_full};
+use crate::error::{Error, Result};
 use crate::page::node::Node;
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PageId, Run};
 use crate::pool::{Counter, PREFETCHERS, Pool, PoolOptions};
@@ -300,10 +300,10 @@ impl Tree {
 
     fn write_home(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         let write = || self.pool.storage().write_at(start.offset(), data);
-        self.pool.with_host_space(write).map_err(|e| match is_full(&e) {
+        self.pool.with_host_space("writing data", write).map_err(|e| match e {
             // The host's disk is full: nothing but this write is lost.
-            true => Error::NoSpace,
-            false => self.pool.log.fail(Error::io("writing data", e)),
+            Error::NoSpace => e,
+            e => self.pool.log.fail(e),
         })
     }
 

@@ -229,8 +229,8 @@ fn bitmaps_that_are_wrong() {
     expect(&change(&|b| b[BITMAP_BITS] = 0x0f), &[(P::BlocksFree, 1)]);
 }
 
-#[test]
-fn a_log_that_cannot_be_replayed() {
+/// The same image with 300 more names, all of them in the log only; the leaves that it had.
+pub fn with_a_log() -> (Arc<MemStorage>, Vec<PageId>) {
     let (storage, _, leaves) = two_levels();
     let fs = crate::fs::Fs::open(storage.clone(), &options()).unwrap();
     for i in 0..300 {
@@ -239,8 +239,20 @@ fn a_log_that_cannot_be_replayed() {
         fs.sync().unwrap();
     }
     drop(fs);
+    (storage, leaves)
+}
+
+/// Damages a record of that log which was durable.
+pub fn damage_the_log(storage: &Arc<MemStorage>) {
+    let s = superblock(storage);
+    let at = crate::page::superblock::LOG_OFFSET + (s.checkpoint.0 + 20_000) % s.log_size;
+    storage.write_at(at, &[0xff; 64]).unwrap();
+}
+
+#[test]
+fn a_log_that_cannot_be_replayed() {
+    let (storage, leaves) = with_a_log();
     expect(&storage, &[]);
-    let s = superblock(&storage);
     // A page that the log changes.
     let base = storage.image();
     let whole = look_at(&storage).inodes;
@@ -251,8 +263,7 @@ fn a_log_that_cannot_be_replayed() {
     assert_eq!((report.count(P::Log), report.count(P::Page)), (1, 1), "{report}");
     // A record of the log that was durable: what comes behind it is lost.
     let damaged = Arc::new(MemStorage::from_image(base));
-    let at = crate::page::superblock::LOG_OFFSET + (s.checkpoint.0 + 20_000) % s.log_size;
-    damaged.write_at(at, &[0xff; 64]).unwrap();
+    damage_the_log(&damaged);
     let report = look_at(&damaged);
     repaired(&damaged, &report);
     assert_eq!(report.count(P::Log), 1, "{report}");

@@ -1,7 +1,7 @@
 //! What a repair costs is said before there is one, and is what it costs then.
 
 use super::ProblemKind as P;
-use super::pages::{page, superblock, two_levels};
+use super::pages::{damage_the_log, page, superblock, two_levels, with_a_log};
 use super::support::*;
 use super::*;
 use crate::page::node::Node;
@@ -93,17 +93,8 @@ fn a_lost_leaf_costs_what_was_said() {
 /// A log with a damaged record: what comes behind it is lost, and is said to be.
 #[test]
 fn a_log_that_was_durable_is_part_of_the_loss() {
-    let (storage, ..) = two_levels();
-    let fs = crate::fs::Fs::open(storage.clone(), &options()).unwrap();
-    for i in 0..300 {
-        let name = format!("new{i}");
-        fs.create(crate::fs::ROOT, name.as_bytes(), crate::fs::New::File, 0o644, 0, &ME).unwrap();
-        fs.sync().unwrap();
-    }
-    drop(fs);
-    let s = superblock(&storage);
-    let at = crate::page::superblock::LOG_OFFSET + (s.checkpoint.0 + 20_000) % s.log_size;
-    storage.write_at(at, &[0xff; 64]).unwrap();
+    let (storage, _) = with_a_log();
+    damage_the_log(&storage);
     let (looked, toll, _) = both(&storage);
     let said = looked.to_string();
     assert!(toll.log && said.contains("give up what the log holds behind its damage"), "{said}");
