@@ -50,7 +50,7 @@ pub struct Caller {
     pub gid: u32,
     /// The time of the call.
     pub now: Time,
-    /// Has CAP_FSETID; or, where a mode or an ACL is changed, belongs to the file's group, or somebody above has seen to it
+    /// Has CAP_FSETID; or, where a mode or an ACL is given, belongs to the file's group, or somebody above has seen to it
     /// already: what the call changes keeps suid and sgid.
     pub privileged: bool,
 }
@@ -89,7 +89,7 @@ pub struct Attributes {
 }
 
 /// Changes of an inode by `chmod`, `chown`, `utimens` and `truncate`. What is `None` stays.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SetAttributes {
     /// Permission bits, suid, sgid, sticky.
     pub mode: Option<u16>,
@@ -290,8 +290,8 @@ impl Fs {
 
     /// Changes attributes, and returns them all.
     ///
-    /// A new owner clears suid, sgid and capabilities; a change of the size by somebody unprivileged does, too, and a mode set by such a caller
-    /// comes without sgid.
+    /// A new owner clears suid, sgid and capabilities, and so does a change of nothing: that is what arrives of a chown(2) that leaves both
+    /// owner and group. A change of the size by somebody unprivileged does, too, and a mode set by such a caller comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
@@ -304,7 +304,8 @@ impl Fs {
             inode.mode = mode & if caller.privileged { 0o7777 } else { 0o5777 };
             self.chmod_acl(ino, &inode, &mut batch)?;
         }
-        if change.uid.is_some() || change.gid.is_some() {
+        let of_nothing = SetAttributes { ctime: None, ..*change } == SetAttributes::default();
+        if change.uid.is_some() || change.gid.is_some() || of_nothing {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
             if inode.kind != Kind::Directory {

@@ -78,7 +78,7 @@ pub struct Adapter<V: Volume> {
     counters: Arc<Counters>,
     options: AdapterOptions,
     flusher: Option<Arc<Flusher>>,
-    damage: Damage,
+    damage: Arc<Damage>,
     scrubber: Scrubber,
 }
 
@@ -107,7 +107,7 @@ impl<V: Volume> Adapter<V> {
         options: AdapterOptions,
         flusher: Option<Arc<Flusher>>,
     ) -> Self {
-        let (damage, scrubber) = (Damage::default(), Scrubber::default());
+        let (damage, scrubber) = (Arc::new(Damage::new(options.on_error)), Scrubber::default());
         Adapter { volume, counters, options, flusher, damage, scrubber }
     }
 
@@ -121,7 +121,7 @@ impl<V: Volume> Adapter<V> {
 
     /// The errno of a failed request, after the policy for errors has been followed.
     fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
-        self.damage.meet(&*self.volume, error, what, n, self.options.on_error);
+        self.damage.meet(&*self.volume, error, what, n);
         errno(error)
     }
 
@@ -193,7 +193,16 @@ impl<V: Volume> Adapter<V> {
         reply: ReplyEntry,
     ) {
         let (mode, umask) = ((mode & 0o7777) as u16, (umask & 0o777) as u16);
-        let result = self.volume.create(ino(parent), name.as_bytes(), new, mode, umask, &self.caller(req));
+        let mut caller = self.caller(req);
+        let keeps = match new {
+            // sgid for a group that may run the file: only a member of it may give that (kernels before 6.0 do not look).
+            New::File | New::Special(..) if mode & 0o2010 == 0o2010 => self.keeps_sgid(req, ino(parent)),
+            _ => Ok(caller.privileged),
+        };
+        let result = keeps.and_then(|keeps| {
+            caller.privileged = keeps;
+            self.volume.create(ino(parent), name.as_bytes(), new, mode, umask, &caller)
+        });
         self.reply_entry(run, ino(parent), result, reply);
     }
 
@@ -209,7 +218,7 @@ impl<V: Volume> Adapter<V> {
         if list.len() > XATTR_LIST_MAX { Err(FsError::AttributeTooLarge) } else { Ok(list) }
     }
 
-    /// Whether somebody who changes an ACL may keep the file's setgid bit.
+    /// Whether a caller belongs to an inode's group, or may keep the setgid bit for it anyway.
     fn keeps_sgid(&self, req: &fuser::Request, n: Ino) -> Result<bool> {
         if req.uid() == 0 {
             return Ok(true);
@@ -337,7 +346,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
 
     fn readlink(&self, _: &fuser::Request, n: INodeNo, reply: ReplyData) {
         let run = self.begin(Request::Readlink);
-        let result = self.volume.read_link(ino(n));
+        let result = self.volume.read_link(ino(n), now());
         match &result {
             Ok(target) => reply.data(target),
             Err(e) => reply.error(self.refuse(e, Request::Readlink, ino(n))),
@@ -424,17 +433,22 @@ impl<V: Volume> Filesystem for Adapter<V> {
             Ok(source) => source,
             Err(e) => return self.reply_empty(run, ino(parent), Err(e), reply),
         };
-        let (volume, counters, started) = (self.volume.clone(), self.counters.clone(), run.started);
+        let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
+        let started = run.started;
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         self.after_flush(inode_no(source.ino), move || {
             let names = (name.as_bytes(), new_name.as_bytes());
             let result = volume.rename(ino(parent), names.0, ino(new_parent), names.1, mode, &caller);
             let released = volume.release(source.ino, 1);
-            match result.and(released) {
+            let result = result.and(released);
+            counters.add(Request::Rename, started, result.is_err());
+            match result {
                 Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(&e)),
+                Err(e) => {
+                    damage.meet(&*volume, &e, Request::Rename, ino(parent));
+                    reply.error(errno(&e));
+                }
             }
-            counters.add(Request::Rename, started, false);
         });
     }
 
@@ -528,7 +542,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
 
     fn readdir(&self, _: &fuser::Request, n: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let run = self.begin(Request::Readdir);
-        let result = self.volume.read_dir(ino(n), Cookie(offset), &mut |cookie, entry, kind, name| {
+        let result = self.volume.read_dir(ino(n), Cookie(offset), now(), &mut |cookie, entry, kind, name| {
             !reply.add(inode_no(entry), cookie.0, file_type(kind), OsStr::from_bytes(name))
         });
         match &result {
@@ -554,7 +568,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
             any |= !full;
             !full
         };
-        let result = self.volume.read_dir_plus(ino(n), Cookie(offset), ENTRIES_PER_REPLY, &mut each);
+        let result = self.volume.read_dir_plus(ino(n), Cookie(offset), ENTRIES_PER_REPLY, now(), &mut each);
         match &result {
             Ok(()) => reply.ok(),
             // The entries so far have been given references: the kernel must see them, and meets the error behind them.
@@ -718,14 +732,18 @@ impl<V: Volume> Filesystem for Adapter<V> {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let (volume, counters, started) = (self.volume.clone(), self.counters.clone(), run.started);
+        let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
+        let started = run.started;
         self.after_flush(n, move || {
             let result = volume.seek(ino(n), offset, data);
             counters.add(Request::Lseek, started, result.is_err());
             match result {
                 Ok(Some(at)) => reply.offset(at as i64),
                 Ok(None) => reply.error(Errno::ENXIO),
-                Err(e) => reply.error(errno(&e)),
+                Err(e) => {
+                    damage.meet(&*volume, &e, Request::Lseek, ino(n));
+                    reply.error(errno(&e));
+                }
             }
         });
     }

@@ -16,9 +16,10 @@ use crate::fs::{FsError, Ino, Scrub};
 /// Different messages that are remembered.
 const KNOWN_MAX: usize = 1000;
 
-/// What has been met so far. Each place is logged once.
+/// What has been met so far, and what to do about it. Each place is logged once.
 #[derive(Default)]
 pub struct Damage {
+    on_error: OnError,
     count: AtomicU64,
     known: Mutex<HashSet<String>>,
     /// The error that ended changes.
@@ -26,9 +27,14 @@ pub struct Damage {
 }
 
 impl Damage {
+    /// Nothing met yet.
+    pub fn new(on_error: OnError) -> Self {
+        Damage { on_error, ..Damage::default() }
+    }
+
     /// Does what a failed request calls for. What the image or the disk below is to blame for is counted, logged once, and ends all
-    /// changes if it was met by one (`on_error`). What was merely refused is the caller's business.
-    pub fn meet<V: Volume>(&self, volume: &V, error: &FsError, what: Request, n: Ino, on_error: OnError) {
+    /// changes if it was met by one ([`OnError`]). What was merely refused is the caller's business.
+    pub fn meet<V: Volume>(&self, volume: &V, error: &FsError, what: Request, n: Ino) {
         let (FsError::Engine(engine) | FsError::Contents(engine)) = error else { return };
         if !matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
             // The caller gets a number only, so the reason stands here.
@@ -52,7 +58,7 @@ impl Damage {
         );
         // A failed write has made the image read-only by itself. Contents that cannot be read concern only who needs them.
         if changes && matches!(error, FsError::Engine(_)) {
-            if on_error == OnError::Abort {
+            if self.on_error == OnError::Abort {
                 log::error!("ending, as errors=abort asks");
                 std::process::abort();
             }
@@ -154,7 +160,7 @@ mod tests {
     #[test]
     fn what_was_refused_is_no_damage() {
         let (fs, damage) = (volume(), Damage::default());
-        let meet = |error: &FsError, what| damage.meet(&fs, error, what, ROOT, OnError::RemountReadOnly);
+        let meet = |error: &FsError, what| damage.meet(&fs, error, what, ROOT);
         // A smaller size than the image has.
         let refused = Volume::grow(&fs, 4 << 20).unwrap_err();
         assert!(matches!(refused, FsError::Engine(_)));

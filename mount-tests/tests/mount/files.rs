@@ -26,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         renames_exchange_and_refuse_as_asked,
         extended_attributes_have_their_limits,
         new_files_get_group_and_access_list_of_their_directory,
+        who_reads_a_directory_or_a_link_accesses_it,
         programs_can_be_run_and_are_not_changed_while_they_run,
         free_space_is_told,
     ]
@@ -143,7 +144,7 @@ fn changed_programs_lose_their_privileges(mount: &mut Mount) {
     let (uid, gid) = sys::ordinary_user();
     let path = mount.path("program");
     type Change = fn(&Path);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 10] = [
         ("write", |path| {
             OpenOptions::new().write(true).open(path).expect("open").write_all(b"x").expect("write")
         }),
@@ -166,6 +167,7 @@ fn changed_programs_lose_their_privileges(mount: &mut Mount) {
         }),
         ("chown", |path| std::os::unix::fs::chown(path, Some(sys::ordinary_user().0), None).expect("chown")),
         ("chgrp", |path| std::os::unix::fs::chown(path, None, Some(sys::ordinary_user().1)).expect("chgrp")),
+        ("chown to nobody", |path| std::os::unix::fs::chown(path, None, None).expect("chown")),
     ];
     let fresh = |mode: u32| {
         fs::remove_file(&path).ok();
@@ -425,13 +427,34 @@ fn new_files_get_group_and_access_list_of_their_directory(mount: &mut Mount) {
          getfacl -cnd sub | grep -q 'user:2222:rwx'
          chmod 640 file; getfacl -cn file | grep -q 'mask::r--'; [ \"$(stat -c %a file)\" = 640 ]
          setfacl -m m::rwx file; [ \"$(stat -c %a file)\" = 670 ]
-         cd ..; umask 077; : > plain; [ \"$(stat -c %a plain)\" = 600 ]",
+         cd ..; umask 077; : > plain; [ \"$(stat -c %a plain)\" = 600 ]
+         # A program that runs as the group is made by members only.
+         chmod 2777 grouped; cd grouped
+         new() { setpriv --reuid=tests --regid=tests \"$1\" perl -MFcntl -e \"umask 0; sysopen F, '$2', O_CREAT, 02775\"; }
+         new --groups=4321 member; new --groups=4322 other; chmod 2775 .
+         [ \"$(stat -c %g:%a member)\" = 4321:2775 ]; [ \"$(stat -c %g:%a other)\" = 4321:775 ]",
     );
     let before = Manifest::of(&mount.point);
     mount.remount();
     before.must_equal(&Manifest::of(&mount.point), "after a remount");
     let bits = |path: &str| fs::metadata(mount.path(path)).expect("stat").mode() & 0o7777;
     assert_eq!((bits("grouped/sub"), bits("listed/file")), (0o2750, 0o670));
+}
+
+fn who_reads_a_directory_or_a_link_accesses_it(mount: &mut Mount) {
+    mount.shell().run("mkdir -p directory/sub; ln -s directory link; : > directory/file");
+    let accessed = |mount: &Mount| {
+        ["directory", "link"].map(|name| fs::symlink_metadata(mount.path(name)).expect("stat").atime())
+    };
+    for name in ["directory", "link"] {
+        sys::set_times(&mount.path(name), (1000, 0), (2000, 0)).expect("utimensat");
+    }
+    assert_eq!(accessed(mount), [1000, 1000]);
+    mount.shell().run("ls -l directory; readlink link");
+    let after = accessed(mount);
+    assert!(after.iter().all(|time| *time > 2000), "{after:?}");
+    mount.remount();
+    assert_eq!(accessed(mount), after, "after a remount");
 }
 
 fn programs_can_be_run_and_are_not_changed_while_they_run(mount: &mut Mount) {
