@@ -89,7 +89,15 @@ impl AlignedBuf {
     }
 
     fn grow(&mut self, capacity: usize) {
-        self.blocks.resize(capacity.div_ceil(DIRECT_ALIGN), Block([0; DIRECT_ALIGN]));
+        let more = capacity.div_ceil(DIRECT_ALIGN).saturating_sub(self.blocks.len());
+        self.blocks.reserve_exact(more);
+        // No `Block` by value: rustc 1.95 makes functions without a prologue of some that have so aligned a thing on their stack and
+        // return early, and they crash.
+        // SAFETY: there is room for `more` blocks behind those that there are, and zeros are a block.
+        unsafe {
+            self.blocks.as_mut_ptr().add(self.blocks.len()).write_bytes(0, more);
+            self.blocks.set_len(self.blocks.len() + more);
+        }
     }
 }
 
