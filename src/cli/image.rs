@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,10 +35,20 @@ pub struct ResizeArgs {
     size: u64,
 }
 
+/// Opens what may be an image. What cannot be one is not found; nobody waits for the other end of a pipe.
+pub fn open_to_look(image: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(image)?;
+    let file_type = file.metadata()?.file_type();
+    if file_type.is_fifo() || file_type.is_char_device() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(file)
+}
+
 /// The newer of the superblocks that are valid, and the length of the file. One that says more than the file has counts only if the
 /// other one is none.
 fn read_superblock(image: &Path) -> io::Result<Result<(Superblock, u64), SuperblockError>> {
-    let mut file = File::open(image)?;
+    let mut file = open_to_look(image)?;
     let len = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
     let (mut found, mut cut) = (None::<Superblock>, None::<Superblock>);
     let mut worst = SuperblockError::NotAnImage;
@@ -85,7 +95,7 @@ const SEARCHED_MIN: u64 = 1 << 20;
 pub fn hint(image: &Path) -> String {
     let lost = matches!(read_superblock(image), Ok(Err(SuperblockError::NotAnImage)));
     let searched = || -> io::Result<bool> {
-        let mut file = File::open(image)?;
+        let mut file = open_to_look(image)?;
         let is = |(offset, magic): &(u64, &[u8])| {
             let mut found = vec![0; magic.len()];
             file.read_exact_at(&mut found, *offset).is_ok() && found == *magic

@@ -180,6 +180,7 @@ pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<
         gid: nix::unistd::getegid().as_raw(),
         now: crate::mount::now(),
         privileged: true,
+        ..Caller::default()
     };
     let made = Fs::format(Arc::new(storage), options, &caller);
     if made.is_err() && is_new {

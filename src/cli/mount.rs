@@ -366,7 +366,7 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     if args.lazy {
         return Ok(0);
     }
-    let waited = match File::open(image) {
+    let waited = match image::open_to_look(image) {
         Ok(file) => wait_for_daemon(&file, &mounted, dead),
         // It has another name by now.
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),

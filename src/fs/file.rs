@@ -7,7 +7,7 @@ use super::extents::{BLOCK, Mapped, Remap, Source};
 use super::format::*;
 use super::read_around::SMALL;
 use super::table::{Node, State};
-use super::{Caller, Fs, Inner, clear_suid};
+use super::{Caller, Fs, Inner, changed_by};
 use crate::defects::Defect;
 use crate::page::{BLOCK_SIZE, Run};
 use crate::storage::AlignedBuf;
@@ -199,10 +199,7 @@ impl Inner {
         caller: &Caller,
     ) -> Result<usize> {
         let mut inode = file_of(state)?.clone();
-        (inode.mtime, inode.ctime) = (caller.now, caller.now);
-        if !caller.privileged {
-            clear_suid(&mut inode);
-        }
+        changed_by(&mut inode, caller);
         let (from, to) = piece.blocks();
         let old = match inode.is_empty() {
             true => Vec::new(),
@@ -384,10 +381,7 @@ impl Fs {
         self.strip_capability(node, state)?;
         let mut inode = file_of(state)?.clone();
         // Also if it stays the same, as everywhere: make(1) waits for what `> stamp` does to an empty file.
-        (inode.mtime, inode.ctime) = (caller.now, caller.now);
-        if !caller.privileged {
-            clear_suid(&mut inode);
-        }
+        changed_by(&mut inode, caller);
         // Blocks that were allocated behind the end go, too.
         let shrinks = size < inode.size || (size == inode.size && inode.blocks > 0);
         inode.size = size;
@@ -475,15 +469,8 @@ impl Fs {
         let mut inode = file_of(&state)?.clone();
         if matches!(mode, Fallocate::Allocate | Fallocate::ZeroRange) && inode.size < end {
             inode.size = end;
-            inode.mtime = caller.now;
         }
-        if zero {
-            inode.mtime = caller.now;
-        }
-        if !caller.privileged {
-            clear_suid(&mut inode);
-        }
-        inode.ctime = caller.now;
+        changed_by(&mut inode, caller);
         self.update(&mut Batch::new(), &node, &mut state, inode)
     }
 

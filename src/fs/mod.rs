@@ -53,6 +53,8 @@ pub struct Caller {
     /// Has CAP_FSETID; or, where a mode or an ACL is given, belongs to the file's group, or somebody above has seen to it
     /// already: what the call changes keeps suid and sgid.
     pub privileged: bool,
+    /// Somebody above keeps the times of what is written, and will set them: a write leaves them as they are.
+    pub keeps_times: bool,
 }
 
 /// What `stat` tells.
@@ -290,8 +292,8 @@ impl Fs {
 
     /// Changes attributes, and returns them all.
     ///
-    /// A new owner clears suid, sgid and capabilities, and so does a change of nothing: that is what arrives of a chown(2) that leaves both
-    /// owner and group. A change of the size by somebody unprivileged does, too, and a mode set by such a caller comes without sgid.
+    /// A new owner clears suid, sgid and capabilities, and so does a change of nothing by the owner or somebody privileged: that is what
+    /// arrives of a chown(2) that leaves both owner and group. From others it is ignored. A change of the size by somebody unprivileged does, too, and a mode set by such a caller comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
@@ -305,6 +307,10 @@ impl Fs {
             self.chmod_acl(ino, &inode, &mut batch)?;
         }
         let of_nothing = SetAttributes { ctime: None, ..*change } == SetAttributes::default();
+        if of_nothing && !caller.privileged && caller.uid != inode.uid {
+            // A kernel does not see to it that this comes from the owner, and also asks for it before it writes, which is no error.
+            return Ok(attributes(ino, &inode));
+        }
         if change.uid.is_some() || change.gid.is_some() || of_nothing {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
@@ -371,6 +377,16 @@ fn clear_suid(inode: &mut Inode) {
     inode.mode &= !0o4000;
     if inode.mode & 0o010 != 0 {
         inode.mode &= !0o2000;
+    }
+}
+
+/// What a change of the contents does to their inode.
+fn changed_by(inode: &mut Inode, caller: &Caller) {
+    if !caller.keeps_times {
+        (inode.mtime, inode.ctime) = (caller.now, caller.now);
+    }
+    if !caller.privileged {
+        clear_suid(inode);
     }
 }
 

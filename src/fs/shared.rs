@@ -14,7 +14,7 @@ use super::extents::{BLOCK, Mapped, Remap, Source};
 use super::file::{COPY_MAX, EXTENTS_PER_BATCH, checked_end, file_of};
 use super::format::*;
 use super::table::{Node, State};
-use super::{Caller, Fs, Inner, clear_suid};
+use super::{Caller, Fs, Inner, changed_by};
 use crate::defects::Defect;
 use crate::page::{BlockNo, Run};
 use crate::tree::Batch;
@@ -220,17 +220,15 @@ impl Inner {
     }
 }
 
-/// The times, and the loss of suid, of a change of the contents.
-fn changed_by(inode: &mut Inode, caller: &Caller) {
-    (inode.mtime, inode.ctime) = (caller.now, caller.now);
-    if !caller.privileged {
-        clear_suid(inode);
-    }
-}
+/// The bytes that one call copies at the most where blocks can be shared.
+const SHARED_AT_ONCE: u64 = 256 << 20;
+/// The same where they cannot.
+const COPIED_AT_ONCE: u64 = 4 << 20;
 
 impl Fs {
     /// Copies up to `len` bytes from one file, or one part of a file, to another, as copy_file_range(2) does. Returns how many:
-    /// fewer at the source's end, or where an error came when something had been copied already.
+    /// fewer at the source's end, where an error came when something had been copied already, and of a long range: both inodes are locked
+    /// to the end, and a kernel lets nobody kill who waits.
     ///
     /// Where both offsets lie equally within a block, whole blocks are not copied but shared. A long copy is a row of batches.
     ///
@@ -261,6 +259,8 @@ impl Fs {
         if len == 0 {
             return Ok(0);
         }
+        let shares = offset % BLOCK == to_offset % BLOCK;
+        let len = len.min(if shares { SHARED_AT_ONCE } else { COPIED_AT_ONCE });
         self.finish_cut(&to_node, &mut state)?;
         self.strip_capability(&to_node, &mut state)?;
         let mut pieces = Vec::with_capacity(3);
@@ -268,7 +268,7 @@ impl Fs {
         let (whole, whole_end) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
         let inline = self.extents_in(from, 0, 1, 1)?.iter().any(Mapped::is_inline);
         let whole = if inline { whole.max(BLOCK) } else { whole };
-        if offset % BLOCK == to_offset % BLOCK && whole < whole_end {
+        if shares && whole < whole_end {
             pieces.extend([(offset, whole, false), (whole, whole_end, true), (whole_end, end, false)]);
         } else {
             pieces.push((offset, end, false));

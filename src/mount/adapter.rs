@@ -36,9 +36,11 @@ use crate::page::BLOCK_SIZE;
 const FOREVER: Duration = Duration::from_secs(1 << 32);
 
 /// How long the kernel may keep attributes. A write takes suid and sgid away, and the kernel, which has asked for that, does not look at
-/// the mode again afterwards: so it has to ask each time it uses such a file.
-fn validity(a: &Attributes) -> Duration {
-    if a.kind == Kind::File && a.mode & 0o6000 != 0 { Duration::ZERO } else { FOREVER }
+/// the mode again afterwards: so it has to ask each time it uses such a file. Where only some users are let in, they are told apart when
+/// the kernel asks.
+fn validity(a: &Attributes, options: &AdapterOptions) -> Duration {
+    let loses_bits = a.kind == Kind::File && a.mode & 0o6000 != 0;
+    if loses_bits || options.only_some { Duration::ZERO } else { FOREVER }
 }
 /// The kernel's cap on a request.
 const REQUEST_MAX: u32 = 1 << 20;
@@ -68,6 +70,8 @@ pub struct AdapterOptions {
     pub on_error: OnError,
     /// Whether there are more workers than one, so that one may wait for the disk.
     pub spare_worker: bool,
+    /// Only user 0 and the owner are let in: fuser refuses the requests of others.
+    pub only_some: bool,
     /// Who may use the controls that change the volume, beside user 0.
     pub owner: u32,
 }
@@ -116,7 +120,8 @@ impl<V: Volume> Adapter<V> {
     }
 
     fn caller(&self, req: &fuser::Request) -> Caller {
-        Caller { uid: req.uid(), gid: req.gid(), now: now(), privileged: req.uid() == 0 }
+        let (uid, gid) = (req.uid(), req.gid());
+        Caller { uid, gid, now: now(), privileged: uid == 0, ..Caller::default() }
     }
 
     /// The errno of a failed request, after the policy for errors has been followed.
@@ -127,7 +132,7 @@ impl<V: Volume> Adapter<V> {
 
     fn reply_entry(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyEntry) {
         match &result {
-            Ok(a) => reply.entry(&validity(a), &file_attr(a), Generation(0)),
+            Ok(a) => reply.entry(&validity(a, &self.options), &file_attr(a), Generation(0)),
             Err(FsError::NotFound) if run.request == Request::Lookup => {
                 reply.entry(&FOREVER, &no_inode(), Generation(0));
             }
@@ -138,7 +143,7 @@ impl<V: Volume> Adapter<V> {
 
     fn reply_attr(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyAttr) {
         match &result {
-            Ok(a) => reply.attr(&validity(a), &file_attr(a)),
+            Ok(a) => reply.attr(&validity(a, &self.options), &file_attr(a)),
             Err(e) => reply.error(self.refuse(e, run.request, n)),
         }
         run.done(&result);
@@ -439,8 +444,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
         self.after_flush(inode_no(source.ino), move || {
             let names = (name.as_bytes(), new_name.as_bytes());
             let result = volume.rename(ino(parent), names.0, ino(new_parent), names.1, mode, &caller);
-            let released = volume.release(source.ino, 1);
-            let result = result.and(released);
+            if let Err(e) = volume.release(source.ino, 1) {
+                damage.meet(&*volume, &e, Request::Forget, source.ino);
+            }
             counters.add(Request::Rename, started, result.is_err());
             match result {
                 Ok(()) => reply.ok(),
@@ -524,6 +530,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let run = self.begin(Request::Write);
         let mut caller = self.caller(req);
         caller.privileged = !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // What the kernel has collected was written earlier; it sets the time of that.
+        caller.keeps_times = self.options.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let result = self.volume.write(ino(n), offset, data, &caller);
         match &result {
             Ok(()) => reply.written(data.len() as u32),
@@ -542,11 +550,16 @@ impl<V: Volume> Filesystem for Adapter<V> {
 
     fn readdir(&self, _: &fuser::Request, n: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let run = self.begin(Request::Readdir);
+        let mut any = false;
         let result = self.volume.read_dir(ino(n), Cookie(offset), now(), &mut |cookie, entry, kind, name| {
-            !reply.add(inode_no(entry), cookie.0, file_type(kind), OsStr::from_bytes(name))
+            let full = reply.add(inode_no(entry), cookie.0, file_type(kind), OsStr::from_bytes(name));
+            any |= !full;
+            !full
         });
         match &result {
             Ok(()) => reply.ok(),
+            // The kernel meets the error behind them.
+            Err(_) if any => reply.ok(),
             Err(e) => reply.error(self.refuse(e, Request::Readdir, ino(n))),
         }
         run.done(&result);
@@ -564,7 +577,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let mut any = false;
         let mut each = |cookie: Cookie, a: &Attributes, name: &[u8]| {
             let name = OsStr::from_bytes(name);
-            let full = reply.add(inode_no(a.ino), cookie.0, name, &validity(a), &file_attr(a), Generation(0));
+            let valid = validity(a, &self.options);
+            let full = reply.add(inode_no(a.ino), cookie.0, name, &valid, &file_attr(a), Generation(0));
             any |= !full;
             !full
         };

@@ -1,6 +1,6 @@
 //! A mounted volume: from the mount to the last byte on disk after the unmount.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fuser::{Session, SessionACL};
@@ -37,6 +37,7 @@ pub struct Mount<V: Volume> {
     volume: Arc<V>,
     flusher: Option<Arc<Flusher>>,
     mounted: Option<Mounted>,
+    dir: PathBuf,
 }
 
 /// Signals that end a mount in order.
@@ -65,19 +66,21 @@ impl<V: Volume> Mount<V> {
         let volume = Arc::new(volume);
         let mut flags = options.flags.clone();
         flags.allow_other |= options.allow_root;
+        let flusher = match options.writeback.then(Flusher::start).transpose() {
+            Ok(flusher) => flusher.map(Arc::new),
+            Err(e) => return Err(close(volume).err().unwrap_or(SessionError::Fuse(e))),
+        };
         let fd = match mounts::mount(image, dir, &flags) {
             Ok(fd) => fd,
             Err(e) => return Err(close(volume).err().unwrap_or(e.into())),
         };
-        let flusher = match options.writeback.then(Flusher::start).transpose() {
-            Ok(flusher) => flusher.map(Arc::new),
-            Err(e) => return Err(SessionError::Fuse(e)),
-        };
         let workers = options.workers();
+        let only_some = options.allow_root && !options.flags.allow_other;
         let adapter_options = AdapterOptions {
             writeback: options.writeback,
             on_error: options.on_error,
             spare_worker: workers > 1,
+            only_some,
             owner: nix::unistd::getuid().as_raw(),
         };
         let adapter =
@@ -85,13 +88,12 @@ impl<V: Volume> Mount<V> {
         let mut config = fuser::Config::default();
         config.n_threads = Some(workers);
         config.clone_fd = mounts::can_clone_device();
-        let only_some = options.allow_root && !options.flags.allow_other;
         let acl = if only_some { SessionACL::RootAndOwner } else { SessionACL::All };
         let session = match Session::from_fd(adapter, fd, acl, config) {
             Ok(session) => session,
             Err(e) => {
                 let _ = mounts::unmount(dir, true);
-                return Err(SessionError::Fuse(e));
+                return Err(close(volume).err().unwrap_or(SessionError::Fuse(e)));
             }
         };
         let mounted = mounts::find(dir);
@@ -101,19 +103,24 @@ impl<V: Volume> Mount<V> {
         if let Some(flusher) = &flusher {
             flusher.set_notifier(session.notifier());
         }
-        Ok(Mount { session, volume, flusher, mounted })
+        Ok(Mount { session, volume, flusher, mounted, dir: dir.to_owned() })
     }
 
     /// Serves the mount until it is taken away, by whomever, and then makes everything durable. With signals blocked before
     /// ([`block_signals`]), INT, TERM and HUP unmount.
     pub fn serve(self) -> Result<(), SessionError> {
-        if let Some(mounted) = self.mounted {
-            std::thread::Builder::new()
-                .name("btfs-signals".into())
-                .spawn(move || wait_for_signals(&mounted))
-                .map_err(SessionError::Fuse)?;
-        }
-        let served = self.session.run().map_err(SessionError::Fuse);
+        let (mounted, dir) = (self.mounted, self.dir.clone());
+        let signals = std::thread::Builder::new()
+            .name("btfs-signals".into())
+            .spawn(move || wait_for_signals(mounted.as_ref(), &dir));
+        let served = match signals {
+            Ok(_) => self.session.run().map_err(SessionError::Fuse),
+            Err(e) => {
+                let _ = mounts::unmount(&self.dir, true);
+                drop(self.session);
+                Err(SessionError::Fuse(e))
+            }
+        };
         if let Some(flusher) = self.flusher.and_then(Arc::into_inner) {
             flusher.stop();
         }
@@ -135,19 +142,22 @@ fn close<V: Volume>(volume: Arc<V>) -> Result<(), SessionError> {
 }
 
 /// Unmounts on a signal, while the workers still serve: the kernel may have contents to write back. A mount that is busy is left
-/// alone at the first signal, and detached at the second.
-fn wait_for_signals(mounted: &Mounted) {
+/// alone at the first signal, and detached at the second. Where the system does not tell what is mounted, it is sought at `dir`.
+fn wait_for_signals(mounted: Option<&Mounted>, dir: &Path) {
     let mut asked = false;
     loop {
         let Ok(signal) = ending().wait() else { return };
         // It may be mounted at several places, and none of them need be the first one any more.
-        let places = mounts::of_device(&mounted.device);
+        let places = mounted.map_or_else(
+            || vec![dir.to_owned()],
+            |m| mounts::of_device(&m.device).into_iter().map(|place| place.dir).collect(),
+        );
         if places.is_empty() {
             log::info!("{signal}: no longer mounted here; this ends when nobody uses it any more");
         }
         for place in places.iter().rev() {
-            log::info!("{signal}: unmounting {}", place.dir.display());
-            if let Err(e) = mounts::unmount(&place.dir, asked) {
+            log::info!("{signal}: unmounting {}", place.display());
+            if let Err(e) = mounts::unmount(place, asked) {
                 log::error!("{e}; once more detaches it");
             }
         }

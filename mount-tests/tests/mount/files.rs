@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 pub fn cases() -> Vec<Case> {
     cases![
@@ -28,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         new_files_get_group_and_access_list_of_their_directory,
         who_reads_a_directory_or_a_link_accesses_it,
         programs_can_be_run_and_are_not_changed_while_they_run,
+        with_writeback_times_are_those_of_the_writes.options("writeback=on"),
         free_space_is_told,
     ]
 }
@@ -206,6 +208,12 @@ fn changed_programs_lose_their_privileges(mount: &mut Mount) {
         let left = sys::errno(sys::get_xattr(&path, OsStr::new("security.capability")));
         assert_eq!(left, libc::ENODATA, "{what}: the capability is still there");
     }
+    // The kernel asks for a chown to nobody whoever wants it: it counts from the owner and root.
+    fresh(0o755);
+    std::os::unix::fs::chown(&path, Some(0), Some(0)).expect("chown");
+    sys::chmod(&path, 0o6755).expect("chmod");
+    sys::as_user(|| drop(std::os::unix::fs::chown(&path, None, None)));
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o6755, "a stranger's chown to nobody");
     // A directory keeps its set-group-id bit when its owner changes.
     fs::create_dir(mount.path("directory")).expect("mkdir");
     sys::chmod(&mount.path("directory"), 0o2775).expect("chmod");
@@ -510,4 +518,32 @@ fn free_space_is_told(mount: &mut Mount) {
     });
     // Nobody can have what df promises and the image cannot hold.
     mount.shell().run("df . | tail -n 1; df -i . | tail -n 1");
+}
+
+/// The kernel writes back some seconds later.
+fn with_writeback_times_are_those_of_the_writes(mount: &mut Mount) {
+    let names: Vec<_> = (0..20).map(|i| format!("f{i}")).collect();
+    let mut open = Vec::new();
+    for name in &names {
+        let mut file = File::create(mount.path(name)).expect("create");
+        file.write_all(&[1; 300_000]).expect("write");
+        open.push(file);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let times = |mount: &Mount| -> Vec<SystemTime> {
+        let time = |name| fs::metadata(mount.path(name)).and_then(|m| m.modified()).expect("stat");
+        names.iter().map(time).collect()
+    };
+    let written = times(mount);
+    std::thread::sleep(Duration::from_secs(1));
+    for file in &open {
+        file.sync_all().expect("fsync");
+    }
+    drop(open);
+    mount.remount();
+    let stored = times(mount);
+    for (i, (written, stored)) in written.iter().zip(&stored).enumerate() {
+        let apart = written.duration_since(*stored).unwrap_or_else(|e| e.duration());
+        assert!(apart < Duration::from_millis(500), "file {i}: {written:?}, after a remount {stored:?}");
+    }
 }

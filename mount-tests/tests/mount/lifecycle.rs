@@ -28,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         a_foreground_daemon_ends_with_the_mount,
         an_image_is_made_on_request_and_never_overwritten,
         options_are_what_proc_mounts_shows,
+        who_is_not_let_in_sees_nothing,
         what_is_no_image_is_not_mounted,
         an_image_can_grow,
         info_and_stats_tell_about_the_image,
@@ -317,6 +318,22 @@ fn options_are_what_proc_mounts_shows(mount: &mut Mount) {
         assert!(shown(mount).contains(expected), "{asked}: {}", shown(mount));
         assert!(shown(mount).contains(",default_permissions,"), "{asked}: {}", shown(mount));
     }
+}
+
+/// What the kernel has in its caches is no way in.
+fn who_is_not_let_in_sees_nothing(mount: &mut Mount) {
+    mount.only_btfs();
+    let (uid, gid) = sys::ordinary_user();
+    mount.unmount();
+    let (status, said) = mount.try_mount("allow_root");
+    assert!(status.success(), "{said}");
+    mount.set_mounted(true);
+    std::os::unix::fs::chown(&mount.point, Some(uid), Some(gid)).expect("chown");
+    mount.shell().run("mkdir d; echo secret > d/f; chmod 666 d/f; ls -lR > /dev/null; cat d/f > /dev/null");
+    for attempt in ["cat d/f", "sh -c 'echo more >> d/f'", "ls d", "stat d/f", "ls ."] {
+        mount.shell().run(&format!("refused setpriv --reuid={uid} --regid={gid} --clear-groups {attempt}"));
+    }
+    assert_eq!(fs::read(mount.path("d/f")).expect("read"), b"secret\n");
 }
 
 fn what_is_no_image_is_not_mounted(mount: &mut Mount) {

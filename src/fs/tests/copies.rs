@@ -45,6 +45,25 @@ fn a_copy_takes_no_space_and_neither_file_changes_with_the_other() {
 }
 
 #[test]
+fn a_long_copy_takes_several_calls() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let (a, b) = (file(&fs, b"a"), file(&fs, b"b"));
+    let data = pattern(10 << 20, 3);
+    fs.write(a, 0, &data, &ME).unwrap();
+    let (mut done, mut calls) = (0, 0);
+    loop {
+        // No block can be shared.
+        match fs.copy_range(a, done + 1, b, done, u64::MAX >> 1, &ME).unwrap() {
+            0 => break,
+            copied => (done, calls) = (done + copied, calls + 1),
+        }
+    }
+    assert_eq!((done, calls), ((10 << 20) - 1, 3), "others wait for 4 MiB at the most");
+    assert!(fs.read(b, 0, 11 << 20).unwrap() == data[1..]);
+}
+
+#[test]
 fn copies_within_a_file_are_refused_where_they_overlap_and_done_elsewhere() {
     let storage = image(64 << 20);
     let fs = open(&storage);
