@@ -348,12 +348,8 @@ fn fallocates(
             && content.size() < end
         {
             content.resize(end);
-            item.times.contents = now;
         }
-        if zero {
-            item.times.contents = now;
-        }
-        item.times.inode = now;
+        item.touch(now);
     });
     states.push(at);
     Some(states)
