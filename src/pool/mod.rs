@@ -490,10 +490,10 @@ impl Pool {
         if let Some(run) = self.space.lock().take_blocks(whole..=want, urgent) {
             return Ok(run);
         }
-        for attempt in 0..4 {
+        for attempt in 0..5 {
             self.writable()?;
             self.reclaim();
-            let waits = attempt == 0 && self.space.lock().has_more_soon();
+            let waits = attempt < 2 && self.space.lock().has_more_soon();
             let least = if waits { whole } else { 1 };
             if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);
@@ -501,11 +501,14 @@ impl Pool {
             if self.add_group_if_possible()? {
                 continue;
             }
-            if attempt == 3 || !self.space.lock().has_more_soon() {
+            if attempt == 4 || !self.space.lock().has_more_soon() {
                 break;
             }
             self.log.commit(self.log.end())?;
-            self.wait_for_whole_checkpoint()?;
+            // Data needs no more. Pages, and chunks that are being punched, come free with a checkpoint.
+            if attempt > 0 {
+                self.wait_for_whole_checkpoint()?;
+            }
         }
         // The search for a group may have ended quarantines.
         self.space.lock().take_blocks(1..=want, urgent).ok_or(Error::NoSpace)
