@@ -248,7 +248,8 @@ impl Image {
                 self.replay = Some(report);
                 self.storage = storage;
             }
-            Err(error) if error.is_corrupt() => {
+            // What the host cannot read is damage like any other.
+            Err(error) if error.is_corrupt() || matches!(error, Error::Io { .. }) => {
                 findings.add(ProblemKind::Log, Place::image(), &error, vec![Fix::Tree]);
                 let storage: Arc<dyn Storage> = Arc::new(overlay(below)?);
                 let replayed = replay::replay(&*storage, &self.superblock)?;

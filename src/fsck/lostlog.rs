@@ -5,11 +5,9 @@
 //! would take, and does no harm: changes that a page has are left out by its LSN, and so are those of places that a later record
 //! frees, where something else may lie by now.
 
-use super::Result;
-use crate::error::Error;
-use crate::page::Lsn;
 use crate::page::format::get_u64;
 use crate::page::superblock::{COUNTER_MAX, INCARNATION_SPENT};
+use crate::page::{Lsn, PAGE_SIZE};
 use crate::storage::Storage;
 use crate::wal::Place;
 use crate::wal::format::{Header, Kind, RECORD_HEADER_SIZE, RECORD_SIZE_MAX};
@@ -45,9 +43,9 @@ pub(super) const LSN_MAX: u64 = COUNTER_MAX / 2;
 const PIECES_MAX: usize = 10_000;
 
 /// Looks for records in the whole area. `durable`: what pages and doublewrite headers say of how far the log was durable.
-pub(super) fn find(storage: &dyn Storage, place: Place, durable: Lsn) -> Result<LostLog> {
+pub(super) fn find(storage: &dyn Storage, place: Place, durable: Lsn) -> LostLog {
     let mut search = Search { storage, place, pieces: Vec::new(), marks: Vec::new(), wasted: 0 };
-    search.run()?;
+    search.run();
     let incarnation = search.pieces.iter().map(|p| p.incarnation).max().unwrap_or(0);
     let mut pieces: Vec<Piece> = search.pieces.into_iter().filter(|p| p.incarnation == incarnation).collect();
     pieces.sort_unstable_by_key(|p| p.start);
@@ -64,7 +62,7 @@ pub(super) fn find(storage: &dyn Storage, place: Place, durable: Lsn) -> Result<
     pieces.truncate(known);
     let torn = pieces.len() > 1 || pieces.last().is_some_and(|p| p.end < floor);
     let end = pieces.last().map_or(floor, |p| p.end.max(floor));
-    Ok(LostLog { pieces, incarnation, end, torn })
+    LostLog { pieces, incarnation, end, torn }
 }
 
 fn join(pieces: &mut Vec<Piece>) {
@@ -88,7 +86,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn run(&mut self) -> Result<()> {
+    fn run(&mut self) {
         let mut window = vec![0; WINDOW];
         let mut record = Vec::new();
         let (mut at, size) = (0u64, self.place.size);
@@ -97,15 +95,14 @@ impl Search<'_> {
         while at < size {
             let len = (WINDOW as u64).min(size - at) as usize;
             let bytes = &mut window[..len];
-            let read = self.storage.read_at(self.place.offset + at, bytes);
-            read.map_err(|e| Error::io("reading the log", e))?;
+            self.read(self.place.offset + at, bytes);
             let mut i = 0;
             while i + RECORD_HEADER_SIZE <= len {
                 let Some(header) = header(&bytes[i..], at + i as u64, size) else {
                     i += 1;
                     continue;
                 };
-                match self.record(&header, &mut record)? {
+                match self.record(&header, &mut record) {
                     Some(kind) => {
                         self.note(&header, kind, &record);
                         let end = at + i as u64 + header.len as u64;
@@ -115,7 +112,7 @@ impl Search<'_> {
                     None => i += 1,
                 }
                 if self.wasted > WASTED_MAX || self.pieces.len() > PIECES_MAX {
-                    return Ok(());
+                    return;
                 }
             }
             // A header at the window's end is found in the next one.
@@ -123,18 +120,29 @@ impl Search<'_> {
         }
         let within = |piece: &Piece| piece.start.0 % size < wrapped;
         self.pieces.retain(|p| !within(p));
-        Ok(())
+    }
+
+    /// Reads a part of the area. What cannot be read is zeros, in which there are no headers.
+    fn read(&self, offset: u64, bytes: &mut [u8]) {
+        if self.storage.read_at(offset, bytes).is_ok() {
+            return;
+        }
+        for (i, piece) in bytes.chunks_mut(PAGE_SIZE).enumerate() {
+            if self.storage.read_at(offset + (i * PAGE_SIZE) as u64, piece).is_err() {
+                piece.fill(0);
+            }
+        }
     }
 
     /// Reads the record with this header, and verifies it.
-    fn record(&mut self, header: &Header, bytes: &mut Vec<u8>) -> Result<Option<Kind>> {
+    fn record(&mut self, header: &Header, bytes: &mut Vec<u8>) -> Option<Kind> {
         bytes.resize(header.len, 0);
-        self.place.read(self.storage, header.lsn, bytes)?;
-        let kind = header.verify(bytes, &bytes[RECORD_HEADER_SIZE..]);
+        let read = self.place.read(self.storage, header.lsn, bytes).is_ok();
+        let kind = header.verify(bytes, &bytes[RECORD_HEADER_SIZE..]).filter(|_| read);
         if kind.is_none() {
             self.wasted += header.len;
         }
-        Ok(kind)
+        kind
     }
 
     fn note(&mut self, header: &Header, kind: Kind, bytes: &[u8]) {

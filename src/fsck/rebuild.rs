@@ -269,6 +269,22 @@ fn take(
     taken
 }
 
+/// Reads pages side by side; those that cannot be read are zeros. `false`: none can.
+fn read_pages(image: &Image, offset: u64, bytes: &mut [u8]) -> bool {
+    if image.storage().read_at(offset, bytes).is_ok() {
+        return true;
+    }
+    let mut any = false;
+    for (i, page) in bytes.chunks_mut(PAGE_SIZE).enumerate() {
+        let read = image.storage().read_at(offset + (i * PAGE_SIZE) as u64, page).is_ok();
+        any |= read;
+        if !read {
+            page.fill(0);
+        }
+    }
+    any
+}
+
 /// Leaves of this image that are marked as in use and not reached, and those that were reached at a wrong place.
 fn search(
     image: &Image,
@@ -279,6 +295,7 @@ fn search(
     let reached: HashSet<PageId> = structure.leaves.ids().collect();
     let mut candidates = Vec::new();
     let mut chunk = vec![0; CHUNK_SIZE];
+    let mut hole = 0;
     for group in 0..image.superblock.groups {
         let bitmap = maps.read(group);
         let first = image.superblock.bitmap_page(group);
@@ -291,7 +308,12 @@ fn search(
             let offset = first.offset() + at as u64 * BLOCK_SIZE as u64;
             // What lies behind the end of the file has never been there.
             let there = image.short.is_none_or(|held| offset < held);
-            if !free && there && image.storage().read_at(offset, bytes).is_ok() {
+            if !free && there && hole < offset + bytes.len() as u64 {
+                hole = image.storage().skip_hole(offset);
+            }
+            // What was never written holds no pages.
+            let written = hole < offset + bytes.len() as u64;
+            if !free && there && written && read_pages(image, offset, bytes) {
                 for (i, page) in bytes.as_chunks::<PAGE_SIZE>().0.iter().enumerate() {
                     let within = at + i as u32 * BLOCKS_PER_PAGE;
                     let id = PageId(first.0 + (within / BLOCKS_PER_PAGE) as u64);

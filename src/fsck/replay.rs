@@ -49,7 +49,8 @@ pub(super) fn replay(storage: &dyn Storage, superblock: &Superblock) -> Result<R
             });
         match scanned {
             Ok(scan) => Ok(scan.end),
-            Err(e) if e.is_corrupt() => {
+            // What the host cannot read is as good as damaged.
+            Err(e) if e.is_corrupt() || matches!(e, Error::Io { .. }) => {
                 cut.set(true);
                 Ok(end)
             }
@@ -72,7 +73,7 @@ pub(super) fn replay_lost(storage: &dyn Storage, superblock: &Superblock, log: &
                 |_: Lsn, end: Lsn, body: &[u8]| if end <= piece.end { each(end, body) } else { Ok(()) };
             match wal::scan(storage, place, piece.start, log.incarnation, Lsn(0), take) {
                 // Marks of later pieces lie behind the gap.
-                Err(e) if !e.is_corrupt() => return Err(e),
+                Err(e) if !e.is_corrupt() && !matches!(e, Error::Io { .. }) => return Err(e),
                 _ => {}
             }
         }

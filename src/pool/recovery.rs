@@ -185,12 +185,17 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
     let len = storage.len().map_err(|e| Error::io("reading the image's size", e))?;
     let mut best: Option<Superblock> = None;
     let mut worst: Option<SuperblockError> = None;
+    let mut unread = None;
     for at in SUPERBLOCK_OFFSETS {
         let mut bytes = [0; SUPERBLOCK_SIZE];
         if at + SUPERBLOCK_SIZE as u64 > len {
             continue;
         }
-        storage.read_at(at, &mut bytes).map_err(|e| Error::io("reading the superblock", e))?;
+        if let Err(e) = storage.read_at(at, &mut bytes) {
+            log::warn!("one of the two superblocks cannot be read ({e}). btfs fsck -p repairs it");
+            unread.get_or_insert(e);
+            continue;
+        }
         match Superblock::decode(&bytes, len) {
             Ok(s) if best.as_ref().is_none_or(|b| b.sequence < s.sequence) => best = Some(s),
             Ok(_) => {}
@@ -212,6 +217,9 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
             ));
         }
         return Ok(superblock);
+    }
+    if let Some(e) = unread {
+        return Err(Error::io("reading the superblock", e));
     }
     Err(match worst {
         None | Some(SuperblockError::NotAnImage) => {
@@ -619,12 +627,13 @@ fn repair(
                 storage.read_at(at, page).map_err(|e| Error::io("reading the doublewrite area", e))
             };
             read(at, &mut copy)?;
-            read(id.offset(), &mut home)?;
             let image = superblock.image();
             if verify_seal(&copy, id, image).is_err() || page_lsn(&copy) != lsn {
                 continue;
             }
-            if verify_seal(&home, id, image).is_ok() {
+            // A disk may be unable to read what it was writing when power failed.
+            let readable = storage.read_at(id.offset(), &mut home[..]).is_ok();
+            if readable && verify_seal(&home, id, image).is_ok() {
                 continue;
             }
             storage

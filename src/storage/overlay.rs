@@ -76,12 +76,17 @@ impl<S: Storage> Storage for OverlayStorage<S> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.below.read_at(offset, buf)?;
-        let blocks = self.blocks.read();
-        let end = (offset + buf.len() as u64).div_ceil(BLOCK);
-        if blocks.range(offset / BLOCK..end).next().is_none() {
+        let behind = offset.saturating_add(buf.len() as u64);
+        let (first, end) = (offset / BLOCK, behind.div_ceil(BLOCK));
+        let held = self.blocks.read().range(first..end).count() as u64;
+        // The storage below may be unable to read what was written here.
+        if held == 0 || held < end - first || behind > self.len {
+            self.below.read_at(offset, buf)?;
+        }
+        if held == 0 {
             return Ok(());
         }
+        let blocks = self.blocks.read();
         for (block, within, part) in parts(offset, buf.len()) {
             if let Some(bytes) = blocks.get(&block) {
                 buf[part].copy_from_slice(&bytes[within]);
@@ -99,7 +104,8 @@ impl<S: Storage> Storage for OverlayStorage<S> {
             let bytes = match blocks.get_mut(&block) {
                 Some(bytes) => bytes,
                 None => {
-                    let bytes = self.read_block(block)?;
+                    let whole = within.len() as u64 == BLOCK;
+                    let bytes = if whole { Box::new([0; BLOCK as usize]) } else { self.read_block(block)? };
                     blocks.entry(block).or_insert(bytes)
                 }
             };

@@ -35,6 +35,8 @@ struct Window<'a> {
     limit: u64,
     start: u64,
     bytes: Vec<u8>,
+    /// Bytes that one read fetches, if there are so many.
+    ahead: usize,
 }
 
 impl Window<'_> {
@@ -44,10 +46,18 @@ impl Window<'_> {
             return Ok(None);
         }
         if at < self.start || at + len as u64 > self.start + self.bytes.len() as u64 {
-            let want = (len.max(WINDOW) as u64).min(self.limit - at) as usize;
+            let want = (len.max(self.ahead) as u64).min(self.limit - at) as usize;
             self.bytes.resize(want, 0);
             self.start = at;
-            self.place.read(self.storage, Lsn(at), &mut self.bytes)?;
+            let read = self.place.read(self.storage, Lsn(at), &mut self.bytes);
+            if read.is_err() && want > len {
+                // The host may be unable to read what follows: from here on only what is asked for counts.
+                self.ahead = 0;
+                self.bytes.resize(len, 0);
+                self.place.read(self.storage, Lsn(at), &mut self.bytes)?;
+            } else {
+                read?;
+            }
         }
         let from = (at - self.start) as usize;
         Ok(Some(&self.bytes[from..from + len]))
@@ -81,7 +91,8 @@ pub fn scan(
     floor: Lsn,
     mut each: impl FnMut(Lsn, Lsn, &[u8]) -> Result<()>,
 ) -> Result<Scan> {
-    let mut window = Window { storage, place, limit: from.0 + place.size, start: 0, bytes: Vec::new() };
+    let limit = from.0 + place.size;
+    let mut window = Window { storage, place, limit, start: 0, bytes: Vec::new(), ahead: WINDOW };
     let mut found = Scan { end: from, floor, records: 0, discarded: 0 };
     while let Some((kind, len)) = window.record(found.end.0, incarnation)? {
         let at = found.end;

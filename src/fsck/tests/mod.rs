@@ -16,6 +16,7 @@ mod snapshot;
 mod spent;
 mod support;
 mod toll;
+mod unreadable;
 mod words;
 
 use super::*;

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::storage::{MemStorage, OverlayStorage, Rng, Storage};
+use crate::storage::{Fault, FaultStorage, MemStorage, OpKind, OverlayStorage, Rng, Storage};
 
 /// What the overlay shows is what a copy of the image would, and the image below keeps its bytes.
 #[test]
@@ -55,4 +55,18 @@ fn nothing_is_written_past_the_end_of_an_overlay() {
     assert!(overlay.set_len(9_999).is_err() && overlay.set_len(20_000).is_err());
     assert!(overlay.read_at(9_999, &mut [0; 2]).is_err());
     assert_eq!(overlay.len().unwrap(), 10_000);
+}
+
+#[test]
+fn what_was_written_can_be_read_although_the_storage_below_cannot() {
+    let below = FaultStorage::new(MemStorage::new(20_000));
+    below.arm(Fault::nth(&[OpKind::Read], 0).forever());
+    let overlay = OverlayStorage::new(below).unwrap();
+    overlay.write_at(4096, &[7; 8192]).unwrap();
+    let mut bytes = [0; 6000];
+    overlay.read_at(5000, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 6000]);
+    assert!(overlay.read_at(0, &mut bytes).is_err(), "in front of it");
+    assert!(overlay.read_at(8000, &mut bytes).is_err(), "behind it");
+    assert!(overlay.write_at(0, &[7; 10]).is_err(), "the rest of a block is needed");
 }
