@@ -55,8 +55,12 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
         for fix in fixes {
             apply.simple(fix)?;
         }
+        // Until this is done, counts of blocks that are too high tell the next run that something is lost.
+        for fix in fixes.iter().filter(|fix| matches!(fix, Fix::LoseRange(..))) {
+            apply.moves(fix)?;
+        }
         apply.fields(fixes)?;
-        for fix in fixes {
+        for fix in fixes.iter().filter(|fix| !matches!(fix, Fix::LoseRange(..))) {
             apply.moves(fix)?;
         }
         if fixes.contains(&Fix::SharedCounts) {
@@ -65,6 +69,8 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
     }
     apply.flush()?;
     let applied = apply.applied;
+    // Only a look that finds nothing more closes the image in order.
+    tree.set_damaged();
     tree.close()?;
     Ok(applied)
 }

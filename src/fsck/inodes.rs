@@ -304,6 +304,10 @@ impl Pass<'_> {
     /// Compares an inode with what belongs to it.
     fn judge(&mut self, ino: Ino, inode: &Inode, contents: &Contents, blocks: u64) {
         let place = || Place::ino(ino.0);
+        // First: if a round has no room for more fixes behind it, the count of blocks tells the next one.
+        if inode.kind == Kind::File && inode.size > 0 {
+            self.lost_ranges(ino, inode, contents, blocks);
+        }
         if blocks != inode.blocks {
             let what = format!("it has {}, and says {}", counted(blocks, "block", "blocks"), inode.blocks);
             self.findings.add(Problem::Blocks, place(), what, vec![Fix::Blocks(ino, blocks)]);
@@ -315,9 +319,6 @@ impl Pass<'_> {
                 inode.size
             );
             self.findings.add(Problem::Target, place(), what, vec![Fix::Delete(inode_key(ino).to_vec())]);
-        }
-        if inode.kind == Kind::File && inode.size > 0 {
-            self.lost_ranges(ino, inode, contents, blocks);
         }
     }
 

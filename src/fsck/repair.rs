@@ -19,6 +19,7 @@ use super::{Earlier, Looked, Options, Progress, Repair, Result, look, replay_opt
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::{PAGE_SIZE, Run};
+use crate::pool::RecoveryReport;
 use crate::storage::Storage;
 use crate::tree::Tree;
 
@@ -48,6 +49,8 @@ struct History {
     /// The last look of all did not read contents.
     stale: bool,
     report: Option<Report>,
+    /// What replaying the log did in the first look; the log of a later one is the repair's own.
+    replay: Option<RecoveryReport>,
     lost_names: u64,
     reconnected: u64,
     did: bool,
@@ -62,6 +65,9 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
     let mut known = Earlier::default();
     for round in 0.. {
         let mut looked = look(storage, &options, &known)?;
+        if round == 0 {
+            history.replay = looked.report.replay.clone();
+        }
         history.note(&looked, &options);
         let last = round + 1 == ROUNDS_MAX;
         let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
@@ -75,6 +81,10 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             known.lost.clear();
         }
         known.short = looked.image.short.filter(|_| !dealt_with);
+        // Until a look finds nothing more, the image does not count as closed in order, whoever cuts this off.
+        if looked.findings.total() > 0 && (history.did || history.replayed) {
+            switch::note_damage(&**storage)?;
+        }
         match done {
             Done::Nothing => return Ok(history.finish(looked)),
             Done::Something => {}
@@ -165,7 +175,11 @@ impl History {
             return Ok(if did { Done::Something } else { Done::Nothing });
         }
         if looked.image.needs_replay {
-            Tree::open(storage.clone(), &replay_options(&**storage))?.close()?;
+            let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
+            if looked.findings.total() > 0 {
+                tree.set_damaged();
+            }
+            tree.close()?;
             self.replayed = true;
         }
         for fix in &fixes {
@@ -263,9 +277,9 @@ impl History {
             _ => looked.report.clone(),
         };
         if let Some(first) = &self.report {
-            report.replay = first.replay.clone();
             report.scrubbed_bytes = first.scrubbed_bytes;
         }
+        report.replay = self.replay;
         let left: u64 = looked.findings.total();
         let (carried, carried_count) =
             if self.stale { (self.carried, self.carried_count) } else { (Vec::new(), 0) };

@@ -47,7 +47,8 @@ pub(super) fn choose(image: &mut Image, structure: &Structure, findings: &mut Fi
         }
     }
     let best = (0..seeds.len()).rev().max_by_key(|i| right[*i]).unwrap_or(0);
-    let enough = if image.salvaged { 1 } else { NAMES_MIN };
+    // While a repair is unfinished, the seed may be a new one that no name knows yet.
+    let enough = if image.salvaged || image.repair_unfinished { 1 } else { NAMES_MIN };
     if names < enough || right[best] * 2 >= names {
         image.superblock.hash_seed = seeds[best];
         return Ok(());

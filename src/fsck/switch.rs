@@ -5,9 +5,9 @@
 //! 1. Pages of a new tree lie in free space and are synced: nothing refers to them.
 //! 2. Both superblocks are written, one after the other and synced, with the root, an empty log of a new incarnation, and the mark
 //!    that a repair is under way. From the first one on the new tree counts, and nobody opens the image.
-//! 3. The bitmap pages are written in place, and the doublewrite headers emptied. A torn one does not matter: while the mark
-//!    stands, nobody believes them, and the next run writes them again.
-//! 4. Both superblocks are written again without the mark.
+//! 3. The bitmap pages are written in place, and the doublewrite headers emptied, as is the log if it could not be replayed. A torn
+//!    page does not matter: while the mark stands, nobody believes any, and the next run writes them again.
+//! 4. Both superblocks are written again without the mark. The image is not closed in order yet: what follows is still to be repaired.
 
 use super::blocks::Claims;
 use super::image::{self, Image, read_superblocks};
@@ -76,6 +76,23 @@ pub(super) fn set_size(storage: &dyn Storage, size: u64) -> Result<()> {
     write_both(storage, &mut superblock)
 }
 
+/// Notes that damage is left: the image does not count as closed in order, so that the next check at boot looks at it. Its log is
+/// empty, and opening replays nothing.
+pub(super) fn note_damage(storage: &dyn Storage) -> Result<()> {
+    match image::newest(&read_superblocks(storage)?) {
+        Some(mut superblock) if superblock.clean && !superblock.under_repair() => {
+            // Nobody has believed these so far.
+            for half in 0..2 {
+                empty_half(storage, &superblock, half)?;
+            }
+            superblock.floor = superblock.checkpoint;
+            superblock.clean = false;
+            write_both(storage, &mut superblock)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Empties a doublewrite half, of which nothing is needed.
 pub(super) fn empty_half(storage: &dyn Storage, superblock: &Superblock, half: usize) -> Result<()> {
     storage.write_at(superblock.doublewrite_offset(half), &[0; PAGE_SIZE]).map_err(failed)?;
@@ -111,11 +128,13 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
         end.0 += superblock.log_size;
     }
     (superblock.checkpoint, superblock.floor) = (end, end);
-    superblock.clean = true;
+    // What follows from it is still to be repaired: a look that finds nothing more closes the image in order.
+    superblock.clean = false;
     superblock.incompat |= INCOMPAT_REPAIR;
     write_both(storage, &mut superblock)?;
-    if restart {
-        // The search for a log without superblocks believes the greatest incarnation.
+    // The search for a log without superblocks believes the greatest incarnation. And what the host cannot read of the log may be
+    // read again when it has been written.
+    if restart || !image.log_whole {
         clear_log(storage, &superblock)?;
     }
     write_bitmaps(storage, &superblock, target)?;

@@ -1,6 +1,7 @@
 //! Tests of the checker. Each is named after what a user would lose if it failed.
 
 mod clean;
+mod cut_off;
 mod faults;
 mod flip_repairs;
 mod flips;

@@ -1,0 +1,170 @@
+//! Repairs that are cut off, or not to do everything: what is known to be damaged does not pass for sound, and is not forgotten.
+
+use super::support::*;
+use super::*;
+use crate::fs::format::*;
+use crate::fs::{Fs, New, ROOT};
+use crate::page::format::*;
+use crate::page::node::Node;
+use crate::page::{PAGE_SIZE, PageBytes, PageId};
+use crate::storage::{Fault, FaultStorage, Image as Bytes, MemStorage, OpKind};
+use crate::tree::Batch;
+
+const ALL: Options<'static> = Options { repair: Repair::All, scrub: true, force: true, progress: None };
+const SAFE: Options<'static> = Options { repair: Repair::Safe, scrub: false, force: false, progress: None };
+
+fn make(fs: &Fs, name: &str) -> Ino {
+    let ino = fs.create(ROOT, name.as_bytes(), New::File, 0o644, 0, &ME).unwrap().ino;
+    fs.release(ino, 1).unwrap();
+    ino
+}
+
+fn files(count: u64) -> (Arc<MemStorage>, Fs, Vec<Ino>) {
+    let storage = Arc::new(MemStorage::new(SIZE));
+    Fs::format(storage.clone(), &format_options(SIZE), &ME).unwrap();
+    let fs = Fs::open(storage.clone(), &options()).unwrap();
+    let inos = (0..count).map(|i| make(&fs, &format!("f{i}"))).collect();
+    (storage, fs, inos)
+}
+
+/// Leaves that hold nothing but extents.
+fn leaves_of_extents(storage: &Arc<MemStorage>) -> Vec<PageId> {
+    let s = crate::pool::read_superblock(&**storage).unwrap();
+    let tag = extent_key(ROOT, 0)[0];
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let mut found = Vec::new();
+    for n in s.data_offset() / PAGE_SIZE as u64..SIZE / PAGE_SIZE as u64 {
+        let id = PageId(n);
+        storage.read_at(id.offset(), &mut page[..]).unwrap();
+        if verify_seal(&page, id, s.image()).is_ok() && page_type(&page) == TYPE_TREE {
+            let node = Node(&page);
+            let only = node.low() >= &[tag] && node.high().is_some_and(|high| high <= &[tag + 1]);
+            if node.level() == 0 && !node.is_dead() && only {
+                found.push(id);
+            }
+        }
+    }
+    found
+}
+
+/// Files of one block whose extents are lost.
+fn without_extents() -> (Arc<MemStorage>, Vec<Ino>) {
+    let (storage, fs, inos) = files(1500);
+    inos.iter().for_each(|ino| fs.write(*ino, 0, &[7; 4096], &ME).unwrap());
+    fs.close().unwrap();
+    let leaves = leaves_of_extents(&storage);
+    assert!(leaves.len() > 2, "{leaves:?}");
+    for id in leaves {
+        storage.write_at(id.offset() + 200, &[0x55; 64]).unwrap();
+    }
+    (storage, inos)
+}
+
+/// Files that read as zeros; they never held any.
+fn zeros(storage: &Arc<MemStorage>, inos: &[Ino]) -> usize {
+    let fs = Fs::open(storage.clone(), &options()).unwrap();
+    inos.iter().filter(|ino| matches!(fs.read(**ino, 0, 4096), Ok(bytes) if bytes == [0; 4096])).count()
+}
+
+/// Cuts a repair off at every write; calls `f` with what is left and where it was cut.
+fn cut_everywhere(image: &Bytes, mut f: impl FnMut(Bytes, &str)) {
+    for nth in 0.. {
+        let faulty = Arc::new(FaultStorage::new(MemStorage::from_image(image.clone())));
+        faulty.arm(Fault::nth(&[OpKind::Write, OpKind::WriteDurable], nth).forever());
+        let result = check(faulty.clone(), &ALL);
+        let done = faulty.disarm() == 0;
+        f(faulty.inner().image(), &format!("cut at write {nth}"));
+        if done {
+            assert_eq!(result.unwrap().left, 0);
+            assert!(nth > 10, "{nth} writes");
+            return;
+        }
+    }
+}
+
+#[test]
+fn what_a_cut_off_repair_knew_to_be_lost_is_lost_after_the_next_one() {
+    let (storage, inos) = without_extents();
+    cut_everywhere(&storage.image(), |left, about| {
+        let storage = Arc::new(MemStorage::from_image(left));
+        let report = check(storage.clone(), &ALL).unwrap();
+        assert_eq!(report.left, 0, "{about}: {report}");
+        assert_eq!(zeros(&storage, &inos), 0, "{about}: {report}");
+    });
+}
+
+#[test]
+fn what_a_cut_off_repair_leaves_is_not_clean_at_boot() {
+    let (storage, inos) = without_extents();
+    cut_everywhere(&storage.image(), |left, about| {
+        // The damage itself is found by nobody who does not look.
+        let begun = crate::pool::read_superblock(&MemStorage::from_image(left.clone()))
+            .is_ok_and(|s| s.sequence > crate::pool::read_superblock(&*storage).unwrap().sequence);
+        let storage = Arc::new(MemStorage::from_image(left));
+        let report = check(storage.clone(), &SAFE).unwrap();
+        if begun && report.is_clean() {
+            assert_eq!(zeros(&storage, &inos), 0, "{about}: {report}");
+        }
+    });
+}
+
+/// The first run replays the log, and so the image could be closed in order.
+#[test]
+fn damage_that_a_safe_repair_leaves_is_found_again_at_the_next_boot() {
+    let (storage, fs, inos) = files(3);
+    fs.sync().unwrap();
+    let mut batch = Batch::new();
+    batch.delete(&inode_key(inos[1]));
+    fs.tree().apply(&batch).unwrap();
+    fs.sync().unwrap();
+    drop(fs);
+    for run in 0..3 {
+        let report = check(storage.clone(), &SAFE).unwrap();
+        assert_eq!((report.checked, report.exit_code()), (true, 4), "run {run}: {report}");
+        assert_eq!(report.replay.as_ref().is_some_and(|r| r.records > 0), run == 0, "run {run}: {report}");
+    }
+    // It can be mounted all the same.
+    let fs = Fs::open(storage.clone(), &options()).unwrap();
+    assert_eq!(fs.lookup(ROOT, b"f2").unwrap(), inos[2]);
+    drop(fs);
+    assert_eq!(check(storage.clone(), &ALL).unwrap().exit_code(), 1);
+    assert!(!check(storage, &SAFE).unwrap().checked, "closed in order when nothing is left");
+}
+
+/// A superblock is written again without more ado, and something else is left to the user.
+#[test]
+fn an_image_that_was_closed_in_order_is_looked_at_after_half_a_repair() {
+    let k = known();
+    forge_inode(&k.storage, k.file, |inode| inode.size = 5);
+    k.storage.write_at(50, b"xxxx").unwrap();
+    for run in 0..2 {
+        let report = check(k.storage.clone(), &SAFE).unwrap();
+        assert_eq!(report.left, 1, "run {run}: {report}");
+    }
+    let fs = Fs::open(k.storage.clone(), &options()).unwrap();
+    assert!(fs.read(k.other, 0, 10).is_ok());
+}
+
+/// Few names tell little of a seed, but a repair that is not finished tells that it may be a new one.
+#[test]
+fn an_image_with_few_names_is_not_mounted_before_they_have_new_places() {
+    let (storage, fs, inos) = files(3);
+    fs.close().unwrap();
+    super::salvage::forget_copies(&storage);
+    storage.write_at(0, &[0; 65536]).unwrap();
+    let all_there = |storage: &Arc<MemStorage>, about: &str| {
+        let Ok(fs) = Fs::open(storage.clone(), &options()) else { return false };
+        for (i, ino) in inos.iter().enumerate() {
+            let found = fs.lookup(ROOT, format!("f{i}").as_bytes());
+            assert!(matches!(found, Ok(found) if found == *ino), "{about}: {found:?}");
+        }
+        true
+    };
+    cut_everywhere(&storage.image(), |left, about| {
+        let storage = Arc::new(MemStorage::from_image(left));
+        all_there(&Arc::new(MemStorage::from_image(storage.image())), about);
+        let report = check(storage.clone(), &ALL).unwrap();
+        assert_eq!(report.left, 0, "{about}: {report}");
+        assert!(look_at(&storage).is_clean() && all_there(&storage, about), "{about}: {report}");
+    });
+}
