@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::fix::Fix;
+use super::inodes::is_written;
 use super::shared::SharedRuns;
 use super::{Result, replay_options};
 use crate::fs::format::*;
@@ -60,7 +61,10 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
             apply.moves(fix)?;
         }
         apply.fields(fixes)?;
-        for fix in fixes.iter().filter(|fix| !matches!(fix, Fix::LoseRange(..))) {
+        for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Delete(_))) {
+            apply.moves(fix)?;
+        }
+        for fix in fixes.iter().filter(|fix| !matches!(fix, Fix::LoseRange(..) | Fix::Delete(_))) {
             apply.moves(fix)?;
         }
         if fixes.contains(&Fix::SharedCounts) {
@@ -96,7 +100,7 @@ impl Apply<'_> {
     /// Steps that need to know nothing else.
     fn simple(&mut self, fix: &Fix) -> Result<()> {
         match fix {
-            Fix::Delete(key) => self.batch.delete(key),
+            Fix::Delete(key) if !names_blocks(key) => self.batch.delete(key),
             Fix::DeleteName(key) => {
                 self.batch.delete(key);
                 self.applied.lost_names += 1;
@@ -161,6 +165,8 @@ impl Apply<'_> {
             Fix::Reconnect(ino, links) => self.reconnect(*ino, *links)?,
             Fix::Adopt(group) => self.adopt(*group)?,
             Fix::Unshare(key) => self.unshare(key)?,
+            // After the counts of blocks, which know it still.
+            Fix::Delete(key) if names_blocks(key) => self.give_up(key)?,
             Fix::Lose(ino, from, run) => self.lose(*ino, *from, *run)?,
             Fix::LoseRange(ino, from, to) => self.lose_range(*ino, *from, *to)?,
             _ => {}
@@ -354,24 +360,41 @@ impl Apply<'_> {
     }
 
     /// Gives contents whose blocks are in use elsewhere, too, blocks of their own, if the checksums are right. If not, the blocks
-    /// hold something else by now, and the record goes.
+    /// hold something else by now, and the contents are given up.
     fn unshare(&mut self, key: &[u8]) -> Result<()> {
         let Some(record) = self.tree.get(key)? else { return Ok(()) };
         match AnyKey::parse(key) {
             Some(AnyKey::Extent(ino, end)) => {
-                let Ok(Extent::Blocks { len, start, crcs, .. }) = Extent::decode(ino, end, &record) else {
+                let Ok(Extent::Blocks { len, start, shared, crcs }) = Extent::decode(ino, end, &record)
+                else {
                     return Ok(());
                 };
                 let mut bytes = vec![0; crcs.len() * BLOCK_SIZE];
                 let right = self.tree.read_blocks(start, &mut bytes).is_ok()
                     && bytes.chunks(BLOCK_SIZE).zip(&crcs).all(|(b, crc)| crc32fast::hash(b) == *crc);
-                let moved = if right && !crcs.is_empty() { self.copy(&bytes)? } else { None };
-                match moved {
-                    Some(start) => {
-                        let extent = Extent::Blocks { len, start, shared: false, crcs };
-                        self.batch.put(key, &extent.encode());
+                if !right || crcs.is_empty() {
+                    return self.give_up(key);
+                }
+                // Piece by piece, from the front: the record keeps what is not copied yet.
+                let mut at = 0;
+                while at < crcs.len() {
+                    let run = self.copy(&bytes[at * BLOCK_SIZE..])?;
+                    let to = at + run.len as usize;
+                    let until = (to * BLOCK_SIZE).min(len as usize) as u32;
+                    if to < crcs.len() {
+                        let (start, crcs) = (BlockNo(start.0 + to as u64), crcs[to..].to_vec());
+                        let rest = Extent::Blocks { len: len - until, start, shared, crcs };
+                        self.batch.put(key, &rest.encode());
                     }
-                    None => self.batch.delete(key),
+                    let piece = Extent::Blocks {
+                        len: until - (at * BLOCK_SIZE) as u32,
+                        start: run.start,
+                        shared: false,
+                        crcs: crcs[at..to].to_vec(),
+                    };
+                    self.batch.put(&extent_key(ino, end - (len - until) as u64), &piece.encode());
+                    self.flush()?;
+                    at = to;
                 }
             }
             Some(AnyKey::Xattr(ino, _)) => {
@@ -380,13 +403,15 @@ impl Apply<'_> {
                 let mut bytes = vec![0; (len as usize).next_multiple_of(BLOCK_SIZE)];
                 let right = self.tree.read_blocks(start, &mut bytes).is_ok()
                     && crc32fast::hash(&bytes[..len as usize]) == crc;
-                match if right { self.copy(&bytes)? } else { None } {
-                    Some(start) => {
-                        let value = XattrValue::Blocks { len, start, crc };
-                        self.batch.put(key, &Xattr { value, ..xattr }.encode());
-                    }
-                    None => self.batch.delete(key),
+                if !right {
+                    return self.give_up(key);
                 }
+                let run = self.copy(&bytes)?;
+                if (run.len as usize) < bytes.len() / BLOCK_SIZE {
+                    return Err(crate::Error::NoSpace.into());
+                }
+                let value = XattrValue::Blocks { len, start: run.start, crc };
+                self.batch.put(key, &Xattr { value, ..xattr }.encode());
             }
             _ => {}
         }
@@ -443,6 +468,11 @@ impl Apply<'_> {
 
     /// Gives up what is not mapped of a file between two bytes.
     fn lose_range(&mut self, ino: Ino, from: u64, to: u64) -> Result<()> {
+        self.lose_holes(ino, from, to, &[])
+    }
+
+    /// The same, as if there were no record `gone`.
+    fn lose_holes(&mut self, ino: Ino, from: u64, to: u64, gone: &[u8]) -> Result<()> {
         const BLOCK: u64 = BLOCK_SIZE as u64;
         let Some(inode) = self.inode(ino)?.filter(|inode| inode.kind == Kind::File) else { return Ok(()) };
         let until = to.next_multiple_of(BLOCK).min(inode.size);
@@ -451,7 +481,10 @@ impl Apply<'_> {
         let mut cursor = tree.cursor();
         cursor.seek(&extent_key(ino, at + 1))?;
         while at < until {
-            let next = if cursor.next()? { AnyKey::parse(cursor.key()) } else { None };
+            let mut next = if cursor.next()? { AnyKey::parse(cursor.key()) } else { None };
+            if next.is_some() && cursor.key() == gone {
+                next = if cursor.next()? { AnyKey::parse(cursor.key()) } else { None };
+            }
             let (begin, end) = match next {
                 Some(AnyKey::Extent(owner, end)) if owner == ino => {
                     let Ok(extent) = Extent::decode(ino, end, cursor.value()) else { return Ok(()) };
@@ -469,21 +502,44 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Writes contents to new blocks, in one run; `None` if there is none.
-    fn copy(&mut self, bytes: &[u8]) -> Result<Option<BlockNo>> {
-        let want = (bytes.len() / BLOCK_SIZE) as u32;
-        let run = match self.tree.reserve_blocks(want) {
-            Ok(run) if run.len == want => run,
-            Ok(run) => {
-                self.tree.unreserve_blocks(run);
-                return Ok(None);
-            }
-            Err(crate::Error::NoSpace) => return Ok(None),
-            Err(e) => return Err(e.into()),
-        };
-        self.tree.write_blocks(run.start, bytes)?;
+    /// Writes contents to new blocks, as many of them as find room side by side. What is right is not given up because there is no
+    /// room for it: that is an error.
+    fn copy(&mut self, bytes: &[u8]) -> Result<Run> {
+        let run = self.tree.reserve_blocks((bytes.len() / BLOCK_SIZE) as u32)?;
+        self.tree.write_blocks(run.start, &bytes[..run.len as usize * BLOCK_SIZE])?;
         self.batch.allocate(run);
-        Ok(Some(run.start))
+        Ok(run)
+    }
+
+    /// Deletes an extent or an attribute, and takes its blocks out of the inode's count: with one that is too high, all holes of the
+    /// file would be taken for lost. Contents that were written are marked as lost, where no other extent has them.
+    fn give_up(&mut self, key: &[u8]) -> Result<()> {
+        self.flush()?;
+        let Some(record) = self.tree.get(key)? else { return Ok(()) };
+        self.batch.delete(key);
+        let (ino, run) = match AnyKey::parse(key) {
+            Some(AnyKey::Xattr(ino, _)) => {
+                (ino, Xattr::decode(ino, &record).ok().and_then(|xattr| xattr.run()))
+            }
+            Some(AnyKey::Extent(ino, end)) => {
+                let Ok(extent) = Extent::decode(ino, end, &record) else { return Ok(()) };
+                if self.inode(ino)?.is_none_or(|inode| inode.kind != Kind::File) {
+                    return Ok(());
+                }
+                if is_written(&extent) {
+                    self.lose_holes(ino, end.saturating_sub(extent.length()), end, key)?;
+                }
+                (ino, extent.run())
+            }
+            _ => return Ok(()),
+        };
+        if let Some(run) = run
+            && let Some(mut inode) = self.inode(ino)?
+        {
+            inode.blocks = inode.blocks.saturating_sub(run.len as u64);
+            self.batch.put(&inode_key(ino), &inode.encode());
+        }
+        Ok(())
     }
 
     /// Writes the counts of shared blocks as they are, in the order of their places. What stands there and is right stays.
@@ -511,6 +567,11 @@ impl Apply<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a record of this key may name blocks, which its inode counts.
+fn names_blocks(key: &[u8]) -> bool {
+    matches!(AnyKey::parse(key), Some(AnyKey::Xattr(..) | AnyKey::Extent(..)))
 }
 
 /// A new directory's record.

@@ -132,7 +132,7 @@ impl fmt::Display for Fix {
                 write!(f, "mark it as lost: reading it is an error until it is written again")
             }
             Fix::Unshare(_) | Fix::Contested => {
-                write!(f, "copy it to blocks of its own if its checksum is right, else delete it")
+                write!(f, "copy it to blocks of its own if its checksum is right, else give it up")
             }
             Fix::SharedCounts => write!(f, "write the counts of shared blocks again"),
         }

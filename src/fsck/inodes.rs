@@ -477,7 +477,7 @@ impl Pass<'_> {
         let place = Place { blocks: Some(run), ..Place::ino(ino.0) };
         if !self.image.is_valid_run(run) {
             let what = format!("{what} lies outside the groups of the image");
-            self.findings.add(Problem::BlocksOutside, place, what, vec![Fix::Delete(key.to_vec())]);
+            self.findings.add(Problem::BlocksOutside, place, what, vec![Fix::Unshare(key.to_vec())]);
             return false;
         }
         self.report.data_bytes += run.len as u64 * BLOCK;
@@ -615,7 +615,8 @@ fn range_of(gap: &Gap, ino: Ino, size: u64) -> (u64, u64) {
     (from.saturating_sub(EXTENT_BLOCKS_MAX as u64 * BLOCK), to.min(size))
 }
 
-fn is_written(extent: &Extent) -> bool {
+/// Whether an extent holds contents; others are set aside, and read as zeros.
+pub(super) fn is_written(extent: &Extent) -> bool {
     !matches!(extent, Extent::Blocks { crcs, .. } if crcs.is_empty())
 }
 

@@ -23,6 +23,9 @@ pub struct Toll {
     pub names: u64,
     /// Ranges of files whose contents are lost, or may be.
     pub contents: u64,
+    /// Extents and attributes whose blocks are not theirs alone, or lie outside: they would be copied if their checksums are right, and
+    /// are lost otherwise.
+    pub contested: u64,
     /// Inodes and directories that would get a name in `lost+found`.
     pub reconnected: u64,
     /// Leaves that are reached from nowhere, and that would be found again.
@@ -54,6 +57,7 @@ impl Toll {
                 Fix::Adopt(0) if findings.fixes.contains(&Fix::Root) => {}
                 Fix::Reconnect(..) | Fix::Adopt(_) => toll.reconnected += 1,
                 Fix::Lose(..) | Fix::LoseRange(..) => toll.contents += 1,
+                Fix::Unshare(_) | Fix::Contested => toll.contested += 1,
                 // A mark of an orphan is nobody's loss, and a name that leaves a circle comes back in `lost+found`.
                 Fix::Delete(key) => match AnyKey::parse(key) {
                     Some(AnyKey::Orphan(_) | AnyKey::Entry(..)) => {}
@@ -69,13 +73,14 @@ impl Toll {
     pub(super) fn to_json(self) -> String {
         format!(
             "{{\"everything\": {}, \"key_ranges\": {}, \"log\": {}, \"records\": {}, \"names\": {}, \
-             \"contents\": {}, \"reconnected\": {}, \"leaves_found\": {}, \"more\": {}}}",
+             \"contents\": {}, \"contested\": {}, \"reconnected\": {}, \"leaves_found\": {}, \"more\": {}}}",
             self.everything,
             self.key_ranges,
             self.log,
             self.records,
             self.names,
             self.contents,
+            self.contested,
             self.reconnected,
             self.leaves_found,
             self.more
@@ -106,6 +111,13 @@ impl fmt::Display for Toll {
         add(self.contents, count(self.contents, "range of contents", "ranges of contents"));
         let lost = if lost.is_empty() { "nothing that is known of".to_string() } else { lost.join(", ") };
         write!(f, "a repair with -y would give up {lost}{}", if self.more { ", and more" } else { "" })?;
+        if self.contested > 0 {
+            let ranges = count(self.contested, "extent or attribute", "extents or attributes");
+            write!(
+                f,
+                "; it would copy {ranges} to other blocks if the checksums are right, else give them up"
+            )?;
+        }
         if self.leaves_found > 0 {
             let leaves = count(self.leaves_found, "page", "pages");
             write!(f, "; it would find {leaves} of the tree that nothing leads to any more")?;

@@ -3,8 +3,10 @@
 use super::support::*;
 use super::*;
 use crate::fs::format::*;
-use crate::fs::{Fallocate, Fs, FsError, SetAttributes};
+use crate::fs::{Fallocate, Fs, FsError, New, ROOT, SetAttributes, SetXattr};
+use crate::page::{BlockNo, Run};
 use crate::storage::MemStorage;
+use crate::tree::Tree;
 
 const ALL: Options<'static> = Options { repair: Repair::All, scrub: true, force: true, progress: None };
 
@@ -104,5 +106,148 @@ fn records_of_lost_contents_are_what_the_format_says() {
         let mut bytes = bytes.clone();
         bytes[at] = byte;
         assert!(Extent::decode(crate::fs::ROOT, end, &bytes).is_err());
+    }
+}
+
+/// Files without contents.
+fn files<const N: usize>() -> (Arc<MemStorage>, Fs, [Ino; N]) {
+    let storage = Arc::new(MemStorage::new(SIZE));
+    Fs::format(storage.clone(), &format_options(SIZE), &ME).unwrap();
+    let fs = open(&storage);
+    let inos = std::array::from_fn(|i| {
+        let ino = fs.create(ROOT, format!("f{i}").as_bytes(), New::File, 0o644, 0, &ME).unwrap().ino;
+        fs.release(ino, 1).unwrap();
+        ino
+    });
+    (storage, fs, inos)
+}
+
+/// The first extent of a file, with its key and record.
+fn first_extent(tree: &Tree, ino: Ino) -> (Vec<u8>, Vec<u8>, Extent) {
+    let (key, record) = records(tree, &extent_key(ino, 0)[..9]).remove(0);
+    let extent = Extent::decode(ino, extent_end(ino, &key).unwrap(), &record).unwrap();
+    (key, record, extent)
+}
+
+/// After one repair a second one finds nothing, and no attribute, hole or other extent was lost with what was.
+fn only_that_is_lost(storage: &Arc<MemStorage>, about: &str) -> Fs {
+    let report = check(storage.clone(), &ALL).unwrap();
+    assert_eq!((report.left, report.count(ProblemKind::Lost)), (0, 0), "{about}: {report}");
+    let second = look_at(storage);
+    assert!(second.is_clean(), "{about}: {report}\n{second}");
+    open(storage)
+}
+
+/// With its blocks still counted, all holes of the file would be taken for lost.
+#[test]
+fn an_attribute_that_is_given_up_costs_no_holes() {
+    let (storage, fs, [file]) = files();
+    fs.write(file, 10 << 20, &[7; 4096], &ME).unwrap();
+    fs.set_xattr(file, b"user.big", &[9; 9000], SetXattr::Any, &ME).unwrap();
+    fs.close().unwrap();
+    let mut run = None;
+    forge(&storage, |tree, _| {
+        let (_, record) = records(tree, &xattr_key(file, 0)[..9]).remove(0);
+        run = Xattr::decode(file, &record).unwrap().run();
+    });
+    storage.write_at(run.unwrap().start.offset(), &[1; 100]).unwrap();
+    // A count of blocks that is wrong as well is still put right.
+    for wrong in [false, true] {
+        let storage = Arc::new(MemStorage::from_image(storage.image()));
+        if wrong {
+            forge_inode(&storage, file, |inode| inode.blocks -= 1);
+        }
+        let fs = only_that_is_lost(&storage, &format!("wrong count: {wrong}"));
+        assert!(fs.get_xattr(file, b"user.big").is_err());
+        assert_eq!(fs.read(file, 0, 4096).unwrap(), [0; 4096]);
+        assert_eq!(fs.read(file, 10 << 20, 4096).unwrap(), [7; 4096]);
+    }
+}
+
+#[test]
+fn an_extent_that_is_given_up_costs_its_own_range() {
+    let (base, fs, [file]) = files();
+    fs.write(file, 10 << 20, &[7; 4096], &ME).unwrap();
+    fs.write(file, 20 << 20, &[8; 4096], &ME).unwrap();
+    fs.close().unwrap();
+    // Outside the groups.
+    let storage = Arc::new(MemStorage::from_image(base.image()));
+    forge(&storage, |tree, batch| {
+        let (key, _, extent) = first_extent(tree, file);
+        let Extent::Blocks { len, start, shared, crcs } = extent else { panic!("inline") };
+        batch.free(Run { start, len: 1 });
+        batch.put(&key, &Extent::Blocks { len, start: BlockNo(1), shared, crcs }.encode());
+    });
+    let found = look_at(&storage);
+    assert!(found.toll.is_some_and(|toll| toll.contested == 1), "{found}");
+    assert!(found.to_string().contains("it would copy 1 extent or attribute to other blocks"), "{found}");
+    let fs = only_that_is_lost(&storage, "outside");
+    assert!(is_lost(fs.read(file, 10 << 20, 4096)));
+    assert_eq!(fs.read(file, 0, 4096).unwrap(), [0; 4096]);
+    assert_eq!(fs.read(file, 20 << 20, 4096).unwrap(), [8; 4096]);
+    drop(fs);
+    // Over the end of another one: what is not that one's is lost.
+    let storage = Arc::new(MemStorage::from_image(base.image()));
+    forge(&storage, |tree, batch| {
+        let run = tree.reserve_blocks(2).unwrap();
+        tree.write_blocks(run.start, &[5; 8192]).unwrap();
+        batch.allocate(run);
+        let crcs = vec![crc32fast::hash(&[5; 4096]); 2];
+        let extent = Extent::Blocks { len: 8192, start: run.start, shared: false, crcs };
+        batch.put(&extent_key(file, (10 << 20) + 8192), &extent.encode());
+        let record = tree.get(&inode_key(file)).unwrap().unwrap();
+        let mut inode = Inode::decode(file, &record).unwrap();
+        inode.blocks += 2;
+        batch.put(&inode_key(file), &inode.encode());
+    });
+    let fs = only_that_is_lost(&storage, "overlapping");
+    assert_eq!(fs.read(file, 10 << 20, 4096).unwrap(), [7; 4096]);
+    assert!(is_lost(fs.read(file, (10 << 20) + 4096, 4096)));
+    assert_eq!(fs.read(file, (10 << 20) + 8192, 4096).unwrap(), [0; 4096]);
+    assert_eq!(fs.read(file, 20 << 20, 4096).unwrap(), [8; 4096]);
+}
+
+/// Two files with the same 64 blocks, and a file that fills the rest of the image but for `holes` blocks, none beside another.
+fn contested(holes: u64) -> (Arc<MemStorage>, [Ino; 2], Vec<u8>) {
+    let (storage, fs, [a, b, rest]) = files();
+    let data: Vec<u8> = (0..64 * 4096).map(|i| (i / 4096) as u8 + 1).collect();
+    fs.write(a, 0, &data, &ME).unwrap();
+    fs.write(b, 0, &data, &ME).unwrap();
+    fs.close().unwrap();
+    forge(&storage, |tree, batch| {
+        let ((_, record, _), (key, _, extent)) = (first_extent(tree, a), first_extent(tree, b));
+        batch.put(&key, &record);
+        batch.free(extent.run().unwrap());
+    });
+    let fs = open(&storage);
+    let blocks = (0u64..).take_while(|n| fs.write(rest, n * 4096, &[*n as u8; 4096], &ME).is_ok()).count();
+    for i in (0..blocks as u64).step_by(2).take(holes as usize) {
+        fs.fallocate(rest, i * 4096, 4096, Fallocate::PunchHole, &ME).unwrap();
+    }
+    fs.close().unwrap();
+    (storage, [a, b], data)
+}
+
+#[test]
+fn contents_that_can_be_read_are_copied_in_pieces() {
+    let (storage, inos, data) = contested(600);
+    let report = check(storage.clone(), &ALL).unwrap();
+    assert_eq!((report.left, report.count(ProblemKind::BlocksTwice)), (0, 1), "{report}");
+    let fs = open(&storage);
+    for ino in inos {
+        assert!(fs.read(ino, 0, data.len()).unwrap() == data, "{report}");
+    }
+    fs.close().unwrap();
+    assert!(look_at(&storage).is_clean());
+}
+
+#[test]
+fn contents_that_can_be_read_are_not_given_up_for_want_of_space() {
+    let (storage, inos, data) = contested(0);
+    let full = check(storage.clone(), &ALL).map(|report| report.to_string());
+    assert!(matches!(full, Err(FsckError::Engine(crate::Error::NoSpace))), "{full:?}");
+    let fs = open(&storage);
+    for ino in inos {
+        assert!(fs.read(ino, 0, data.len()).unwrap() == data);
     }
 }
