@@ -48,6 +48,20 @@ impl Claims {
         twice
     }
 
+    /// Claims what the bitmaps have marked as in use, and all of a group whose bitmap cannot be read.
+    pub fn keep(&mut self, image: &Image) {
+        let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        for group in 0..image.superblock.groups {
+            let id = image.superblock.bitmap_page(group);
+            let whole = !matches!(image.read_page(id, &mut page), Err(PageError::Damaged(_)));
+            for at in BLOCKS_PER_PAGE..image.superblock.group_blocks(group) {
+                if !whole || Bitmap(&page).state(at, 1) == Some(true) {
+                    self.claim(Run { start: BlockNo(id.block().0 + at as u64), len: 1 });
+                }
+            }
+        }
+    }
+
     /// The claimed blocks of a group, one bit a block.
     pub fn group(&self, group: u32) -> Option<&[u64; WORDS]> {
         self.groups.get(&group).map(|words| &**words)

@@ -189,8 +189,7 @@ impl History {
             }
         }
         if fixes.contains(&Fix::Bitmaps) {
-            self.bitmaps(storage, looked)?;
-            did = true;
+            did |= self.bitmaps_of_records(storage, options, looked)?;
         }
         let mut fixes = fixes;
         if options.repair == Repair::All && looked.findings.unsafe_fixes == 0 {
@@ -232,6 +231,26 @@ impl History {
         let root = image.superblock.root;
         let target = Target { root, end, groups, claims: &looked.claims, pages };
         switch::switch(&**storage, image, &target)
+    }
+
+    /// Writes the bitmaps again from the records; whether that was done. If a user has to decide about records first, no block that is
+    /// marked as in use becomes free: it may belong to what one of them has led to.
+    fn bitmaps_of_records(
+        &mut self,
+        storage: &Arc<dyn Storage>,
+        options: &Options<'_>,
+        looked: &mut Looked,
+    ) -> Result<bool> {
+        if options.repair == Repair::Safe && looked.findings.unsafe_fixes > 0 {
+            use ProblemKind::*;
+            let kinds = [BlocksFree, Bitmap, PageLsn, RepairUnfinished];
+            if kinds.iter().all(|kind| !looked.findings.counts.contains_key(kind)) {
+                return Ok(false);
+            }
+            looked.claims.keep(&looked.image);
+        }
+        self.bitmaps(storage, looked)?;
+        Ok(true)
     }
 
     /// Repairs records; whether any was changed.

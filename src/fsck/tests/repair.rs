@@ -155,6 +155,46 @@ fn safe_repairs_take_nothing_away() {
     assert_eq!((report.exit_code(), report.inodes), (0, 0));
 }
 
+/// What belongs to a file that only a user can decide about stays its own.
+#[test]
+fn safe_repairs_free_no_blocks_of_what_they_leave() {
+    use crate::fs::format::{extent_key, inode_key};
+    let safe = Options { repair: Repair::Safe, force: true, ..Options::default() };
+    for whole in [true, false] {
+        let k = known();
+        let mut old = Vec::new();
+        forge(&k.storage, |tree, batch| {
+            old = tree.get(&inode_key(k.file)).unwrap().unwrap();
+            let mut new = old.clone();
+            new[1] = 0x80;
+            batch.put(&inode_key(k.file), &new);
+        });
+        // Blocks that are in use and marked as free are still marked, and a bitmap that is lost is made again.
+        let id = superblock(&*k.storage).bitmap_page(0);
+        if whole {
+            forge(&k.storage, |tree, batch| {
+                let (key, record) = records(tree, &extent_key(k.other, 0)[..9]).remove(0);
+                let end = crate::fs::format::extent_end(k.other, &key).unwrap();
+                let extent = crate::fs::format::Extent::decode(k.other, end, &record).unwrap();
+                batch.free(extent.run().unwrap());
+            });
+        } else {
+            k.storage.write_at(id.offset() + 700, b"rot").unwrap();
+        }
+        for run in 0..2 {
+            let report = check(k.storage.clone(), &safe).unwrap();
+            assert_eq!((report.left > 0, report.repaired > 0), (true, run == 0), "{report}");
+            assert_eq!(report.count(ProblemKind::BlocksFree) > 0, run == 0 && whole, "{report}");
+        }
+        forge(&k.storage, |_, batch| batch.put(&inode_key(k.file), &old));
+        let report = look_at(&k.storage);
+        // All of a group whose bitmap is lost counts as in use, until all is known that is.
+        let leaked = report.count(ProblemKind::BlocksLeaked);
+        assert_eq!((report.left, leaked), (!whole as u64, !whole as u64), "{report}");
+        repaired(&k.storage, &report);
+    }
+}
+
 #[test]
 fn a_log_is_replayed_for_good() {
     let storage = Arc::new(MemStorage::new(SIZE));
