@@ -23,7 +23,8 @@ use crate::pool::RecoveryReport;
 use crate::storage::Storage;
 use crate::tree::Tree;
 
-/// Rounds after which a repair gives up: damage that comes back with each.
+/// Rounds after which a repair gives up: damage that comes back with each. Those with more to do
+/// than one can, and less than any before, are not counted.
 const ROUNDS_MAX: usize = 20;
 
 /// What a round has done.
@@ -63,13 +64,20 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
     let mut history = History::default();
     let mut options = *options;
     let mut known = Earlier::default();
-    for round in 0.. {
+    let (mut rounds, mut least, mut first) = (0, u64::MAX, true);
+    loop {
         let mut looked = look(storage, &options, &known)?;
-        if round == 0 {
+        if std::mem::take(&mut first) {
             history.replay = looked.report.replay.clone();
         }
         history.note(&looked, &options);
-        let last = round + 1 == ROUNDS_MAX;
+        let found = &looked.findings;
+        if (found.more || found.more_rotten) && found.total() < least {
+            least = found.total();
+        } else {
+            rounds += 1;
+        }
+        let last = rounds == ROUNDS_MAX;
         let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
         let done = if last { Done::Nothing } else { history.act(storage, &options, &mut looked)? };
         options.force = true;
@@ -92,7 +100,6 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             Done::Refused(size) => known.size = Some(size),
         }
     }
-    unreachable!("the last round does nothing")
 }
 
 impl History {

@@ -519,8 +519,8 @@ pub(super) struct Findings {
     pub names_later: u64,
 }
 
-/// Fixes that one round collects; others wait for the next.
-const FIXES_MAX: usize = 200_000;
+/// Fixes that one round collects; others wait for the next. (Tests shall have several rounds.)
+const FIXES_MAX: usize = if cfg!(test) { 500 } else { 200_000 };
 /// The same of contents with a wrong checksum, 32 bytes each. Each round reads all contents again. (Tests shall have several.)
 const ROTTEN_MAX: usize = if cfg!(test) { 100 } else { 1_000_000 };
 

@@ -195,6 +195,25 @@ fn safe_repairs_free_no_blocks_of_what_they_leave() {
     }
 }
 
+/// Each round does as much as one can.
+#[test]
+fn a_repair_has_as_many_rounds_as_there_is_to_do() {
+    use crate::fs::format::{Orphan, orphan_key};
+    let k = known();
+    forge(&k.storage, |tree, batch| {
+        for i in 0..12_000 {
+            batch.put(&orphan_key(crate::fs::Ino(100_000 + i)), &Orphan::Unlinked.encode());
+            if batch.len() == 50 {
+                tree.apply(batch).unwrap();
+                batch.clear();
+            }
+        }
+    });
+    let report = check(k.storage.clone(), &ALL).unwrap();
+    assert_eq!((report.left, report.repaired), (0, 12_000), "{report}");
+    assert!(look_at(&k.storage).is_clean());
+}
+
 #[test]
 fn a_log_is_replayed_for_good() {
     let storage = Arc::new(MemStorage::new(SIZE));
