@@ -37,6 +37,8 @@ struct Apply<'a> {
     taken: Option<BTreeSet<u64>>,
     /// No number below this is free.
     free: u64,
+    /// The greatest number born in a group, where it was asked for.
+    last_born: BTreeMap<u64, u32>,
     /// Blocks may have two owners.
     contested: bool,
 }
@@ -47,7 +49,8 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
     let seed = tree.hash_seed();
     let contested = fixes.iter().any(|fix| matches!(fix, Fix::Unshare(_) | Fix::Contested));
     let (batch, applied) = (Batch::new(), Applied::default());
-    let mut apply = Apply { tree: &tree, batch, applied, seed, taken: None, free: 1, contested };
+    let (taken, free, last_born) = (None, 1, BTreeMap::new());
+    let mut apply = Apply { tree: &tree, batch, applied, seed, taken, free, last_born, contested };
     let root_first = fixes.contains(&Fix::Root);
     if root_first {
         // Names in it mean something again only now.
@@ -300,12 +303,17 @@ impl Apply<'_> {
     /// Makes a directory in another one.
     fn birth(&mut self, parent: Ino, mut above: Inode, name: &[u8], new: Inode) -> Result<Option<Ino>> {
         let Some(dir) = &mut above.dir else { return Ok(None) };
-        let last = self.last_in_group(dir.births)?.map_or(1, |last| last + 1);
-        dir.next = dir.next.max(last).max(1);
+        // One look for many births.
+        let last = match self.last_born.get(&dir.births) {
+            Some(last) => Some(*last),
+            None => self.last_in_group(dir.births)?,
+        };
+        dir.next = dir.next.max(last.map_or(1, |last| last + 1)).max(1);
         if dir.next >= BIRTHS_MAX {
             (dir.births, dir.next) = (self.group()?, 1);
         }
         let ino = Ino::new(dir.births, dir.next);
+        self.last_born.insert(dir.births, dir.next);
         dir.next += 1;
         dir.count += 1;
         let group = dir.entries;

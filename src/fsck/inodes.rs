@@ -340,10 +340,10 @@ impl Pass<'_> {
         }
         let last = if missing { u64::MAX } else { INLINE_MAX as u64 };
         let (first, last) = (extent_key(ino, 0), extent_key(ino, last));
-        for gap in &self.structure.gaps {
-            if *gap.low > *last || gap.high.as_ref().is_some_and(|high| **high <= *first) {
-                continue;
-            }
+        // They lie in key order.
+        let gaps = &self.structure.gaps;
+        let begin = gaps.partition_point(|gap| gap.high.as_ref().is_some_and(|high| **high <= *first));
+        for gap in gaps[begin..].iter().take_while(|gap| *gap.low <= *last) {
             let (from, to) = match missing {
                 true => range_of(gap, ino, inode.size),
                 false => (0, inode.size.min(INLINE_MAX as u64)),

@@ -8,6 +8,7 @@
 //! missing leaves an interrupted run might leave pages with new places, which would be found beside the old ones.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use super::blocks::Claims;
 use super::image::Image;
@@ -243,10 +244,12 @@ fn take(
     low: &[u8],
     high: Option<&[u8]>,
 ) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-    let overlaps = |begin: &[u8], end: &Option<Vec<u8>>| {
-        high.is_none_or(|high| begin < high) && end.as_ref().is_none_or(|end| end.as_slice() > low)
-    };
-    let hit: Vec<Vec<u8>> = open.iter().filter(|(b, e)| overlaps(b, e)).map(|(b, _)| b.clone()).collect();
+    // The ranges do not overlap: only the last one that begins at `low` or before can reach behind it.
+    let before = open.range::<[u8], _>((Unbounded, Included(low))).next_back();
+    let before = before.filter(|(_, end)| end.as_ref().is_none_or(|end| end.as_slice() > low));
+    let behind = open.range::<[u8], _>((Excluded(low), Unbounded));
+    let behind = behind.take_while(|(begin, _)| high.is_none_or(|high| begin.as_slice() < high));
+    let hit: Vec<Vec<u8>> = before.into_iter().chain(behind).map(|(begin, _)| begin.clone()).collect();
     let mut taken = Vec::new();
     for begin in hit {
         let Some(end) = open.remove(&begin) else { continue };
@@ -473,6 +476,57 @@ impl Build<'_> {
                 return Ok(level.id);
             }
             self.add(at, &level.low, &level.id.0.to_be_bytes())?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Rng;
+
+    fn holds(low: &[u8], high: Option<&Vec<u8>>, key: u8) -> bool {
+        low <= &[key][..] && high.is_none_or(|high| high.as_slice() > &[key][..])
+    }
+
+    /// What `take` leaves and takes is what a bit for each key would tell; keys are single bytes.
+    #[test]
+    fn each_key_is_taken_once() {
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let mut open = BTreeMap::from([(vec![], Some(vec![40])), (vec![60], None)]);
+            let mut free: Vec<bool> = (0..100).map(|key| !(40..60).contains(&key)).collect();
+            for _ in 0..20 {
+                let low = rng.below(99) as u8;
+                let high = low + 1 + rng.below(30) as u8;
+                let high = (high < 100).then_some([high]);
+                let taken = take(&mut open, &[low], high.as_ref().map(|high| high.as_slice()));
+                for key in 0..100 {
+                    let wanted = key >= low && high.is_none_or(|high| key < high[0]);
+                    let got = taken.iter().filter(|(low, high)| holds(low, high.as_ref(), key)).count();
+                    assert_eq!(got, (wanted && free[key as usize]) as usize, "seed {seed}, key {key}");
+                    free[key as usize] &= !wanted;
+                    let left = open.iter().filter(|(low, high)| holds(low, high.as_ref(), key)).count();
+                    assert_eq!(left, free[key as usize] as usize, "seed {seed}, key {key}");
+                }
+            }
+        }
+    }
+
+    /// Leaves come in the order of their age: a search of all open ranges for each would take minutes.
+    #[test]
+    fn many_leaves_are_taken_in_no_time() {
+        let (n, mut rng) = (200_000u64, Rng::new(1));
+        let mut order: Vec<u64> = (0..n).collect();
+        for i in (1..n as usize).rev() {
+            order.swap(i, rng.index(i + 1));
+        }
+        let begun = std::time::Instant::now();
+        let mut open = BTreeMap::from([(Vec::new(), None)]);
+        for i in order {
+            let taken = take(&mut open, &i.to_be_bytes(), Some(&(i + 1).to_be_bytes()));
+            assert_eq!(taken.len(), 1);
+            assert!(begun.elapsed().as_secs() < 20, "it takes too long");
         }
     }
 }
