@@ -491,6 +491,7 @@ impl Inner {
                 Err(FsError::Engine(e)) if e.is_corrupt() => {
                     log::warn!("inode {} cannot be deleted or cut to its size: {e}", ino.0);
                 }
+                Err(FsError::NotFound) => log::warn!("inode {} is to be cut, and does not exist", ino.0),
                 Err(e) => return Err(e),
             }
             let Some(after) = ino.0.checked_add(1) else { break };

@@ -151,3 +151,20 @@ fn more_files_than_the_queue_holds_are_deleted_beside_long_ones() {
     assert!(fs.tree().check().unwrap().data.is_empty());
     fs.close().unwrap();
 }
+
+/// It is damage, but none that keeps anybody from the rest.
+#[test]
+fn an_orphan_that_does_not_exist_does_not_keep_an_image_from_being_opened() {
+    for orphan in [format::Orphan::Truncated { size: 5 }, format::Orphan::Unlinked] {
+        let storage = image(64 << 20);
+        let fs = open(&storage);
+        held(&fs, 1, 100);
+        let mut batch = crate::tree::Batch::new();
+        batch.put(&format::orphan_key(Ino(4000)), &orphan.encode());
+        fs.tree().apply(&batch).unwrap();
+        fs.close().unwrap();
+        let fs = open(&storage);
+        assert!(fs.lookup(ROOT, b"f0").is_ok());
+        fs.close().unwrap();
+    }
+}
