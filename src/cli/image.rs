@@ -51,7 +51,7 @@ fn read_superblock(image: &Path) -> io::Result<Result<(Superblock, u64), Superbl
     let mut file = open_to_look(image)?;
     let len = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
     let (mut found, mut cut) = (None::<Superblock>, None::<Superblock>);
-    let mut worst = SuperblockError::NotAnImage;
+    let (mut worst, mut unread) = (SuperblockError::NotAnImage, None);
     let newer = |s: &Superblock, than: &Option<Superblock>| {
         than.as_ref().is_none_or(|than| than.sequence < s.sequence)
     };
@@ -60,7 +60,11 @@ fn read_superblock(image: &Path) -> io::Result<Result<(Superblock, u64), Superbl
         match file.read_exact_at(&mut raw, offset) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => continue,
-            Err(e) => return Err(e),
+            // The other one may do.
+            Err(e) => {
+                unread.get_or_insert(e);
+                continue;
+            }
         }
         match Superblock::decode(&raw, u64::MAX) {
             Ok(s) if s.size <= len && newer(&s, &found) => found = Some(s),
@@ -69,7 +73,10 @@ fn read_superblock(image: &Path) -> io::Result<Result<(Superblock, u64), Superbl
             Err(e) => worst = if worst == SuperblockError::NotAnImage { e } else { worst },
         }
     }
-    Ok(found.or(cut).map(|s| (s, len)).ok_or(worst))
+    match (found.or(cut), unread) {
+        (None, Some(e)) => Err(e),
+        (found, _) => Ok(found.map(|s| (s, len)).ok_or(worst)),
+    }
 }
 
 /// What other things begin with, and where: a look for an image among them would be in vain.
