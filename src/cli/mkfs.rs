@@ -175,13 +175,8 @@ pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<
         }
         e => Failure::open(status::USAGE, &e),
     })?;
-    let caller = Caller {
-        uid: nix::unistd::geteuid().as_raw(),
-        gid: nix::unistd::getegid().as_raw(),
-        now: crate::mount::now(),
-        privileged: true,
-        ..Caller::default()
-    };
+    let user = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let caller = Caller { privileged: true, ..Caller::new(user.0, user.1, crate::mount::now()) };
     let made = Fs::format(Arc::new(storage), options, &caller);
     if made.is_err() && is_new {
         // The error that is told is the one that matters.

@@ -57,6 +57,13 @@ pub struct Caller {
     pub keeps_times: bool,
 }
 
+impl Caller {
+    /// An ordinary user.
+    pub const fn new(uid: u32, gid: u32, now: Time) -> Self {
+        Caller { uid, gid, now, privileged: false, keeps_times: false }
+    }
+}
+
 /// What `stat` tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
@@ -292,8 +299,9 @@ impl Fs {
 
     /// Changes attributes, and returns them all.
     ///
-    /// A new owner clears suid, sgid and capabilities, and so does a change of nothing by the owner or somebody privileged: that is what
-    /// arrives of a chown(2) that leaves both owner and group. From others it is ignored. A change of the size by somebody unprivileged does, too, and a mode set by such a caller comes without sgid.
+    /// A new owner clears suid, sgid and capabilities, and so does a change of the size by somebody unprivileged. So does a change of
+    /// nothing by the owner or somebody privileged, for that is what arrives of a chown(2) that leaves both owner and group; from
+    /// others it is ignored. A mode that is set by somebody unprivileged comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
         let mut state = self.lock(&node)?;

@@ -120,8 +120,7 @@ impl<V: Volume> Adapter<V> {
     }
 
     fn caller(&self, req: &fuser::Request) -> Caller {
-        let (uid, gid) = (req.uid(), req.gid());
-        Caller { uid, gid, now: now(), privileged: uid == 0, ..Caller::default() }
+        Caller { privileged: req.uid() == 0, ..Caller::new(req.uid(), req.gid(), now()) }
     }
 
     /// The errno of a failed request, after the policy for errors has been followed.

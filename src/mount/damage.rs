@@ -150,7 +150,7 @@ mod tests {
     fn volume() -> Fs {
         let storage = Arc::new(MemStorage::new(8 << 20));
         let now = Time { seconds: 1, nanos: 0 };
-        let me = Caller { uid: 0, gid: 0, now, privileged: true, keeps_times: false };
+        let me = Caller { privileged: true, ..Caller::new(0, 0, now) };
         let options = FormatOptions { size: 8 << 20, ..FormatOptions::default() };
         Fs::format(storage.clone(), &options, &me).unwrap();
         let options = Options { cache_size: 4 << 20, background: false, ..Options::default() };
@@ -183,13 +183,7 @@ mod tests {
     #[test]
     fn a_scrub_that_was_stopped_does_not_look_like_one_that_ended() {
         let (fs, scrubber) = (Arc::new(volume()), Scrubber::default());
-        let me = Caller {
-            uid: 0,
-            gid: 0,
-            now: Time { seconds: 1, nanos: 0 },
-            privileged: true,
-            keeps_times: false,
-        };
+        let me = Caller { privileged: true, ..Caller::new(0, 0, Time { seconds: 1, nanos: 0 }) };
         let file = fs.create(ROOT, b"file", New::File, 0o600, 0, &me).unwrap().ino;
         fs.write(file, 0, &[7; 1 << 20], &me).unwrap();
         let until = |state: &str| {

@@ -18,13 +18,7 @@ use std::sync::Arc;
 use super::*;
 use crate::storage::MemStorage;
 
-pub(super) const ME: Caller = Caller {
-    uid: 1000,
-    gid: 1000,
-    now: Time { seconds: 1_700_000_000, nanos: 5 },
-    privileged: false,
-    keeps_times: false,
-};
+pub(super) const ME: Caller = Caller::new(1000, 1000, Time { seconds: 1_700_000_000, nanos: 5 });
 
 pub(super) fn options() -> Options {
     Options { cache_size: 4 << 20, background: false, ..Options::default() }

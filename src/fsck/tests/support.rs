@@ -6,13 +6,7 @@ use crate::fs::{Caller, Cookie, Fallocate, Fs, Ino, New, ROOT, RenameMode, SetAt
 use crate::storage::{MemStorage, Rng};
 use crate::tree::{Batch, FormatOptions, Options as TreeOptions, Tree};
 
-pub const ME: Caller = Caller {
-    uid: 1000,
-    gid: 1000,
-    now: Time { seconds: 1_700_000_000, nanos: 5 },
-    privileged: false,
-    keeps_times: false,
-};
+pub const ME: Caller = Caller::new(1000, 1000, Time { seconds: 1_700_000_000, nanos: 5 });
 
 pub fn options() -> TreeOptions {
     TreeOptions { cache_size: 2 << 20, background: false, ..TreeOptions::default() }

@@ -19,8 +19,7 @@ const SLICES: u64 = 20;
 const LOOKUPS: u64 = 200_000;
 /// Creates and unlinks that are measured, at the directory's full size.
 const CHANGES: u64 = 10_000;
-const ME: Caller =
-    Caller { uid: 1, gid: 1, now: Time { seconds: 1, nanos: 1 }, privileged: false, keeps_times: false };
+const ME: Caller = Caller::new(1, 1, Time { seconds: 1, nanos: 1 });
 
 /// Processor time of this thread, in microseconds.
 fn now() -> f64 {

@@ -31,8 +31,7 @@ const SYNCED: u64 = 1000;
 const LOG: u64 = 16 << 20;
 /// What a record needs beside its contents: that of btfs for such an overwrite.
 const RECORD: usize = 400;
-const ME: Caller =
-    Caller { uid: 1, gid: 1, now: Time { seconds: 1, nanos: 1 }, privileged: false, keeps_times: false };
+const ME: Caller = Caller::new(1, 1, Time { seconds: 1, nanos: 1 });
 
 /// A file of 100 MiB whose blocks are overwritten.
 trait Target {

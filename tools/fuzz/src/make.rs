@@ -13,13 +13,7 @@ use btfs::storage::{FaultStorage, Image, MemStorage, OpKind, Rng, Storage};
 use btfs::tree::{Batch, FormatOptions, Options, Tree};
 
 /// Who does everything here.
-pub const ME: Caller = Caller {
-    uid: 1000,
-    gid: 1000,
-    now: Time { seconds: 1_700_000_000, nanos: 5 },
-    privileged: false,
-    keeps_times: false,
-};
+pub const ME: Caller = Caller::new(1000, 1000, Time { seconds: 1_700_000_000, nanos: 5 });
 
 /// How images are opened: without threads, so that a case always does the same, and with a cache that is small enough not to come in
 /// huge pages, which take long to be cleared.

@@ -115,7 +115,7 @@ impl Base {
     }
 
     fn prepare(self) -> Result<Prepared, String> {
-        let caller = Caller { uid: 1000, gid: 1000, now: MADE, privileged: false, keeps_times: false };
+        let caller = Caller::new(1000, 1000, MADE);
         let format = FormatOptions {
             size: if self == Base::Roomy { 6 << 20 } else { 3 << 20 },
             log_size: Some(256 << 10),

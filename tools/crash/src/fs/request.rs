@@ -66,7 +66,7 @@ pub struct Moment {
 impl Moment {
     /// Who calls then.
     pub fn caller(self) -> Caller {
-        Caller { uid: 1000, gid: 1000, now: self.now, privileged: false, keeps_times: false }
+        Caller::new(1000, 1000, self.now)
     }
 }
 
