@@ -19,7 +19,7 @@ use fuser::{
 
 use super::control::Control;
 use super::convert::{
-    check_xattr_name, errno, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now,
+    check_xattr_name, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now,
 };
 use super::counters::{Counters, Request};
 use super::damage::{Damage, Scrubber};
@@ -125,8 +125,12 @@ impl<V: Volume> Adapter<V> {
 
     /// The errno of a failed request, after the policy for errors has been followed.
     fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
-        self.damage.meet(&*self.volume, error, what, n);
-        errno(error)
+        self.damage.refuse(&*self.volume, error, what, n)
+    }
+
+    /// To be called before something is read, for the answer may bring the access time along.
+    fn accessed(&self, n: INodeNo) -> Result<()> {
+        self.volume.accessed(ino(n), now())
     }
 
     fn reply_entry(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyEntry) {
@@ -350,7 +354,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
 
     fn readlink(&self, _: &fuser::Request, n: INodeNo, reply: ReplyData) {
         let run = self.begin(Request::Readlink);
-        let result = self.volume.read_link(ino(n), now());
+        let result = self.accessed(n).and_then(|()| self.volume.read_link(ino(n)));
         match &result {
             Ok(target) => reply.data(target),
             Err(e) => reply.error(self.refuse(e, Request::Readlink, ino(n))),
@@ -449,10 +453,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
             counters.add(Request::Rename, started, result.is_err());
             match result {
                 Ok(()) => reply.ok(),
-                Err(e) => {
-                    damage.meet(&*volume, &e, Request::Rename, ino(parent));
-                    reply.error(errno(&e));
-                }
+                Err(e) => reply.error(damage.refuse(&*volume, &e, Request::Rename, ino(parent))),
             }
         });
     }
@@ -503,10 +504,12 @@ impl<V: Volume> Filesystem for Adapter<V> {
     ) {
         let run = self.begin(Request::Read);
         let mut reply = Some(reply);
-        let result = self.volume.read(ino(n), offset, size.min(REQUEST_MAX) as usize, now(), |bytes| {
-            if let Some(reply) = reply.take() {
-                reply.data(bytes);
-            }
+        let result = self.accessed(n).and_then(|()| {
+            self.volume.read(ino(n), offset, size.min(REQUEST_MAX) as usize, |bytes| {
+                if let Some(reply) = reply.take() {
+                    reply.data(bytes);
+                }
+            })
         });
         if let (Err(e), Some(reply)) = (&result, reply) {
             reply.error(self.refuse(e, Request::Read, ino(n)));
@@ -550,11 +553,12 @@ impl<V: Volume> Filesystem for Adapter<V> {
     fn readdir(&self, _: &fuser::Request, n: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let run = self.begin(Request::Readdir);
         let mut any = false;
-        let result = self.volume.read_dir(ino(n), Cookie(offset), now(), &mut |cookie, entry, kind, name| {
+        let mut each = |cookie: Cookie, entry, kind, name: &[u8]| {
             let full = reply.add(inode_no(entry), cookie.0, file_type(kind), OsStr::from_bytes(name));
             any |= !full;
             !full
-        });
+        };
+        let result = self.accessed(n).and_then(|()| self.volume.read_dir(ino(n), Cookie(offset), &mut each));
         match &result {
             Ok(()) => reply.ok(),
             // The kernel meets the error behind them.
@@ -581,7 +585,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
             any |= !full;
             !full
         };
-        let result = self.volume.read_dir_plus(ino(n), Cookie(offset), ENTRIES_PER_REPLY, now(), &mut each);
+        let result = self
+            .accessed(n)
+            .and_then(|()| self.volume.read_dir_plus(ino(n), Cookie(offset), ENTRIES_PER_REPLY, &mut each));
         match &result {
             Ok(()) => reply.ok(),
             // The entries so far have been given references: the kernel must see them, and meets the error behind them.
@@ -753,10 +759,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
             match result {
                 Ok(Some(at)) => reply.offset(at as i64),
                 Ok(None) => reply.error(Errno::ENXIO),
-                Err(e) => {
-                    damage.meet(&*volume, &e, Request::Lseek, ino(n));
-                    reply.error(errno(&e));
-                }
+                Err(e) => reply.error(damage.refuse(&*volume, &e, Request::Lseek, ino(n))),
             }
         });
     }

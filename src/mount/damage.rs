@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
+use fuser::Errno;
 use parking_lot::Mutex;
 
 use super::adapter::OnError;
+use super::convert::errno;
 use super::counters::Request;
 use super::volume::{Access, Volume};
 use crate::fs::{FsError, Ino, Scrub};
@@ -30,6 +32,12 @@ impl Damage {
     /// Nothing met yet.
     pub fn new(on_error: OnError) -> Self {
         Damage { on_error, ..Damage::default() }
+    }
+
+    /// The errno of a failed request, after [`Damage::meet`].
+    pub fn refuse<V: Volume>(&self, volume: &V, error: &FsError, what: Request, n: Ino) -> Errno {
+        self.meet(volume, error, what, n);
+        errno(error)
     }
 
     /// Does what a failed request calls for. What the image or the disk below is to blame for is counted, logged once, and ends all

@@ -51,7 +51,7 @@ pub trait Volume: Send + Sync + 'static {
     /// Changes attributes and returns them.
     fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes>;
     /// The target of a symbolic link.
-    fn read_link(&self, ino: Ino, now: Time) -> Result<Vec<u8>>;
+    fn read_link(&self, ino: Ino) -> Result<Vec<u8>>;
     /// Creates an inode, with a reference.
     fn create(
         &self,
@@ -79,26 +79,16 @@ pub trait Volume: Send + Sync + 'static {
         caller: &Caller,
     ) -> Result<()>;
     /// Calls `each` with the entries behind `after`, until it returns `false`.
-    fn read_dir(&self, ino: Ino, after: Cookie, now: Time, each: &mut EachName<'_>) -> Result<()>;
+    fn read_dir(&self, ino: Ino, after: Cookie, each: &mut EachName<'_>) -> Result<()>;
     /// Calls `each` with the entries behind `after`, at most `limit`, each with a reference if it was taken.
-    fn read_dir_plus(
-        &self,
-        ino: Ino,
-        after: Cookie,
-        limit: usize,
-        now: Time,
-        each: &mut EachEntry<'_>,
-    ) -> Result<()>;
-    /// Reads; fewer bytes than asked for only at the file's end. `reply` gets the bytes, once, unless there was an error. Atime
-    /// follows the volume's rules.
-    fn read<R>(
-        &self,
-        ino: Ino,
-        offset: u64,
-        len: usize,
-        now: Time,
-        reply: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R>;
+    fn read_dir_plus(&self, ino: Ino, after: Cookie, limit: usize, each: &mut EachEntry<'_>) -> Result<()>;
+    /// Somebody reads a file, a directory or a link. What that does to the access time is up to the volume.
+    fn accessed(&self, ino: Ino, now: Time) -> Result<()> {
+        let _ = (ino, now);
+        Ok(())
+    }
+    /// Reads; fewer bytes than asked for only at the file's end. `reply` gets the bytes, once, unless there was an error.
+    fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R>;
     /// Writes all of `data`.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()>;
     /// Allocates, punches or zeroes.
@@ -175,10 +165,8 @@ impl Volume for Fs {
     fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         Fs::set_attributes(self, ino, change, caller)
     }
-    fn read_link(&self, ino: Ino, now: Time) -> Result<Vec<u8>> {
-        let target = Fs::read_link(self, ino)?;
-        self.touch_atime(ino, now)?;
-        Ok(target)
+    fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
+        Fs::read_link(self, ino)
     }
     fn create(
         &self,
@@ -211,34 +199,19 @@ impl Volume for Fs {
     ) -> Result<()> {
         Fs::rename(self, parent, name, new_parent, new_name, mode, caller)
     }
-    fn read_dir(&self, ino: Ino, after: Cookie, now: Time, each: &mut EachName<'_>) -> Result<()> {
-        self.touch_atime(ino, now)?;
+    fn read_dir(&self, ino: Ino, after: Cookie, each: &mut EachName<'_>) -> Result<()> {
         Fs::read_dir(self, ino, after, each)
     }
-    fn read_dir_plus(
-        &self,
-        ino: Ino,
-        after: Cookie,
-        limit: usize,
-        now: Time,
-        each: &mut EachEntry<'_>,
-    ) -> Result<()> {
-        // First, for the entries bring the attributes of the directory itself.
-        self.touch_atime(ino, now)?;
+    fn read_dir_plus(&self, ino: Ino, after: Cookie, limit: usize, each: &mut EachEntry<'_>) -> Result<()> {
         Fs::read_dir_plus(self, ino, after, limit, each)
     }
-    fn read<R>(
-        &self,
-        ino: Ino,
-        offset: u64,
-        len: usize,
-        now: Time,
-        reply: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R> {
+    fn accessed(&self, ino: Ino, now: Time) -> Result<()> {
+        self.touch_atime(ino, now)
+    }
+    fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R> {
         BUFFER.with_borrow_mut(|buffer| {
             buffer.reset(len);
             let n = self.read_into(ino, offset, buffer)?;
-            self.touch_atime(ino, now)?;
             Ok(reply(&buffer[..n]))
         })
     }

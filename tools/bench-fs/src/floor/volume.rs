@@ -277,7 +277,7 @@ impl Volume for Floor {
         Ok(a.clone())
     }
 
-    fn read_link(&self, ino: Ino, _: Time) -> Result<Vec<u8>> {
+    fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
         match &self.0.node(ino)?.state.read().body {
             Body::Symlink(target) => Ok(target.clone()),
             _ => Err(FsError::Invalid),
@@ -389,7 +389,7 @@ impl Volume for Floor {
         Ok(())
     }
 
-    fn read_dir(&self, ino: Ino, after: Cookie, _: Time, each: &mut EachName<'_>) -> Result<()> {
+    fn read_dir(&self, ino: Ino, after: Cookie, each: &mut EachName<'_>) -> Result<()> {
         let node = self.0.node(ino)?;
         let state = node.state.read();
         for (cookie, entry) in state.directory()?.behind(ino, after) {
@@ -400,14 +400,7 @@ impl Volume for Floor {
         Ok(())
     }
 
-    fn read_dir_plus(
-        &self,
-        ino: Ino,
-        after: Cookie,
-        limit: usize,
-        _: Time,
-        each: &mut EachEntry<'_>,
-    ) -> Result<()> {
+    fn read_dir_plus(&self, ino: Ino, after: Cookie, limit: usize, each: &mut EachEntry<'_>) -> Result<()> {
         let entries: Vec<_> = {
             let node = self.0.node(ino)?;
             let state = node.state.read();
@@ -431,14 +424,7 @@ impl Volume for Floor {
         Ok(())
     }
 
-    fn read<R>(
-        &self,
-        ino: Ino,
-        offset: u64,
-        len: usize,
-        _: Time,
-        reply: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R> {
+    fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let node = self.0.node(ino)?;
         let state = node.state.read();
         let begin = offset.min(state.attributes.size);
