@@ -21,6 +21,10 @@ use crate::tree::Batch;
 
 /// Extents that one batch of a copy shares.
 const SHARES_PER_BATCH: usize = 8;
+/// The bytes that one call copies at the most where blocks can be shared.
+const SHARED_AT_ONCE: u64 = 256 << 20;
+/// The same where they cannot.
+const COPIED_AT_ONCE: u64 = 4 << 20;
 
 impl Inner {
     /// Adds to a change what it means for the counts of shared blocks, and applies it (H3).
@@ -219,11 +223,6 @@ impl Inner {
         (done, Ok(()))
     }
 }
-
-/// The bytes that one call copies at the most where blocks can be shared.
-const SHARED_AT_ONCE: u64 = 256 << 20;
-/// The same where they cannot.
-const COPIED_AT_ONCE: u64 = 4 << 20;
 
 impl Fs {
     /// Copies up to `len` bytes from one file, or one part of a file, to another, as copy_file_range(2) does. Returns how many:

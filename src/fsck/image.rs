@@ -56,6 +56,21 @@ pub(super) enum PageError {
     Beyond,
 }
 
+/// Reads many pages at once. Where that fails, page by page: those that cannot be read are zeros. `false`: none can.
+pub(super) fn read_pages(storage: &dyn Storage, offset: u64, bytes: &mut [u8]) -> bool {
+    if storage.read_at(offset, bytes).is_ok() {
+        return true;
+    }
+    let mut any = false;
+    for (i, page) in bytes.chunks_mut(PAGE_SIZE).enumerate() {
+        match storage.read_at(offset + (i * PAGE_SIZE) as u64, page) {
+            Ok(()) => any = true,
+            Err(_) => page.fill(0),
+        }
+    }
+    any
+}
+
 /// The two superblocks, as they are. The image may be longer than the file. One whose counters are spent is not believed.
 pub(super) fn read_superblocks(
     storage: &dyn Storage,

@@ -5,9 +5,10 @@
 //! would take, and does no harm: changes that a page has are left out by its LSN, and so are those of places that a later record
 //! frees, where something else may lie by now.
 
+use super::image::read_pages;
+use crate::page::Lsn;
 use crate::page::format::get_u64;
 use crate::page::superblock::{COUNTER_MAX, INCARNATION_SPENT};
-use crate::page::{Lsn, PAGE_SIZE};
 use crate::storage::Storage;
 use crate::wal::Place;
 use crate::wal::format::{Header, Kind, RECORD_HEADER_SIZE, RECORD_SIZE_MAX};
@@ -95,7 +96,8 @@ impl Search<'_> {
         while at < size {
             let len = (WINDOW as u64).min(size - at) as usize;
             let bytes = &mut window[..len];
-            self.read(self.place.offset + at, bytes);
+            // In zeros there are no headers.
+            read_pages(self.storage, self.place.offset + at, bytes);
             let mut i = 0;
             while i + RECORD_HEADER_SIZE <= len {
                 let Some(header) = header(&bytes[i..], at + i as u64, size) else {
@@ -120,18 +122,6 @@ impl Search<'_> {
         }
         let within = |piece: &Piece| piece.start.0 % size < wrapped;
         self.pieces.retain(|p| !within(p));
-    }
-
-    /// Reads a part of the area. What cannot be read is zeros, in which there are no headers.
-    fn read(&self, offset: u64, bytes: &mut [u8]) {
-        if self.storage.read_at(offset, bytes).is_ok() {
-            return;
-        }
-        for (i, piece) in bytes.chunks_mut(PAGE_SIZE).enumerate() {
-            if self.storage.read_at(offset + (i * PAGE_SIZE) as u64, piece).is_err() {
-                piece.fill(0);
-            }
-        }
     }
 
     /// Reads the record with this header, and verifies it.

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use super::image::read_pages;
 use super::lostlog::{self, LostLog};
 use super::{Progress, Result, Stage, seed};
 use crate::error::Error;
@@ -205,7 +206,6 @@ struct Survey(BTreeMap<u64, Pages>);
 fn survey(storage: &dyn Storage, len: u64, progress: &dyn Fn(Progress)) -> Result<Survey> {
     let mut found: BTreeMap<u64, Pages> = BTreeMap::new();
     let mut chunk = vec![0; CHUNK_SIZE];
-    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
     let mut at = LOG_OFFSET;
     loop {
         at = storage.skip_hole(at) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
@@ -213,15 +213,9 @@ fn survey(storage: &dyn Storage, len: u64, progress: &dyn Fn(Progress)) -> Resul
             return Ok(Survey(found));
         }
         let n = (CHUNK_SIZE as u64).min((len - at) / PAGE_SIZE as u64 * PAGE_SIZE as u64) as usize;
-        let whole = storage.read_at(at, &mut chunk[..n]).is_ok();
-        for i in 0..n / PAGE_SIZE {
+        read_pages(storage, at, &mut chunk[..n]);
+        for (i, bytes) in chunk[..n].as_chunks::<PAGE_SIZE>().0.iter().enumerate() {
             let offset = at + (i * PAGE_SIZE) as u64;
-            let bytes = match chunk[i * PAGE_SIZE..].first_chunk::<PAGE_SIZE>() {
-                Some(bytes) if whole => bytes,
-                // A page of the chunk cannot be read, the others may.
-                _ if read(storage, offset, &mut page) => &*page,
-                _ => continue,
-            };
             let id = PageId(offset / PAGE_SIZE as u64);
             if page_number(bytes) == id && verify_seal(bytes, id, page_image(bytes)).is_ok() {
                 let image = page_image(bytes);

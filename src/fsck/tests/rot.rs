@@ -1,7 +1,6 @@
 //! Contents that fail their checksums are given up by a repair that reads them, and nothing else is.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use super::ProblemKind as P;
 use super::support::*;
@@ -298,42 +297,6 @@ fn giving_up_contents_can_be_interrupted() {
     }
 }
 
-/// A disk that cannot read some bytes.
-struct Unreadable {
-    inner: Arc<MemStorage>,
-    bad: Vec<u64>,
-}
-
-impl Storage for Unreadable {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        match self.bad.iter().any(|bad| offset <= *bad && *bad < offset + buf.len() as u64) {
-            true => Err(io::Error::from_raw_os_error(libc::EIO)),
-            false => self.inner.read_at(offset, buf),
-        }
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.inner.write_at(offset, buf)
-    }
-    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.inner.write_durable_at(offset, buf)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.inner.sync()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.inner.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.set_len(len)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.inner.allocate(offset, len)
-    }
-    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.inner.punch(offset, len)
-    }
-}
-
 /// What cannot be read may come back: it stays, and is reported each time.
 #[test]
 fn unreadable_blocks_stay_as_they_are() {
@@ -348,7 +311,7 @@ fn unreadable_blocks_stay_as_they_are() {
         let value = records(tree, &xattr_key(a, 0)[..9]).remove(0).1;
         bad.push(Xattr::decode(a, &value).unwrap().run().unwrap().start.offset() + 7);
     });
-    let disk = Arc::new(Unreadable { inner: files.storage.clone(), bad });
+    let disk = disk(&files.storage, &bad);
     for (round, code) in [5, 4, 4].into_iter().enumerate() {
         let report = check(disk.clone(), &ALL).unwrap();
         assert_eq!((report.left, report.exit_code()), (3, code), "{report}");

@@ -5,6 +5,8 @@ use crate::fs::format::*;
 use crate::fs::{Caller, Cookie, Fallocate, Fs, Ino, New, ROOT, RenameMode, SetAttributes, SetXattr, Time};
 use crate::storage::{MemStorage, Rng};
 use crate::tree::{Batch, FormatOptions, Options as TreeOptions, Tree};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub const ME: Caller = Caller::new(1000, 1000, Time { seconds: 1_700_000_000, nanos: 5 });
 
@@ -407,5 +409,66 @@ instead of
             moved.get(&item.ino.0).map(|i| i.brief()),
             item.brief()
         );
+    }
+}
+
+/// Bytes that a disk cannot read if it cannot read one of them.
+pub const SECTOR: u64 = 512;
+
+/// A disk with sectors that cannot be read until they are written.
+pub struct Disk {
+    below: Arc<MemStorage>,
+    pub bad: parking_lot::Mutex<Vec<u64>>,
+    /// Bytes that were read.
+    pub read: AtomicU64,
+}
+
+pub fn disk(below: &Arc<MemStorage>, bad: &[u64]) -> Arc<Disk> {
+    let bad = parking_lot::Mutex::new(bad.to_vec());
+    Arc::new(Disk { below: below.clone(), bad, read: AtomicU64::new(0) })
+}
+
+impl Storage for Disk {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let end = offset + buf.len() as u64;
+        if self.bad.lock().iter().any(|at| *at < end && offset < at + SECTOR) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.below.read_at(offset, buf)
+    }
+
+    fn skip_hole(&self, offset: u64) -> u64 {
+        self.below.skip_hole(offset)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let end = offset + buf.len() as u64;
+        self.bad.lock().retain(|at| *at < offset || at + SECTOR > end);
+        self.below.write_at(offset, buf)
+    }
+
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.write_at(offset, buf)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.below.sync()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.below.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.below.set_len(len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.below.allocate(offset, len)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.below.punch(offset, len)
     }
 }

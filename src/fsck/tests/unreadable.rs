@@ -11,69 +11,9 @@ use crate::page::format::*;
 use crate::page::superblock::{DoublewriteHeader, LOG_OFFSET, SUPERBLOCK_OFFSETS, Superblock};
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
 use crate::storage::MemStorage;
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 const ALL: Options<'static> = Options { repair: Repair::All, scrub: true, force: true, progress: None };
-const SECTOR: u64 = 512;
-
-/// A disk with sectors that cannot be read until they are written.
-struct Disk {
-    below: Arc<MemStorage>,
-    bad: parking_lot::Mutex<Vec<u64>>,
-    /// Bytes that were read.
-    read: AtomicU64,
-}
-
-fn disk(below: &Arc<MemStorage>, bad: &[u64]) -> Arc<Disk> {
-    let bad = parking_lot::Mutex::new(bad.to_vec());
-    Arc::new(Disk { below: below.clone(), bad, read: AtomicU64::new(0) })
-}
-
-impl Storage for Disk {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let end = offset + buf.len() as u64;
-        if self.bad.lock().iter().any(|at| *at < end && offset < at + SECTOR) {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        self.below.read_at(offset, buf)
-    }
-
-    fn skip_hole(&self, offset: u64) -> u64 {
-        self.below.skip_hole(offset)
-    }
-
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        let end = offset + buf.len() as u64;
-        self.bad.lock().retain(|at| *at < offset || at + SECTOR > end);
-        self.below.write_at(offset, buf)
-    }
-
-    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.write_at(offset, buf)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.below.sync()
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.below.len()
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.below.set_len(len)
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.below.allocate(offset, len)
-    }
-
-    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.below.punch(offset, len)
-    }
-}
 
 fn superblock(storage: &Arc<MemStorage>) -> Superblock {
     crate::pool::read_superblock(&**storage).unwrap()
