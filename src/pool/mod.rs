@@ -504,11 +504,8 @@ impl Pool {
             if attempt == 4 || !self.space.lock().has_more_soon() {
                 break;
             }
-            self.log.commit(self.log.end())?;
-            // Data needs no more. Pages, and chunks that are being punched, come free with a checkpoint.
-            if attempt > 0 {
-                self.wait_for_whole_checkpoint()?;
-            }
+            // Data needs no more than a commit. Pages, and chunks that are being punched, come free with a checkpoint.
+            self.wait_for_quarantine(attempt > 0)?;
         }
         // The search for a group may have ended quarantines.
         self.space.lock().take_blocks(1..=want, urgent).ok_or(Error::NoSpace)
@@ -531,12 +528,12 @@ impl Pool {
                     return Ok(blocks && space.has_places_above(sixteenths));
                 }
             }
-            self.log.commit(self.log.end())?;
+            self.wait_for_quarantine(false)?;
             self.reclaim();
             if self.space.lock().has_places_above(sixteenths) {
                 return Ok(true);
             }
-            self.wait_for_whole_checkpoint()?;
+            self.wait_for_quarantine(true)?;
         }
         Ok(false)
     }
@@ -644,7 +641,7 @@ impl Pool {
     /// Ends the quarantine of what has been freed, and gives whole chunks back to the host; whether there was anything.
     fn give_back_to_host(&self) -> bool {
         for _ in 0..3 {
-            if self.log.commit(self.log.end()).is_err() {
+            if self.wait_for_quarantine(false).is_err() {
                 return false;
             }
             self.reclaim();
@@ -653,7 +650,7 @@ impl Pool {
                 given => return given.is_ok(),
             }
             let has_more_soon = self.space.lock().has_more_soon();
-            if !has_more_soon || self.wait_for_whole_checkpoint().is_err() {
+            if !has_more_soon || self.wait_for_quarantine(true).is_err() {
                 return false;
             }
         }
@@ -699,6 +696,34 @@ impl Pool {
         }
         drop(progress);
         self.log.check()
+    }
+
+    /// Waits until what has been freed up to now can come out of quarantine (S2): what needs no more than to be durable or, with
+    /// `checkpoint`, all of it. Holds no latch and no epoch.
+    fn wait_for_quarantine(&self, checkpoint: bool) -> Result<()> {
+        self.log.commit(self.log.end())?;
+        if checkpoint {
+            self.wait_for_whole_checkpoint()?;
+        }
+        // An operation waits for a page to be read, at the most. It is given a second; what it keeps is then no space.
+        let safe = self.epochs.current() + 2;
+        for round in 0..1100 {
+            {
+                let _one_at_a_time = self.space.lock();
+                self.epochs.advance();
+                self.epochs.advance();
+            }
+            if self.epochs.current() >= safe {
+                break;
+            }
+            match round {
+                ..100 => spin_wait(),
+                _ => {
+                    self.progressed.wait_for(&mut self.progress.lock(), Duration::from_millis(1));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn announce_progress(&self) {

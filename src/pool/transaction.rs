@@ -139,8 +139,7 @@ impl Pool {
         }
         *full += 1;
         if *full <= 3 && self.space.lock().has_more_soon() {
-            self.log.commit(self.log.end())?;
-            self.wait_for_whole_checkpoint()?;
+            self.wait_for_quarantine(true)?;
             return Ok(());
         }
         for _ in 0..pages {

@@ -4,6 +4,9 @@ use super::*;
 use crate::page::Run;
 use crate::storage::Rng;
 use crate::storage::fault::slow_disk;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
@@ -137,14 +140,10 @@ fn all_of_a_full_image_can_be_overwritten_in_small_pieces_at_random() {
     }
 }
 
-/// After names have taken what they may of the reserve, there is no room for a stretch, and less for each of several writers.
-#[test]
-fn several_overwrite_an_image_that_is_full_of_contents_and_names() {
-    const WRITERS: u64 = 8;
-    const STRETCHES: u64 = 24;
-    let storage = image(16 << 20);
-    let fs = open_in_background(&storage);
-    let files: Vec<Ino> = (0..WRITERS).map(|i| file(&fs, format!("f{i}").as_bytes())).collect();
+/// Fills an image of 16 MiB with some files, then a filler, then names.
+fn full_of_contents_and_names(storage: &Arc<MemStorage>, count: u64) -> (Fs, Vec<Ino>) {
+    let fs = open_in_background(storage);
+    let files: Vec<Ino> = (0..count).map(|i| file(&fs, format!("f{i}").as_bytes())).collect();
     files.iter().for_each(|ino| fs.write(*ino, 0, &[1; 1536 << 10], &ME).unwrap());
     fill(&fs, file(&fs, b"filler"), 4096);
     for i in 0.. {
@@ -156,6 +155,37 @@ fn several_overwrite_an_image_that_is_full_of_contents_and_names() {
     }
     fs.sync().unwrap();
     fs.tree().checkpoint().unwrap();
+    (fs, files)
+}
+
+/// What an overwrite frees waits for every operation that may have seen it, and the next one waits for that.
+#[test]
+fn a_full_image_can_be_overwritten_while_somebody_reads_slowly() {
+    let (fs, files) = full_of_contents_and_names(&image(16 << 20), 1);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let slow = fs.tree().scan(&[], &[0xff], |_, _| {
+                    std::thread::sleep(Duration::from_millis(20));
+                    ControlFlow::<()>::Break(())
+                });
+                slow.unwrap();
+            }
+        });
+        let result = (0..300).try_for_each(|n| fs.write(files[0], (n * 41 % 384) * 4096, &[2; 4096], &ME));
+        done.store(true, Ordering::SeqCst);
+        result.unwrap();
+    });
+}
+
+/// After names have taken what they may of the reserve, there is no room for a stretch, and less for each of several writers.
+#[test]
+fn several_overwrite_an_image_that_is_full_of_contents_and_names() {
+    const WRITERS: u64 = 8;
+    const STRETCHES: u64 = 24;
+    let storage = image(16 << 20);
+    let (fs, files) = full_of_contents_and_names(&storage, WRITERS);
     std::thread::scope(|scope| {
         for ino in &files {
             let fs = &fs;
