@@ -116,7 +116,8 @@ pub fn hint(image: &Path) -> String {
     String::new()
 }
 
-fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
+/// The superblock that counts, and the length of the file.
+pub fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
     let read = read_superblock(image).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => {
             Failure::open(status::SYSTEM, &OpenError::NotFound { path: image.to_owned() })
@@ -159,11 +160,6 @@ pub fn open_released(image: &Path, mode: OpenMode, patience: Duration) -> Result
     }
 }
 
-/// Whether an image was closed in order.
-pub fn is_clean(image: &Path) -> Result<bool, Failure> {
-    superblock(image).map(|(s, _)| s.clean)
-}
-
 pub fn info(args: &InfoArgs) -> CliResult {
     let image = &args.image;
     check_type(image)?;
@@ -190,7 +186,12 @@ pub fn info(args: &InfoArgs) -> CliResult {
                 Ok(fs) => Some(fs.usage().free * crate::page::BLOCK_SIZE as u64),
                 Err(_) => None,
             };
-            (if s.clean { "clean".to_owned() } else { "to be recovered at the next mount".to_owned() }, free)
+            let state = match (s.is_damaged(), s.clean) {
+                (true, _) => "marked as damaged; check it with `btfs fsck`",
+                (false, true) => "clean",
+                (false, false) => "to be recovered at the next mount",
+            };
+            (state.to_owned(), free)
         }
         Err(OpenError::InUse { holder: Some(holder), .. }) => {
             (format!("in use by process {} ({})", holder.pid, holder.name), None)
@@ -213,6 +214,7 @@ pub fn info(args: &InfoArgs) -> CliResult {
             "state": state,
             "mounted": mounted.as_ref().map(|dir| dir.to_string_lossy()),
             "clean": s.clean,
+            "damaged": s.is_damaged(),
             "features": {"compat": s.compat, "ro_compat": s.ro_compat, "incompat": s.incompat},
         });
         print(status::SYSTEM, format_args!("{json:#}"))?;

@@ -19,6 +19,8 @@ use crate::mount::{Mount, MountOptions, block_signals};
 use crate::storage::{FileStorage, OpenError, OpenMode};
 use crate::tree::Options;
 
+const MARKED: &str = "the image is marked as damaged: damage has been met; check it with `btfs fsck`";
+
 #[derive(Parser)]
 pub struct Args {
     /// Stay in the foreground; messages go to standard error
@@ -290,6 +292,9 @@ fn open_and_mount(
     if !fs.tree().recovery().clean {
         log::warn!("{}: {}", image.display(), fs.tree().recovery());
     }
+    if fs.tree().is_damaged() {
+        log::warn!("{}: {MARKED}", image.display());
+    }
     fs.set_atime_mode(if options.flags.read_only { Atime::None } else { options.atime });
     Mount::new(fs, image, dir, options).map_err(|e| Failure::new(status::MOUNT, e))
 }
@@ -375,7 +380,11 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     if !waited.map_err(fail)? {
         return synced.map_or_else(|e| Err(fail(e)), |()| Ok(0));
     }
-    if !dead && !mounted.read_only && !image::is_clean(image)? {
+    if dead || mounted.read_only {
+        return Ok(0);
+    }
+    let (superblock, _) = image::superblock(image)?;
+    if !superblock.clean {
         return Err(Failure::new(
             status::SYSTEM,
             format_args!(
@@ -383,6 +392,9 @@ pub fn umount(args: &UmountArgs) -> CliResult {
                 image.display()
             ),
         ));
+    }
+    if superblock.is_damaged() {
+        remark(format_args!("{}: {MARKED}", image.display()));
     }
     Ok(0)
 }

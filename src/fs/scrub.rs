@@ -170,6 +170,7 @@ impl Fs {
                     }
                 }
                 Err(e) => {
+                    self.tree.note_damage();
                     self.found(&mut walk, None, None, format!("the tree cannot be read on from here: {e}"));
                     break;
                 }

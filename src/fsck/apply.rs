@@ -76,8 +76,6 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
     }
     apply.flush()?;
     let applied = apply.applied;
-    // Only a look that finds nothing more closes the image in order.
-    tree.set_damaged();
     tree.close()?;
     Ok(applied)
 }

@@ -116,7 +116,8 @@ pub struct Options<'a> {
     pub repair: Repair,
     /// Whether to read and verify all contents. With [`Repair::All`] what fails its checksum is marked as lost.
     pub scrub: bool,
-    /// With [`Repair::Safe`]: whether to look beyond the superblocks of an image that was closed in order. Without it such an image
+    /// With [`Repair::Safe`]: whether to look beyond the superblocks of an image that was closed in order and is not marked as
+    /// damaged. Without it such an image
     /// is taken as clean, as at boot, unless contents are to be verified. Other checks always look at everything.
     pub force: bool,
     /// Called now and then.
@@ -205,6 +206,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
         && options.repair == Repair::All;
     image.short = image.short.or(known.short);
     report.replay = image.replay.clone();
+    report.marked = image.superblock.is_damaged();
     let at_boot = options.repair == Repair::Safe && !options.force && !options.scrub;
     let mut looked = Looked {
         claims: Claims::new(&image),
@@ -217,8 +219,9 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
         found: 0,
         complete: true,
     };
-    if at_boot && looked.image.superblock.clean && looked.findings.total() == 0 && !looked.image.needs_replay
-    {
+    let superblock = &looked.image.superblock;
+    let in_order = superblock.clean && !superblock.is_damaged();
+    if at_boot && in_order && looked.findings.total() == 0 && !looked.image.needs_replay {
         looked.structure.sound = true;
         looked.report.checked = false;
         return Ok(looked);

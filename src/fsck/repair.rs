@@ -52,6 +52,8 @@ struct History {
     report: Option<Report>,
     /// What replaying the log did in the first look; the log of a later one is the repair's own.
     replay: Option<RecoveryReport>,
+    /// The image was marked as damaged before.
+    marked: bool,
     lost_names: u64,
     reconnected: u64,
     did: bool,
@@ -69,6 +71,7 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         let mut looked = look(storage, &options, &known)?;
         if std::mem::take(&mut first) {
             history.replay = looked.report.replay.clone();
+            history.marked = looked.image.superblock.is_damaged();
         }
         history.note(&looked, &options);
         let found = &looked.findings;
@@ -76,6 +79,10 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             least = found.total();
         } else {
             rounds += 1;
+        }
+        // Until a look finds nothing more, whoever cuts this off, and whatever it leaves.
+        if looked.findings.total() > 0 {
+            switch::set_damaged(&**storage, true)?;
         }
         let last = rounds == ROUNDS_MAX;
         let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
@@ -89,12 +96,13 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             known.lost.clear();
         }
         known.short = looked.image.short.filter(|_| !dealt_with);
-        // Until a look finds nothing more, the image does not count as closed in order, whoever cuts this off.
-        if looked.findings.total() > 0 && (history.did || history.replayed) {
-            switch::note_damage(&**storage)?;
-        }
         match done {
-            Done::Nothing => return Ok(history.finish(looked)),
+            Done::Nothing => {
+                if looked.findings.total() == 0 {
+                    switch::set_damaged(&**storage, false)?;
+                }
+                return Ok(history.finish(looked));
+            }
             Done::Something => {}
             Done::Rebuilt(gaps) => known.lost = gaps,
             Done::Refused(size) => known.size = Some(size),
@@ -183,9 +191,6 @@ impl History {
         }
         if looked.image.needs_replay {
             let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
-            if looked.findings.total() > 0 {
-                tree.set_damaged();
-            }
             tree.close()?;
             self.replayed = true;
         }
@@ -306,6 +311,7 @@ impl History {
             report.scrubbed_bytes = first.scrubbed_bytes;
         }
         report.replay = self.replay;
+        report.marked = self.marked;
         let left: u64 = looked.findings.total();
         let (carried, carried_count) =
             if self.stale { (self.carried, self.carried_count) } else { (Vec::new(), 0) };

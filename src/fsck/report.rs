@@ -258,6 +258,8 @@ pub struct Report {
     pub repaired: u64,
     /// What replaying the log did, if the image was not closed in order.
     pub replay: Option<RecoveryReport>,
+    /// The image was marked as damaged before.
+    pub marked: bool,
     /// What it did is in the image now. If not, it was done in memory only.
     pub replay_written: bool,
     /// Inodes.
@@ -332,6 +334,7 @@ impl Report {
         };
         let _ = writeln!(out, "  \"state\": \"{state}\",\n  \"exit_code\": {},", self.exit_code());
         let _ = writeln!(out, "  \"checked\": {},", self.checked);
+        let _ = writeln!(out, "  \"marked_as_damaged\": {},", self.marked);
         match &self.replay {
             Some(r) => {
                 let _ = writeln!(
@@ -418,6 +421,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.checked {
             return writeln!(f, "closed in order, not checked; -f checks it all the same");
+        }
+        if self.marked {
+            writeln!(f, "the image was marked as damaged")?;
         }
         if let Some(replay) = &self.replay {
             if self.replay_written {

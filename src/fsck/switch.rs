@@ -7,7 +7,7 @@
 //!    that a repair is under way. From the first one on the new tree counts, and nobody opens the image.
 //! 3. The bitmap pages are written in place, and the doublewrite headers emptied, as is the log if it could not be replayed. A torn
 //!    page does not matter: while the mark stands, nobody believes any, and the next run writes them again.
-//! 4. Both superblocks are written again without the mark. The image is not closed in order yet: what follows is still to be repaired.
+//! 4. Both superblocks are written again without the mark. The image is still marked as damaged: what follows is to be repaired.
 
 use super::blocks::Claims;
 use super::image::{self, Image, read_superblocks};
@@ -76,21 +76,19 @@ pub(super) fn set_size(storage: &dyn Storage, size: u64) -> Result<()> {
     write_both(storage, &mut superblock)
 }
 
-/// Notes that damage is left: the image does not count as closed in order, so that the next check at boot looks at it. Its log is
-/// empty, and opening replays nothing.
-pub(super) fn note_damage(storage: &dyn Storage) -> Result<()> {
-    match image::newest(&read_superblocks(storage)?) {
-        Some(mut superblock) if superblock.clean && !superblock.under_repair() => {
-            // Nobody has believed these so far.
-            for half in 0..2 {
-                empty_half(storage, &superblock, half)?;
-            }
-            superblock.floor = superblock.checkpoint;
-            superblock.clean = false;
-            write_both(storage, &mut superblock)
+/// Marks the image as damaged, or takes the mark back, in each superblock that there is. Everything else in them stays: a check may
+/// have to find out yet which of them is right.
+pub(super) fn set_damaged(storage: &dyn Storage, damaged: bool) -> Result<()> {
+    for (superblock, at) in read_superblocks(storage)?.into_iter().zip(SUPERBLOCK_OFFSETS) {
+        if let Ok(mut superblock) = superblock
+            && superblock.is_damaged() != damaged
+        {
+            superblock.set_damaged(damaged);
+            storage.write_at(at, &superblock.encode()).map_err(failed)?;
+            storage.sync().map_err(failed)?;
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Empties a doublewrite half, of which nothing is needed.
@@ -128,8 +126,9 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
         end.0 += superblock.log_size;
     }
     (superblock.checkpoint, superblock.floor) = (end, end);
-    // What follows from it is still to be repaired: a look that finds nothing more closes the image in order.
-    superblock.clean = false;
+    superblock.clean = true;
+    // What follows from it is still to be repaired.
+    superblock.set_damaged(true);
     superblock.incompat |= INCOMPAT_REPAIR;
     write_both(storage, &mut superblock)?;
     // The search for a log without superblocks believes the greatest incarnation. And what the host cannot read of the log may be

@@ -40,8 +40,9 @@ impl Damage {
         errno(error)
     }
 
-    /// Does what a failed request calls for. What the image or the disk below is to blame for is counted, logged once, and ends all
-    /// changes if it was met by one ([`OnError`]). What was merely refused is the caller's business.
+    /// Does what a failed request calls for. What the image or the disk below is to blame for is counted and logged once. Unless only
+    /// contents cannot be read, it is noted in the image, and ends all changes if it was met by one ([`OnError`]). What was merely
+    /// refused is the caller's business.
     pub fn meet<V: Volume>(&self, volume: &V, error: &FsError, what: Request, n: Ino) {
         let (FsError::Engine(engine) | FsError::Contents(engine)) = error else { return };
         if !matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
@@ -64,8 +65,13 @@ impl Damage {
                 | Request::Readdirplus
                 | Request::Lseek
         );
-        // A failed write has made the image read-only by itself. Contents that cannot be read concern only who needs them.
-        if changes && matches!(error, FsError::Engine(_)) {
+        // Contents that cannot be read concern only who needs them.
+        if matches!(error, FsError::Contents(_)) {
+            return;
+        }
+        volume.note_damage();
+        // A failed write has made the image read-only by itself.
+        if changes {
             if self.on_error == OnError::Abort {
                 log::error!("ending, as errors=abort asks");
                 std::process::abort();

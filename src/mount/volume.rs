@@ -135,6 +135,8 @@ pub trait Volume: Send + Sync + 'static {
     }
     /// Makes the volume larger, to `size` bytes.
     fn grow(&self, size: u64) -> Result<()>;
+    /// Damage of what the volume consists of was met: whoever checks it next is to look at everything.
+    fn note_damage(&self);
     /// Damage was found while something was being changed: nothing may be changed any more.
     fn fail(&self, error: &FsError);
     /// Finishes everything. Nothing is called afterwards.
@@ -275,12 +277,14 @@ impl Volume for Fs {
     fn grow(&self, size: u64) -> Result<()> {
         Ok(self.tree().grow(size)?)
     }
+    fn note_damage(&self) {
+        self.tree().note_damage();
+    }
     fn fail(&self, error: &FsError) {
         if self.tree().is_read_only() {
             return;
         }
         log::error!("the filesystem is read-only from now on, check it with `btfs fsck`: {error}");
-        self.tree().set_damaged();
         if let Err(e) = self.tree().set_read_only(true) {
             log::error!("making durable what was changed before: {e}");
         }

@@ -48,6 +48,9 @@ const _: () = {
     assert!(LOG_OFFSET.is_multiple_of(PAGE_SIZE as u64));
 };
 
+/// A compatible feature that says no more than that damage of the tree has been met. Only a check that finds none takes it back.
+pub const COMPAT_DAMAGED: u64 = 1;
+
 /// A feature that an image needs while a repair of it is under way: whoever does not know of it refuses the image.
 pub const INCOMPAT_REPAIR: u64 = 1 << 63;
 
@@ -151,6 +154,14 @@ impl Superblock {
     pub fn under_repair(&self) -> bool {
         self.incompat & INCOMPAT_REPAIR != 0
     }
+    /// Whether damage has been met since the last check that found none.
+    pub fn is_damaged(&self) -> bool {
+        self.compat & COMPAT_DAMAGED != 0
+    }
+    /// Notes that damage has been met, or that a check has found none.
+    pub fn set_damaged(&mut self, damaged: bool) {
+        self.compat = if damaged { self.compat | COMPAT_DAMAGED } else { self.compat & !COMPAT_DAMAGED };
+    }
     /// Whether sequence number, LSNs or incarnation have come near their ends. Only a forger brings them there: the image is not written
     /// to any more, and the checker takes such a superblock as damaged. What is left of the ranges is more than one opening uses.
     pub fn is_spent(&self) -> bool {
@@ -238,8 +249,10 @@ impl Superblock {
         put_u64(&mut b, AT_FLOOR, log_size);
         put_u32(&mut b, AT_INCARNATION, 1);
         b[AT_CLEAN] = 1;
-        let incompat = get_u64(&b, AT_INCOMPAT) & !INCOMPAT_REPAIR;
-        put_u64(&mut b, AT_INCOMPAT, incompat);
+        for (at, passing) in [(AT_COMPAT, COMPAT_DAMAGED), (AT_INCOMPAT, INCOMPAT_REPAIR)] {
+            let lasting = get_u64(&b, at) & !passing;
+            put_u64(&mut b, at, lasting);
+        }
         let crc = crc32fast::hash(&b[..AT_CRC]);
         put_u32(&mut b, AT_CRC, crc);
         Superblock::decode(&b, u64::MAX)

@@ -13,6 +13,7 @@
 //!   loses nothing: the other leads to the same state.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Pool;
 use super::frames::{FrameNo, PageMemory};
@@ -63,17 +64,18 @@ impl Pool {
     /// Writes all pages home that are dirty from before now, and frees the log behind the oldest that is left.
     pub fn checkpoint(&self) -> Result<()> {
         let mut flusher = self.flusher.lock();
-        let ended = flusher.superblock.clean || self.damaged.load(Ordering::SeqCst);
-        if self.is_read_only() && (self.opened_read_only || ended) {
+        // Set only while nothing can be changed.
+        let clean = flusher.superblock.clean;
+        let noted = flusher.superblock.is_damaged() || !self.damaged.load(Ordering::SeqCst);
+        if self.opened_read_only || clean && noted {
             self.announce_progress();
             return Ok(());
         }
-        self.checkpoint_with(&mut flusher, false)
+        self.checkpoint_with(&mut flusher, clean)
     }
 
     /// Ends all changes of the image, or admits them again. When this returns after `read_only`, everything applied before is
-    /// durable and home, the image is marked as closed in order (unless damage has been met), and nothing writes to it any more but data writes that had
-    /// begun. Holds no latch and no epoch; waits for transactions under way.
+    /// durable and home, the image is marked as closed in order, and nothing writes to it any more but data writes that had begun, and the mark of damage. Holds no latch and no epoch; waits for transactions under way.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] if changes are to be admitted to an image that was opened read-only; the latched error, in which case
@@ -134,7 +136,8 @@ impl Pool {
         superblock.checkpoint = checkpoint;
         superblock.floor = self.log.durable().max(checkpoint);
         superblock.groups = self.space.lock().groups_before(checkpoint);
-        superblock.clean = clean && !self.damaged.load(Ordering::SeqCst);
+        superblock.clean = clean;
+        superblock.set_damaged(self.damaged.load(Ordering::SeqCst));
         self.write_superblocks(flusher)?;
         self.log.set_tail(checkpoint);
         self.checkpointed.store(checkpoint.0, Ordering::SeqCst);
@@ -314,5 +317,92 @@ impl Pool {
             i += n;
         }
         Ok(())
+    }
+
+    // -- the flusher's thread, and who waits for it ----------------------------------------------------------------
+
+    /// Waits until the flusher has done something, or does it.
+    pub(super) fn wait_for_checkpoint(&self) -> Result<()> {
+        // What is lacking may be set aside for another transaction, which needs the processor to go on.
+        spin_wait();
+        if !self.background {
+            return self.checkpoint();
+        }
+        let mut progress = self.progress.lock();
+        let seen = progress.done;
+        while progress.done == seen && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
+            progress.asked = true;
+            self.wanted.notify_one();
+            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
+        }
+        drop(progress);
+        self.log.check()
+    }
+
+    /// Waits until a checkpoint has ended that began after this call, or takes one.
+    pub(super) fn wait_for_whole_checkpoint(&self) -> Result<()> {
+        spin_wait();
+        if !self.background {
+            return self.checkpoint();
+        }
+        let mut progress = self.progress.lock();
+        let wanted = progress.begun + 1;
+        while progress.finished < wanted
+            && self.log.failure().is_none()
+            && !self.is_read_only()
+            && !self.stopping.load(Ordering::SeqCst)
+        {
+            progress.asked = true;
+            self.wanted.notify_one();
+            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
+        }
+        drop(progress);
+        self.log.check()
+    }
+
+    pub(super) fn announce_progress(&self) {
+        let mut progress = self.progress.lock();
+        progress.done += 1;
+        progress.asked = false;
+        self.progressed.notify_all();
+    }
+
+    /// Whether a checkpoint should run: the log or the dirty budget is three quarters used.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.log.used() >= self.log.size() / 4 * 3
+            || self.budget.load(Ordering::SeqCst) >= self.dirty_max / 4 * 3
+    }
+
+    /// The background flusher. Returns after [`Pool::stop`] or when writing has ended.
+    pub fn run_flusher(&self) {
+        while !self.stopping.load(Ordering::SeqCst) && self.log.failure().is_none() {
+            if self.wants_checkpoint() {
+                // An error is latched in the log, and ends the loop.
+                let _ = self.checkpoint();
+                // In a tiny pool it may be reservations that fill the budget; their owners need the processor.
+                spin_wait();
+                continue;
+            }
+            self.reclaim();
+            let _ = self.punch(16);
+            let mut progress = self.progress.lock();
+            if !progress.asked && !self.stopping.load(Ordering::SeqCst) {
+                self.wanted.wait_for(&mut progress, Duration::from_millis(100));
+            }
+            let asked = progress.asked;
+            drop(progress);
+            if asked {
+                let _ = self.checkpoint();
+            }
+        }
+        self.announce_progress();
+    }
+
+    /// Wakes the flusher if there is enough to do.
+    #[inline]
+    pub fn nudge(&self) {
+        if self.background && self.wants_checkpoint() {
+            self.wanted.notify_one();
+        }
     }
 }

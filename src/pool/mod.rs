@@ -160,7 +160,7 @@ pub struct Pool {
     background: bool,
     /// No transaction begins and no data is written.
     read_only: AtomicBool,
-    /// Damage has been met: the image is not to be marked as closed in order.
+    /// Damage has been met, now or before the image was opened: each superblock that is written says so.
     damaged: AtomicBool,
     /// The image was opened so, and `storage` is never written (but for an overlay in memory).
     opened_read_only: bool,
@@ -225,9 +225,16 @@ impl Pool {
         self.log.check()?;
         if self.is_read_only() { Err(Error::ReadOnly) } else { Ok(()) }
     }
-    /// From now on the image is not marked as closed in order, so that somebody checks it.
-    pub fn set_damaged(&self) {
-        self.damaged.store(true, Ordering::SeqCst);
+    /// Whether damage has been met since the last check that found none.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::SeqCst)
+    }
+    /// Marks the image as damaged, with the next checkpoint; the flusher's thread takes it at once.
+    pub fn note_damage(&self) {
+        if !self.damaged.swap(true, Ordering::SeqCst) && self.background {
+            self.progress.lock().asked = true;
+            self.wanted.notify_one();
+        }
     }
     /// Whether no transaction can begin, for now or at all.
     pub fn is_read_only(&self) -> bool {
@@ -657,47 +664,6 @@ impl Pool {
         false
     }
 
-    // -- the flusher's thread -----------------------------------------------------------------------------------
-
-    /// Waits until the flusher has done something, or does it.
-    fn wait_for_checkpoint(&self) -> Result<()> {
-        // What is lacking may be set aside for another transaction, which needs the processor to go on.
-        spin_wait();
-        if !self.background {
-            return self.checkpoint();
-        }
-        let mut progress = self.progress.lock();
-        let seen = progress.done;
-        while progress.done == seen && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
-            progress.asked = true;
-            self.wanted.notify_one();
-            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
-        }
-        drop(progress);
-        self.log.check()
-    }
-
-    /// Waits until a checkpoint has ended that began after this call, or takes one.
-    fn wait_for_whole_checkpoint(&self) -> Result<()> {
-        spin_wait();
-        if !self.background {
-            return self.checkpoint();
-        }
-        let mut progress = self.progress.lock();
-        let wanted = progress.begun + 1;
-        while progress.finished < wanted
-            && self.log.failure().is_none()
-            && !self.is_read_only()
-            && !self.stopping.load(Ordering::SeqCst)
-        {
-            progress.asked = true;
-            self.wanted.notify_one();
-            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
-        }
-        drop(progress);
-        self.log.check()
-    }
-
     /// Waits until what has been freed up to now can come out of quarantine (S2): what needs no more than to be durable or, with
     /// `checkpoint`, all of it. Holds no latch and no epoch.
     fn wait_for_quarantine(&self, checkpoint: bool) -> Result<()> {
@@ -724,52 +690,6 @@ impl Pool {
             }
         }
         Ok(())
-    }
-
-    fn announce_progress(&self) {
-        let mut progress = self.progress.lock();
-        progress.done += 1;
-        progress.asked = false;
-        self.progressed.notify_all();
-    }
-
-    /// Whether a checkpoint should run: the log or the dirty budget is three quarters used.
-    pub fn wants_checkpoint(&self) -> bool {
-        self.log.used() >= self.log.size() / 4 * 3
-            || self.budget.load(Ordering::SeqCst) >= self.dirty_max / 4 * 3
-    }
-
-    /// The background flusher. Returns after [`Pool::stop`] or when writing has ended.
-    pub fn run_flusher(&self) {
-        while !self.stopping.load(Ordering::SeqCst) && self.log.failure().is_none() {
-            if self.wants_checkpoint() {
-                // An error is latched in the log, and ends the loop.
-                let _ = self.checkpoint();
-                // In a tiny pool it may be reservations that fill the budget; their owners need the processor.
-                spin_wait();
-                continue;
-            }
-            self.reclaim();
-            let _ = self.punch(16);
-            let mut progress = self.progress.lock();
-            if !progress.asked && !self.stopping.load(Ordering::SeqCst) {
-                self.wanted.wait_for(&mut progress, Duration::from_millis(100));
-            }
-            let asked = progress.asked;
-            drop(progress);
-            if asked {
-                let _ = self.checkpoint();
-            }
-        }
-        self.announce_progress();
-    }
-
-    /// Wakes the flusher if there is enough to do.
-    #[inline]
-    pub fn nudge(&self) {
-        if self.background && self.wants_checkpoint() {
-            self.wanted.notify_one();
-        }
     }
 
     /// Ends the background threads.

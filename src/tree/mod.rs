@@ -176,9 +176,15 @@ impl Tree {
         self.pool.set_read_only(read_only)
     }
 
-    /// Damage has been met: when the image is closed, it is not marked as closed in order, so that somebody checks it.
-    pub fn set_damaged(&self) {
-        self.pool.set_damaged();
+    /// Marks the image as damaged, until a check finds nothing wrong: ext4's error state. Durable soon, at the latest when the image is
+    /// closed. Holds no latch; an image that was opened read-only stays as it is.
+    pub fn note_damage(&self) {
+        self.pool.note_damage();
+    }
+
+    /// Whether the image is marked as damaged.
+    pub fn is_damaged(&self) -> bool {
+        self.pool.is_damaged()
     }
 
     /// Whether every change fails with [`Error::ReadOnly`].

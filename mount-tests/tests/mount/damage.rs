@@ -159,9 +159,20 @@ fn stats_tell_that_changes_are_refused_since_an_error(mount: &mut Mount) {
     assert!(stats.contains("\"state\": \"failed: image is damaged"), "{stats}");
     let (_, stats) = mount.said_by(mount.btfs(["stats"]).arg(&mount.point));
     assert!(stats.contains("changes are refused since an error: image is damaged"), "{stats}");
-    // It may say that the image is damaged.
-    mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    // Everything else is on disk, and whoever has to do with the image is told.
+    let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    assert!(status.success() && said.contains("marked as damaged"), "{status}: {said}");
     mount.set_mounted(false);
+    let (_, said) = mount.said_by(mount.btfs(["info"]).arg(&mount.image));
+    assert!(said.contains("marked as damaged"), "{said}");
+    // Nobody meets it this time.
+    mount.mount();
+    mount.unmount();
+    let (status, said) = mount.said_by(mount.btfs(["fsck", "-p"]).arg(&mount.image));
+    assert_eq!(status.code(), Some(4), "damage is forgotten: {said}");
+    let (_, said) = mount.said_by(mount.btfs(["fsck", "-y"]).arg(&mount.image));
+    let (status, again) = mount.said_by(mount.btfs(["fsck", "-p"]).arg(&mount.image));
+    assert!(status.success() && again.contains("closed in order"), "{said}{again}");
     fs::write(&mount.image, before).expect("restore the image");
 }
 

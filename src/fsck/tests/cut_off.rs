@@ -8,7 +8,7 @@ use crate::page::format::*;
 use crate::page::node::Node;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
 use crate::storage::{Fault, FaultStorage, Image as Bytes, MemStorage, OpKind};
-use crate::tree::Batch;
+use crate::tree::{Batch, Options as TreeOptions};
 
 const ALL: Options<'static> = Options { repair: Repair::All, scrub: true, force: true, progress: None };
 const SAFE: Options<'static> = Options { repair: Repair::Safe, scrub: false, force: false, progress: None };
@@ -123,12 +123,27 @@ fn damage_that_a_safe_repair_leaves_is_found_again_at_the_next_boot() {
         assert_eq!((report.checked, report.exit_code()), (true, 4), "run {run}: {report}");
         assert_eq!(report.replay.as_ref().is_some_and(|r| r.records > 0), run == 0, "run {run}: {report}");
     }
-    // It can be mounted all the same.
-    let fs = Fs::open(storage.clone(), &options()).unwrap();
-    assert_eq!(fs.lookup(ROOT, b"f2").unwrap(), inos[2]);
-    drop(fs);
-    assert_eq!(check(storage.clone(), &ALL).unwrap().exit_code(), 1);
-    assert!(!check(storage, &SAFE).unwrap().checked, "closed in order when nothing is left");
+    // It can be mounted all the same, and is not forgotten by who meets nothing of it, whether he closes it or not.
+    for close in [true, false] {
+        let fs = Fs::open(storage.clone(), &options()).unwrap();
+        assert!(fs.tree().is_damaged());
+        assert_eq!(fs.lookup(ROOT, b"f2").unwrap(), inos[2]);
+        make(&fs, if close { "closed" } else { "not closed" });
+        fs.sync().unwrap();
+        if close {
+            fs.close().unwrap();
+        }
+        let report = check(storage.clone(), &SAFE).unwrap();
+        assert_eq!((report.marked, report.checked, report.exit_code()), (true, true, 4), "{report}");
+    }
+    // A check alone takes nothing back.
+    let report = look_at(&storage);
+    assert!(report.marked && look_at(&storage).marked, "{report}");
+    let report = check(storage.clone(), &ALL).unwrap();
+    assert_eq!((report.marked, report.exit_code()), (true, 1), "{report}");
+    let report = check(storage.clone(), &SAFE).unwrap();
+    assert!(!report.marked && !report.checked, "closed in order when nothing is left: {report}");
+    assert!(!Fs::open(storage, &options()).unwrap().tree().is_damaged());
 }
 
 /// A superblock is written again without more ado, and something else is left to the user.
@@ -143,6 +158,43 @@ fn an_image_that_was_closed_in_order_is_looked_at_after_half_a_repair() {
     }
     let fs = Fs::open(k.storage.clone(), &options()).unwrap();
     assert!(fs.read(k.other, 0, 10).is_ok());
+}
+
+/// Damage that the filesystem has met. It is looked for at boot, and forgotten if there is none.
+#[test]
+fn an_image_on_which_damage_was_met_is_looked_at_until_there_is_none() {
+    let (storage, fs, _) = files(3);
+    fs.tree().note_damage();
+    fs.close().unwrap();
+    let fs = Fs::open(storage.clone(), &options()).unwrap();
+    assert!(fs.tree().recovery().clean && fs.tree().is_damaged());
+    fs.close().unwrap();
+    assert!(look_at(&storage).marked);
+    for marked in [true, false] {
+        let report = check(storage.clone(), &SAFE).unwrap();
+        assert_eq!((report.marked, report.checked, report.exit_code()), (marked, marked, 0), "{report}");
+    }
+}
+
+/// Who opens an image for reading only writes nothing; who makes it so again does.
+#[test]
+fn damage_is_noted_while_nothing_can_be_changed() {
+    let (storage, fs, _) = files(3);
+    fs.tree().set_read_only(true).unwrap();
+    fs.tree().note_damage();
+    fs.sync().unwrap();
+    fs.tree().checkpoint().unwrap();
+    drop(fs);
+    let superblock = crate::pool::read_superblock(&*storage).unwrap();
+    assert!(superblock.is_damaged() && superblock.clean);
+    let (storage, fs, _) = files(3);
+    fs.close().unwrap();
+    let before = storage.image().to_vec().unwrap();
+    let read_only = TreeOptions { read_only: true, ..options() };
+    let fs = Fs::open(storage.clone(), &read_only).unwrap();
+    fs.tree().note_damage();
+    fs.close().unwrap();
+    assert!(before == storage.image().to_vec().unwrap());
 }
 
 /// Few names tell little of a seed, but a repair that is not finished tells that it may be a new one.

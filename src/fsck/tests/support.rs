@@ -472,3 +472,10 @@ impl Storage for Disk {
         self.below.punch(offset, len)
     }
 }
+
+/// All bytes of an image but for the mark that it is damaged, which says that a check has found something.
+pub fn but_for_the_mark(storage: &Arc<MemStorage>) -> Vec<u8> {
+    let copy = MemStorage::from_image(storage.image());
+    switch::set_damaged(&copy, false).unwrap();
+    copy.image().to_vec().unwrap()
+}

@@ -527,6 +527,7 @@ impl Volume for Floor {
         Err(FsError::Invalid)
     }
 
+    fn note_damage(&self) {}
     fn fail(&self, _: &FsError) {}
 
     /// The kernel forgets nothing at an unmount: what only it knew of goes now.
