@@ -58,6 +58,11 @@ impl Error {
         Error::Corrupt { place: place.to_string(), reason: reason.to_string() }
     }
 
+    /// The [`Error::Unusable`] of an image that was being repaired.
+    pub fn half_repaired() -> Self {
+        Error::Unusable("a repair of the image was interrupted: let btfs fsck -y finish it".into())
+    }
+
     /// Whether this says that the image is damaged.
     pub fn is_corrupt(&self) -> bool {
         matches!(self, Error::Corrupt { .. })

@@ -186,10 +186,11 @@ pub fn info(args: &InfoArgs) -> CliResult {
                 Ok(fs) => Some(fs.usage().free * crate::page::BLOCK_SIZE as u64),
                 Err(_) => None,
             };
-            let state = match (s.is_damaged(), s.clean) {
-                (true, _) => "marked as damaged; check it with `btfs fsck`",
-                (false, true) => "clean",
-                (false, false) => "to be recovered at the next mount",
+            let state = match s.clean {
+                _ if s.under_repair() => "being repaired; let `btfs fsck -y` finish it",
+                _ if s.is_damaged() => "marked as damaged; check it with `btfs fsck`",
+                true => "clean",
+                false => "to be recovered at the next mount",
             };
             (state.to_owned(), free)
         }

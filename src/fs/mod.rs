@@ -177,6 +177,9 @@ impl Fs {
     /// Opens a filesystem, with recovery if it was not closed in order, and finishes deletions that a crash interrupted.
     pub fn open(storage: Arc<dyn Storage>, options: &Options) -> Result<Fs> {
         let tree = Tree::open(storage, options)?;
+        if tree.is_half_repaired() {
+            return Err(FsError::Engine(crate::Error::half_repaired()));
+        }
         let damaged = || {
             FsError::Engine(crate::Error::corrupt("filesystem", "its state record is missing or impossible"))
         };

@@ -24,6 +24,8 @@ pub(super) enum Fix {
     Bitmaps,
     /// Build the tree again from its leaves.
     Tree,
+    /// Do what else there is to do, and take the mark away that keeps the image from being used.
+    Finish,
     /// Delete a record.
     Delete(Vec<u8>),
     /// Delete a name; it is counted as lost.
@@ -85,6 +87,7 @@ impl Fix {
             Superblock(_)
                 | Doublewrite(_)
                 | Bitmaps
+                | Finish
                 | State(_)
                 | Next(..)
                 | Count(..)
@@ -108,6 +111,7 @@ impl fmt::Display for Fix {
             Fix::Doublewrite(_) => write!(f, "empty the doublewrite half"),
             Fix::Bitmaps => write!(f, "write the bitmaps again from what is in use"),
             Fix::Tree => write!(f, "build the tree again from the leaves that are whole"),
+            Fix::Finish => write!(f, "finish it"),
             Fix::Delete(_) => write!(f, "delete the record"),
             Fix::DeleteName(_) => write!(f, "delete the name"),
             Fix::MoveEntry(_) => write!(f, "move it to the right place"),

@@ -34,6 +34,8 @@ pub(super) struct Image {
     pub needs_replay: bool,
     /// A repair was interrupted: the bitmaps are not to be believed.
     pub repair_unfinished: bool,
+    /// An earlier repair was interrupted when it knew of lost contents that no record says.
+    pub half_repaired: bool,
     /// Bytes of the file, if it is shorter than the image.
     pub short: Option<u64>,
     /// There was no superblock.
@@ -47,6 +49,10 @@ pub(super) struct Image {
     /// Blocks of contents that replaying the log has changed. Only if it was not replayed as opening would replay it.
     pub contents: Vec<Run>,
 }
+
+/// What is wrong with an image that was being repaired.
+pub(super) const INTERRUPTED: &str =
+    "a repair was interrupted, and the image cannot be mounted until it is finished";
 
 /// Why a page cannot be used.
 pub(super) enum PageError {
@@ -160,10 +166,9 @@ impl Image {
         let said = superblock.size;
         let (below, short) = whole_length(below, &mut superblock, size, findings)?;
         check_doublewrite(&*below, &superblock, findings)?;
-        let repair_unfinished = superblock.under_repair();
+        let repair_unfinished = superblock.lacks_bitmaps();
         if repair_unfinished {
-            let what = "a repair was interrupted, and the image cannot be mounted until it is finished";
-            findings.add(ProblemKind::RepairUnfinished, Place::image(), what, vec![Fix::Bitmaps]);
+            findings.add(ProblemKind::RepairUnfinished, Place::image(), INTERRUPTED, vec![Fix::Bitmaps]);
         }
         let mut image = Image::new(below.clone(), superblock);
         (image.short, image.repair_unfinished) = (short, repair_unfinished);
@@ -184,6 +189,7 @@ impl Image {
             log_whole: true,
             needs_replay: false,
             repair_unfinished: false,
+            half_repaired: false,
             short: None,
             salvaged: false,
             seeds: Vec::new(),
@@ -364,7 +370,7 @@ fn check_superblocks(
             && a.hash_seed == b.hash_seed
             && a.log_size == b.log_size
             && a.doublewrite_pages == b.doublewrite_pages
-            && (a.root == b.root || a.under_repair() || b.under_repair());
+            && (a.root == b.root || a.lacks_bitmaps() || b.lacks_bitmaps());
         if !same {
             let what = format!("{} describes another image than the newer one", name[older]);
             findings.add(ProblemKind::SuperblockTwin, Place::image(), what, vec![Fix::Superblock(older)]);

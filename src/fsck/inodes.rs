@@ -332,9 +332,14 @@ impl Pass<'_> {
         let what = "contents may be lost where there are holes now";
         if self.structure.gaps.is_empty() {
             // An earlier run, which was cut off, may have known where.
-            if missing && contents.mapped < inode.size.div_ceil(BLOCK) {
-                let fixes = vec![Fix::LoseRange(ino, 0, inode.size)];
-                self.findings.add(Problem::Lost, Place::range(ino.0, 0, inode.size), what, fixes);
+            let to = match missing {
+                true if contents.mapped < inode.size.div_ceil(BLOCK) => inode.size,
+                false if self.image.half_repaired => inode.size.min(INLINE_MAX as u64),
+                _ => 0,
+            };
+            if to > 0 {
+                let fixes = vec![Fix::LoseRange(ino, 0, to)];
+                self.findings.add(Problem::Lost, Place::range(ino.0, 0, to), what, fixes);
             }
             return;
         }

@@ -47,7 +47,7 @@ use crate::page::BLOCK_SIZE;
 use crate::storage::Storage;
 use blocks::Claims;
 use fix::Fix;
-use image::Image;
+use image::{INTERRUPTED, Image};
 use report::Findings;
 pub(crate) use report::bytes;
 pub use report::{LISTED_MAX, Outcome, Place, Problem, ProblemKind, Report};
@@ -183,6 +183,10 @@ impl Looked {
 /// What a repair knows from the rounds before, for what is to be said of it.
 #[derive(Clone, Default)]
 struct Earlier {
+    /// There were rounds that have repaired something.
+    begun: bool,
+    /// See [`Image::half_repaired`].
+    half_repaired: bool,
     /// Ranges of keys that it has had to give up.
     lost: Vec<Gap>,
     /// The bytes that the file had before it was made longer.
@@ -205,6 +209,11 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
     let resize = findings.fixes.iter().any(|f| matches!(f, Fix::Extend(_) | Fix::ImageSize(_)))
         && options.repair == Repair::All;
     image.short = image.short.or(known.short);
+    let interrupted = !known.begun && image.superblock.lacks_records();
+    if interrupted && !image.repair_unfinished {
+        findings.add(ProblemKind::RepairUnfinished, Place::image(), INTERRUPTED, vec![Fix::Finish]);
+    }
+    image.half_repaired = interrupted || known.half_repaired;
     report.replay = image.replay.clone();
     report.marked = image.superblock.is_damaged();
     let at_boot = options.repair == Repair::Safe && !options.force && !options.scrub;

@@ -91,7 +91,8 @@ pub(super) fn rebuild(
         Ok(())
     })?;
     let groups = if image.salvaged { used.groups() } else { groups };
-    switch::switch(storage, image, &Target { root, end, groups, claims: &used, pages: &pages })?;
+    let lossy = !lost.is_empty();
+    switch::switch(storage, image, &Target { root, end, groups, claims: &used, pages: &pages, lossy })?;
     Ok(lost)
 }
 

@@ -18,6 +18,7 @@ use super::switch::{self, Target};
 use super::{Earlier, Looked, Options, Progress, Repair, Result, look, replay_options, size};
 use crate::error::Error;
 use crate::fs::format::*;
+use crate::page::superblock::INCOMPAT_RECORDS;
 use crate::page::{PAGE_SIZE, Run};
 use crate::pool::RecoveryReport;
 use crate::storage::Storage;
@@ -82,7 +83,7 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         }
         // Until a look finds nothing more, whoever cuts this off, and whatever it leaves.
         if looked.findings.total() > 0 {
-            switch::set_damaged(&**storage, true)?;
+            switch::mark(&**storage, |superblock| superblock.set_damaged(true))?;
         }
         let last = rounds == ROUNDS_MAX;
         let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
@@ -95,12 +96,21 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         if dealt_with {
             known.lost.clear();
         }
+        known.half_repaired = looked.image.half_repaired && !dealt_with;
         known.short = looked.image.short.filter(|_| !dealt_with);
+        known.begun = true;
         match done {
             Done::Nothing => {
-                if looked.findings.total() == 0 {
-                    switch::set_damaged(&**storage, false)?;
-                }
+                let sound = looked.findings.total() == 0;
+                let marked_lost = sound || options.repair == Repair::All && looked.is_sound();
+                switch::mark(&**storage, |superblock| {
+                    if sound {
+                        superblock.set_damaged(false);
+                    }
+                    if marked_lost {
+                        superblock.incompat &= !INCOMPAT_RECORDS;
+                    }
+                })?;
                 return Ok(history.finish(looked));
             }
             Done::Something => {}
@@ -194,6 +204,8 @@ impl History {
             tree.close()?;
             self.replayed = true;
         }
+        did |= fixes.contains(&Fix::Finish)
+            && (options.repair == Repair::All || looked.findings.unsafe_fixes == 0);
         for fix in &fixes {
             if let Fix::Doublewrite(half) = fix {
                 switch::empty_half(&**storage, &looked.image.superblock, *half)?;
@@ -241,7 +253,8 @@ impl History {
         let end = if image.salvaged { image.end } else { switch::end_of(&**storage)?.max(image.end) };
         let groups = image.groups_of(&looked.claims);
         let root = image.superblock.root;
-        let target = Target { root, end, groups, claims: &looked.claims, pages };
+        // What a new tree has lost was said when that became the image's.
+        let target = Target { root, end, groups, claims: &looked.claims, pages, lossy: false };
         switch::switch(&**storage, image, &target)
     }
 
@@ -285,6 +298,7 @@ impl History {
                     | Fix::Bitmaps
                     | Fix::Tree
                     | Fix::Rehash
+                    | Fix::Finish
                     | Fix::ImageSize(_)
             )
         };

@@ -7,7 +7,8 @@
 //!    that a repair is under way. From the first one on the new tree counts, and nobody opens the image.
 //! 3. The bitmap pages are written in place, and the doublewrite headers emptied, as is the log if it could not be replayed. A torn
 //!    page does not matter: while the mark stands, nobody believes any, and the next run writes them again.
-//! 4. Both superblocks are written again without the mark. The image is still marked as damaged: what follows is to be repaired.
+//! 4. Both superblocks are written again without the mark. If the tree has lost something, another mark stays until records
+//!    say what: only the filesystem is kept from using the image then. And it is still marked as damaged.
 
 use super::blocks::Claims;
 use super::image::{self, Image, read_superblocks};
@@ -76,14 +77,14 @@ pub(super) fn set_size(storage: &dyn Storage, size: u64) -> Result<()> {
     write_both(storage, &mut superblock)
 }
 
-/// Marks the image as damaged, or takes the mark back, in each superblock that there is. Everything else in them stays: a check may
-/// have to find out yet which of them is right.
-pub(super) fn set_damaged(storage: &dyn Storage, damaged: bool) -> Result<()> {
+/// Changes marks in each superblock that there is. Everything else in them stays: a check may have to find out yet which of them is
+/// right.
+pub(super) fn mark(storage: &dyn Storage, change: impl Fn(&mut Superblock)) -> Result<()> {
     for (superblock, at) in read_superblocks(storage)?.into_iter().zip(SUPERBLOCK_OFFSETS) {
-        if let Ok(mut superblock) = superblock
-            && superblock.is_damaged() != damaged
-        {
-            superblock.set_damaged(damaged);
+        let Ok(before) = superblock else { continue };
+        let mut superblock = before.clone();
+        change(&mut superblock);
+        if superblock != before {
             storage.write_at(at, &superblock.encode()).map_err(failed)?;
             storage.sync().map_err(failed)?;
         }
@@ -109,6 +110,8 @@ pub(super) struct Target<'a> {
     pub claims: &'a Claims,
     /// Those of them that are pages of the tree.
     pub pages: &'a Claims,
+    /// Something is lost that is not marked as lost in this tree yet.
+    pub lossy: bool,
 }
 
 /// Steps 2 to 4. Whatever the log holds is dropped: what counts of it is in the tree.
@@ -129,7 +132,10 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
     superblock.clean = true;
     // What follows from it is still to be repaired.
     superblock.set_damaged(true);
-    superblock.incompat |= INCOMPAT_REPAIR;
+    superblock.incompat |= INCOMPAT_BITMAPS;
+    if target.lossy {
+        superblock.incompat |= INCOMPAT_RECORDS;
+    }
     write_both(storage, &mut superblock)?;
     // The search for a log without superblocks believes the greatest incarnation. And what the host cannot read of the log may be
     // read again when it has been written.
@@ -144,7 +150,7 @@ pub(super) fn switch(storage: &dyn Storage, image: &Image, target: &Target<'_>) 
     if image.salvaged && image.seed_lost {
         return Ok(());
     }
-    superblock.incompat &= !INCOMPAT_REPAIR;
+    superblock.incompat &= !INCOMPAT_BITMAPS;
     write_both(storage, &mut superblock)
 }
 

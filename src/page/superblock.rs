@@ -51,8 +51,12 @@ const _: () = {
 /// A compatible feature that says no more than that damage of the tree has been met. Only a check that finds none takes it back.
 pub const COMPAT_DAMAGED: u64 = 1;
 
-/// A feature that an image needs while a repair of it is under way: whoever does not know of it refuses the image.
-pub const INCOMPAT_REPAIR: u64 = 1 << 63;
+/// Features that an image needs while a repair of it is under way: whoever does not know of them refuses the image.
+///
+/// The bitmaps are not to be believed.
+pub const INCOMPAT_BITMAPS: u64 = 1 << 63;
+/// What was lost is not marked as lost yet, and would be read as zeros.
+pub const INCOMPAT_RECORDS: u64 = 1 << 62;
 
 /// Bytes of a superblock of which bitmap pages hold a copy: all but the state of log and checkpoint.
 pub const BACKUP_SIZE: usize = AT_CHECKPOINT;
@@ -152,7 +156,15 @@ impl Superblock {
     }
     /// Whether a repair was begun and has not ended: only the checker may use the image.
     pub fn under_repair(&self) -> bool {
-        self.incompat & INCOMPAT_REPAIR != 0
+        self.lacks_bitmaps() || self.lacks_records()
+    }
+    /// Whether a repair has not written the bitmaps yet: only the checker can read the image.
+    pub fn lacks_bitmaps(&self) -> bool {
+        self.incompat & INCOMPAT_BITMAPS != 0
+    }
+    /// Whether a repair has not marked yet what was lost: only the checker may open the tree.
+    pub fn lacks_records(&self) -> bool {
+        self.incompat & INCOMPAT_RECORDS != 0
     }
     /// Whether damage has been met since the last check that found none.
     pub fn is_damaged(&self) -> bool {
@@ -249,7 +261,8 @@ impl Superblock {
         put_u64(&mut b, AT_FLOOR, log_size);
         put_u32(&mut b, AT_INCARNATION, 1);
         b[AT_CLEAN] = 1;
-        for (at, passing) in [(AT_COMPAT, COMPAT_DAMAGED), (AT_INCOMPAT, INCOMPAT_REPAIR)] {
+        for (at, passing) in [(AT_COMPAT, COMPAT_DAMAGED), (AT_INCOMPAT, INCOMPAT_BITMAPS | INCOMPAT_RECORDS)]
+        {
             let lasting = get_u64(&b, at) & !passing;
             put_u64(&mut b, at, lasting);
         }
@@ -272,7 +285,7 @@ impl Superblock {
             v => return Err(Version(v)),
         }
         let incompat = get_u64(b, AT_INCOMPAT);
-        if incompat & !INCOMPAT_REPAIR != 0 {
+        if incompat & !(INCOMPAT_BITMAPS | INCOMPAT_RECORDS) != 0 {
             return Err(Features(incompat));
         }
         let label = &b[AT_LABEL..AT_LABEL + LABEL_MAX];

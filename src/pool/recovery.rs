@@ -211,10 +211,8 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
         );
     }
     if let Some(superblock) = best {
-        if superblock.under_repair() {
-            return Err(Error::Unusable(
-                "a repair of the image was interrupted: let btfs fsck -y finish it".into(),
-            ));
+        if superblock.lacks_bitmaps() {
+            return Err(Error::half_repaired());
         }
         return Ok(superblock);
     }

@@ -47,10 +47,10 @@ fn leaves_of_extents(storage: &Arc<MemStorage>) -> Vec<PageId> {
     found
 }
 
-/// Files of one block whose extents are lost.
-fn without_extents() -> (Arc<MemStorage>, Vec<Ino>) {
+/// Files whose extents are lost. They have so many bytes: a block, or so few that they lie in the tree.
+fn without_extents(len: usize) -> (Arc<MemStorage>, Vec<Ino>) {
     let (storage, fs, inos) = files(1500);
-    inos.iter().for_each(|ino| fs.write(*ino, 0, &[7; 4096], &ME).unwrap());
+    inos.iter().for_each(|ino| fs.write(*ino, 0, &[7; 4096][..len], &ME).unwrap());
     fs.close().unwrap();
     let leaves = leaves_of_extents(&storage);
     assert!(leaves.len() > 2, "{leaves:?}");
@@ -63,7 +63,9 @@ fn without_extents() -> (Arc<MemStorage>, Vec<Ino>) {
 /// Files that read as zeros; they never held any.
 fn zeros(storage: &Arc<MemStorage>, inos: &[Ino]) -> usize {
     let fs = Fs::open(storage.clone(), &options()).unwrap();
-    inos.iter().filter(|ino| matches!(fs.read(**ino, 0, 4096), Ok(bytes) if bytes == [0; 4096])).count()
+    inos.iter()
+        .filter(|ino| matches!(fs.read(**ino, 0, 4096), Ok(bytes) if bytes.iter().all(|b| *b == 0)))
+        .count()
 }
 
 /// Cuts a repair off at every write; calls `f` with what is left and where it was cut.
@@ -84,18 +86,48 @@ fn cut_everywhere(image: &Bytes, mut f: impl FnMut(Bytes, &str)) {
 
 #[test]
 fn what_a_cut_off_repair_knew_to_be_lost_is_lost_after_the_next_one() {
-    let (storage, inos) = without_extents();
+    for len in [4096, 100] {
+        let (storage, inos) = without_extents(len);
+        cut_everywhere(&storage.image(), |left, about| {
+            let storage = Arc::new(MemStorage::from_image(left));
+            let report = check(storage.clone(), &ALL).unwrap();
+            assert_eq!(report.left, 0, "{about}: {report}");
+            assert_eq!(zeros(&storage, &inos), 0, "{about}: {report}");
+        });
+    }
+}
+
+/// A new tree that lacks extents reads as zeros where they were, until records say what is lost: nobody is to read it before.
+#[test]
+fn what_a_cut_off_repair_leaves_reads_as_no_zeros() {
+    let (storage, inos) = without_extents(4096);
+    let (mut mounted, mut refused) = (0, 0);
     cut_everywhere(&storage.image(), |left, about| {
         let storage = Arc::new(MemStorage::from_image(left));
-        let report = check(storage.clone(), &ALL).unwrap();
-        assert_eq!(report.left, 0, "{about}: {report}");
-        assert_eq!(zeros(&storage, &inos), 0, "{about}: {report}");
+        match Fs::open(storage.clone(), &options()) {
+            Err(_) => {
+                refused += 1;
+                assert_eq!(look_at(&storage).exit_code(), 4, "{about}");
+                // Nothing is lost by trying a repair that is not allowed to finish, or by looking.
+                check(storage.clone(), &SAFE).unwrap();
+                if let Ok(fs) = Fs::open(storage.clone(), &options()) {
+                    drop(fs);
+                    assert_eq!(zeros(&storage, &inos), 0, "{about}");
+                }
+            }
+            Ok(fs) => {
+                mounted += 1;
+                drop(fs);
+                assert_eq!(zeros(&storage, &inos), 0, "{about}");
+            }
+        }
     });
+    assert!(mounted > 1 && refused > 1, "{mounted}, {refused}");
 }
 
 #[test]
 fn what_a_cut_off_repair_leaves_is_not_clean_at_boot() {
-    let (storage, inos) = without_extents();
+    let (storage, inos) = without_extents(4096);
     cut_everywhere(&storage.image(), |left, about| {
         // The damage itself is found by nobody who does not look.
         let begun = crate::pool::read_superblock(&MemStorage::from_image(left.clone()))

@@ -79,7 +79,7 @@ fn superblocks_that_are_damaged() {
     let k = known();
     let mut newer = superblock(&k.storage);
     newer.sequence += 1;
-    newer.incompat = crate::page::superblock::INCOMPAT_REPAIR;
+    newer.incompat = crate::page::superblock::INCOMPAT_BITMAPS;
     write_superblock(&k.storage, &newer);
     expect(&k.storage, &[(P::RepairUnfinished, 1)]);
     assert!(crate::fs::Fs::open(k.storage, &options()).is_err());

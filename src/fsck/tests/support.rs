@@ -476,6 +476,6 @@ impl Storage for Disk {
 /// All bytes of an image but for the mark that it is damaged, which says that a check has found something.
 pub fn but_for_the_mark(storage: &Arc<MemStorage>) -> Vec<u8> {
     let copy = MemStorage::from_image(storage.image());
-    switch::set_damaged(&copy, false).unwrap();
+    switch::mark(&copy, |superblock| superblock.set_damaged(false)).unwrap();
     copy.image().to_vec().unwrap()
 }
