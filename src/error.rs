@@ -1,5 +1,6 @@
 //! The errors of the storage engine, as every layer above `storage` returns them.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -24,8 +25,8 @@ pub enum Error {
     /// later commit returns this same error.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
-        context: &'static str,
+        /// What was being done, and to what.
+        context: Cow<'static, str>,
         /// The operating system's error.
         source: Arc<io::Error>,
     },
@@ -49,8 +50,8 @@ pub enum Error {
 
 impl Error {
     /// An [`Error::Io`] with what was being done.
-    pub fn io(context: &'static str, source: io::Error) -> Self {
-        Error::Io { context, source: Arc::new(source) }
+    pub fn io(context: impl Into<Cow<'static, str>>, source: io::Error) -> Self {
+        Error::Io { context: context.into(), source: Arc::new(source) }
     }
 
     /// An [`Error::Corrupt`] for the thing that was read and the check that it failed.

@@ -11,11 +11,11 @@ use clap::Parser;
 
 use super::mkfs::Uuid;
 use super::{CliResult, Failure, bytes, print, size, status};
-use crate::fs::Fs;
+use crate::fs::{Fs, FsError};
 use crate::mount::{control, mounts};
 use crate::page::superblock::{SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock, SuperblockError};
 use crate::storage::{FileStorage, OpenError, OpenMode};
-use crate::tree::Options;
+use crate::tree::{Options, Tree};
 
 #[derive(Parser)]
 pub struct InfoArgs {
@@ -259,10 +259,11 @@ pub fn resize(args: &ResizeArgs) -> CliResult {
         }
         Err(e) => return Err(Failure::open(status::SYSTEM, &e)),
     };
-    let fail = |e| Failure::fs(status::SYSTEM, image, &e);
-    let fs = Fs::open(Arc::new(storage), &Options::default()).map_err(fail)?;
-    let grown = crate::mount::Volume::grow(&fs, args.size);
-    fs.close().map_err(fail)?;
+    // The tree alone: more space may be what a repair lacks to be finished.
+    let fail = |e| Failure::fs(status::SYSTEM, image, &FsError::Engine(e));
+    let tree = Tree::open(Arc::new(storage), &Options::default()).map_err(fail)?;
+    let grown = tree.grow(args.size);
+    tree.close().map_err(fail)?;
     grown.map_err(fail)?;
     Ok(0)
 }

@@ -12,6 +12,7 @@ use super::Inner;
 use super::error::{FsError, Result};
 use super::format::*;
 use super::table::{Node, State};
+use crate::error::Error;
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
 use crate::storage::DIRECT_LEN_MIN;
 use crate::tree::Batch;
@@ -203,6 +204,20 @@ fn verify(ino: Ino, first: BlockNo, crcs: &[u32], blocks: &[u8]) -> Result<()> {
 }
 
 impl Inner {
+    /// Reads whole blocks of contents. If the disk cannot, that concerns only who needs them.
+    pub(super) fn read_contents(&self, ino: Ino, start: BlockNo, data: &mut [u8]) -> Result<()> {
+        self.tree.read_blocks(start, data).map_err(|error| match error {
+            Error::Io { source, .. } => {
+                let run = Run { start, len: (data.len() / BLOCK_SIZE) as u32 };
+                FsError::Contents(Error::Io {
+                    context: format!("reading inode {}, {run}", ino.0).into(),
+                    source,
+                })
+            }
+            error => error.into(),
+        })
+    }
+
     /// The first extents, at most `max`, that have bytes between `from` and `to`.
     pub(super) fn extents_in(&self, ino: Ino, from: u64, to: u64, max: usize) -> Result<Vec<Mapped>> {
         let mut found: Vec<Mapped> = Vec::new();
@@ -308,7 +323,7 @@ impl Inner {
             self.tree.will_read_blocks(*first, (range.len() / BLOCK_SIZE) as u32);
         }
         for (first, range) in reads {
-            self.tree.read_blocks(first, &mut out[range])?;
+            self.read_contents(ino, first, &mut out[range])?;
         }
         parts.iter().try_for_each(|p| verify(ino, p.first, p.crcs, &out[p.at..p.end()]))
     }
@@ -325,7 +340,7 @@ impl Inner {
     ) -> Result<()> {
         let read = |first: usize, blocks: &mut [u8]| {
             let at = BlockNo(start.0 + first as u64);
-            self.tree.read_blocks(at, blocks)?;
+            self.read_contents(ino, at, blocks)?;
             verify(ino, at, crcs.get(first..).unwrap_or(&[]), blocks)
         };
         let mut bounce = [0; BLOCK_SIZE];

@@ -35,6 +35,7 @@ use std::sync::atomic::AtomicU8;
 
 use crate::defects::Defect;
 use crate::page::BLOCK_SIZE;
+use crate::pool::read_superblock;
 use crate::storage::Storage;
 use crate::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard, thread};
 use crate::tree::{Batch, FormatOptions, Options, Tree};
@@ -176,10 +177,10 @@ impl Fs {
 
     /// Opens a filesystem, with recovery if it was not closed in order, and finishes deletions that a crash interrupted.
     pub fn open(storage: Arc<dyn Storage>, options: &Options) -> Result<Fs> {
-        let tree = Tree::open(storage, options)?;
-        if tree.is_half_repaired() {
+        if read_superblock(&*storage)?.lacks_records() {
             return Err(FsError::Engine(crate::Error::half_repaired()));
         }
+        let tree = Tree::open(storage, options)?;
         let damaged = || {
             FsError::Engine(crate::Error::corrupt("filesystem", "its state record is missing or impossible"))
         };
@@ -257,6 +258,13 @@ fn put_inode(batch: &mut Batch, ino: Ino, inode: &Inode) {
 }
 
 impl Inner {
+    /// Marks the image as damaged if this error says that it is.
+    fn note_damage(&self, error: &FsError) {
+        if let FsError::Engine(crate::Error::Corrupt { .. } | crate::Error::Io { .. }) = error {
+            self.tree.note_damage();
+        }
+    }
+
     // -- nodes and their locks ------------------------------------------------------------------------------------
 
     fn node(&self, ino: Ino) -> Arc<Node> {

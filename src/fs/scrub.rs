@@ -170,7 +170,7 @@ impl Fs {
                     }
                 }
                 Err(e) => {
-                    self.tree.note_damage();
+                    self.note_damage(&e);
                     self.found(&mut walk, None, None, format!("the tree cannot be read on from here: {e}"));
                     break;
                 }
@@ -205,13 +205,17 @@ impl Fs {
         let names = match self.list_xattrs(ino) {
             Ok(names) => names,
             Err(e) if is_gone(&e) => return,
-            Err(e) => return self.found(walk, Some(ino), None, format!("its extended attributes: {e}")),
+            Err(e) => {
+                self.note_damage(&e);
+                return self.found(walk, Some(ino), None, format!("its extended attributes: {e}"));
+            }
         };
         for name in names {
             match self.get_xattr(ino, &name) {
                 Ok(value) => walk.verified(value.len()),
                 Err(e) if is_gone(&e) => {}
                 Err(e) => {
+                    self.note_damage(&e);
                     let name = String::from_utf8_lossy(&name).into_owned();
                     self.found(walk, Some(ino), None, format!("extended attribute {name:?}: {e}"));
                 }
@@ -231,6 +235,7 @@ impl Fs {
                 Ok(Some(data)) => data,
                 Ok(None) | Err(FsError::NotFound) => break,
                 Err(e) => {
+                    self.note_damage(&e);
                     self.found(walk, Some(ino), None, format!("from byte {at} on: {e}"));
                     break;
                 }
@@ -250,7 +255,10 @@ impl Fs {
                     at = end;
                 }
                 Err(FsError::NotFound) => break,
-                Err(e) => at = self.scrub_blocks(ino, (at, end), &e, &mut bad, walk),
+                Err(e) => {
+                    self.note_damage(&e);
+                    at = self.scrub_blocks(ino, (at, end), &e, &mut bad, walk);
+                }
             }
         }
         self.found_bad(walk, ino, &mut bad);

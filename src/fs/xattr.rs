@@ -121,7 +121,7 @@ impl Inner {
             XattrValue::Inline(value) => Ok(value.clone()),
             XattrValue::Blocks { len, start, crc } => {
                 let mut value = vec![0; (*len as usize).next_multiple_of(BLOCK_SIZE)];
-                self.tree.read_blocks(*start, &mut value)?;
+                self.read_contents(ino, *start, &mut value)?;
                 value.truncate(*len as usize);
                 if crc32fast::hash(&value) != *crc {
                     return Err(FsError::unreadable(ino, "checksum of an extended attribute does not match"));

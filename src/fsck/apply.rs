@@ -487,16 +487,18 @@ impl Apply<'_> {
         let mut cursor = tree.cursor();
         cursor.seek(&extent_key(ino, at + 1))?;
         while at < until {
-            let mut next = if cursor.next()? { AnyKey::parse(cursor.key()) } else { None };
-            if next.is_some() && cursor.key() == gone {
-                next = if cursor.next()? { AnyKey::parse(cursor.key()) } else { None };
-            }
-            let (begin, end) = match next {
-                Some(AnyKey::Extent(owner, end)) if owner == ino => {
-                    let Ok(extent) = Extent::decode(ino, end, cursor.value()) else { return Ok(()) };
-                    (end.saturating_sub(extent.length()), end)
+            // What cannot be read is not there.
+            let (begin, end) = loop {
+                match if cursor.next()? { AnyKey::parse(cursor.key()) } else { None } {
+                    Some(AnyKey::Extent(owner, end)) if owner == ino => {
+                        if cursor.key() != gone
+                            && let Ok(extent) = Extent::decode(ino, end, cursor.value())
+                        {
+                            break (end.saturating_sub(extent.length()), end);
+                        }
+                    }
+                    _ => break (u64::MAX, u64::MAX),
                 }
-                _ => (u64::MAX, u64::MAX),
             };
             let hole = begin.min(until);
             if hole > at {

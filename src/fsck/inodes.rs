@@ -49,8 +49,6 @@ pub(super) struct Inodes {
     pub group_max: u64,
     /// The state's record.
     pub state: Option<u64>,
-    /// Every claim of blocks by contents is known.
-    pub lost: bool,
 }
 
 impl Inodes {
@@ -123,17 +121,14 @@ struct Attributes {
 #[derive(Default)]
 struct Contents {
     blocks: u64,
-    /// The end of the last extent's blocks, and of the last written byte.
+    /// The end of the last extent's blocks.
     block_end: u64,
-    written_end: u64,
     /// Blocks that extents cover.
     mapped: u64,
     /// One of them begins at byte 0.
     from_start: bool,
     /// Bytes of pieces of a link's target.
     target: u64,
-    extents: u64,
-    broken: bool,
 }
 
 /// Runs the pass.
@@ -330,7 +325,7 @@ impl Pass<'_> {
             return;
         }
         let what = "contents may be lost where there are holes now";
-        if self.structure.gaps.is_empty() {
+        if self.structure.gaps.is_empty() || self.image.half_repaired {
             // An earlier run, which was cut off, may have known where.
             let to = match missing {
                 true if contents.mapped < inode.size.div_ceil(BLOCK) => inode.size,
@@ -354,7 +349,6 @@ impl Pass<'_> {
                 false => (0, inode.size.min(INLINE_MAX as u64)),
             };
             if from < to {
-                self.found.lost = true;
                 let place = Place::range(ino.0, from, to);
                 self.findings.add(Problem::Lost, place, what, vec![Fix::LoseRange(ino, from, to)]);
             }
@@ -502,7 +496,6 @@ impl Pass<'_> {
             && owner == ino
         {
             let key = self.extents.records.key().to_vec();
-            contents.extents += 1;
             match inode.kind {
                 Kind::File => match Extent::decode(ino, end, self.extents.records.value()) {
                     Ok(extent) => {
@@ -554,9 +547,6 @@ impl Pass<'_> {
         contents.from_start |= begin == 0;
         contents.mapped = contents.mapped.saturating_add((end - begin).div_ceil(BLOCK));
         contents.block_end = contents.block_end.max(end.next_multiple_of(BLOCK));
-        if is_written(extent) {
-            contents.written_end = contents.written_end.max(end);
-        }
         if let Extent::Lost { len } = extent {
             self.report.note_lost(Place::range(ino.0, begin, end), *len);
         }
@@ -568,7 +558,7 @@ impl Pass<'_> {
             self.report.data_bytes += run.len as u64 * BLOCK;
             return;
         }
-        contents.broken |= !self.claim(ino, run, key, &format!("the extent of bytes {begin} to {end}"));
+        self.claim(ino, run, key, &format!("the extent of bytes {begin} to {end}"));
     }
 }
 

@@ -183,7 +183,7 @@ impl Looked {
 /// What a repair knows from the rounds before, for what is to be said of it.
 #[derive(Clone, Default)]
 struct Earlier {
-    /// There were rounds that have repaired something.
+    /// If a repair has not ended, it is this one.
     begun: bool,
     /// See [`Image::half_repaired`].
     half_repaired: bool,

@@ -82,35 +82,40 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             rounds += 1;
         }
         // Until a look finds nothing more, whoever cuts this off, and whatever it leaves.
-        if looked.findings.total() > 0 {
-            switch::mark(&**storage, |superblock| superblock.set_damaged(true))?;
+        if looked.findings.in_metadata() > 0 {
+            let marked = switch::mark(&**storage, |superblock| superblock.set_damaged(true));
+            // A disk that takes nothing does not keep anybody from being told.
+            if options.repair == Repair::All {
+                marked?;
+            }
         }
         let last = rounds == ROUNDS_MAX;
-        let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
-        let done = if last { Done::Nothing } else { history.act(storage, &options, &mut looked)? };
-        options.force = true;
         // What was lost is dealt with once, when records can be; not in a round that only makes a root directory, or has too much to do.
+        let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
         let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged && !unfinished;
+        let done = match last {
+            true => Done::Nothing,
+            false => history.act(storage, &options, &mut looked, dealt_with)?,
+        };
+        options.force = true;
         // Contents are read until what was found in them has been dealt with; a round that follows looks at everything else.
         options.scrub &= !dealt_with || rotten_waits(&options, &looked);
         if dealt_with {
             known.lost.clear();
         }
-        known.half_repaired = looked.image.half_repaired && !dealt_with;
         known.short = looked.image.short.filter(|_| !dealt_with);
-        known.begun = true;
+        // A repair that leaves what takes something away has not finished an earlier one.
+        let finishes = dealt_with && looked.findings.allowed(&options);
+        known.half_repaired = looked.image.half_repaired && !finishes;
+        known.begun |= finishes || matches!(done, Done::Rebuilt(_));
         match done {
             Done::Nothing => {
-                let sound = looked.findings.total() == 0;
-                let marked_lost = sound || options.repair == Repair::All && looked.is_sound();
-                switch::mark(&**storage, |superblock| {
-                    if sound {
+                if looked.findings.in_metadata() == 0 {
+                    switch::mark(&**storage, |superblock| {
                         superblock.set_damaged(false);
-                    }
-                    if marked_lost {
                         superblock.incompat &= !INCOMPAT_RECORDS;
-                    }
-                })?;
+                    })?;
+                }
                 return Ok(history.finish(looked));
             }
             Done::Something => {}
@@ -156,6 +161,7 @@ impl History {
         storage: &Arc<dyn Storage>,
         options: &Options<'_>,
         looked: &mut Looked,
+        deals_with_lost: bool,
     ) -> Result<Done> {
         let silent = |_: Progress| {};
         let progress = options.progress.unwrap_or(&silent);
@@ -187,6 +193,11 @@ impl History {
                 did = true;
             }
         }
+        if did {
+            // From now on both can be marked.
+            self.did = true;
+            return Ok(Done::Something);
+        }
         if !looked.is_sound() {
             if options.repair == Repair::All {
                 self.did = true;
@@ -196,16 +207,14 @@ impl History {
                 self.replayed = true;
                 return Ok(Done::Rebuilt(lost));
             }
-            self.did |= did;
-            return Ok(if did { Done::Something } else { Done::Nothing });
+            return Ok(Done::Nothing);
         }
         if looked.image.needs_replay {
             let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
             tree.close()?;
             self.replayed = true;
         }
-        did |= fixes.contains(&Fix::Finish)
-            && (options.repair == Repair::All || looked.findings.unsafe_fixes == 0);
+        did |= fixes.contains(&Fix::Finish) && looked.findings.allowed(options);
         for fix in &fixes {
             if let Fix::Doublewrite(half) = fix {
                 switch::empty_half(&**storage, &looked.image.superblock, *half)?;
@@ -218,6 +227,13 @@ impl History {
         let mut fixes = fixes;
         if options.repair == Repair::All && looked.findings.unsafe_fixes == 0 {
             fixes.append(&mut looked.findings.rotten);
+        }
+        if options.repair == Repair::All && deals_with_lost && looked.image.superblock.lacks_records() {
+            let is_lost = |fix: &mut Fix| matches!(fix, Fix::LoseRange(..));
+            let lost = fixes.extract_if(.., is_lost).collect();
+            did |= self.records(storage, options, looked, lost)?;
+            // Whatever becomes of the rest: nobody reads zeros for contents any more.
+            switch::mark(&**storage, |superblock| superblock.incompat &= !INCOMPAT_RECORDS)?;
         }
         did |= self.records(storage, options, looked, fixes)?;
         self.did |= did;
@@ -266,7 +282,7 @@ impl History {
         options: &Options<'_>,
         looked: &mut Looked,
     ) -> Result<bool> {
-        if options.repair == Repair::Safe && looked.findings.unsafe_fixes > 0 {
+        if !looked.findings.allowed(options) {
             use ProblemKind::*;
             let kinds = [BlocksFree, Bitmap, PageLsn, RepairUnfinished];
             if kinds.iter().all(|kind| !looked.findings.counts.contains_key(kind)) {
@@ -287,7 +303,7 @@ impl History {
         fixes: Vec<Fix>,
     ) -> Result<bool> {
         // A user has to decide about the rest first: counts follow from it.
-        if options.repair == Repair::Safe && looked.findings.unsafe_fixes > 0 {
+        if !looked.findings.allowed(options) {
             return Ok(false);
         }
         let elsewhere = |f: &Fix| {

@@ -517,8 +517,6 @@ pub(super) struct Findings {
     pub rotten: Vec<Fix>,
     /// Some of that was left out.
     pub more_rotten: bool,
-    /// What no repair can do anything about.
-    pub hopeless: u64,
     /// What only `-y` repairs.
     pub unsafe_fixes: u64,
     /// Names that a later round will have to delete.
@@ -534,11 +532,7 @@ impl Findings {
     /// Adds a problem, and what repairs it.
     pub fn add(&mut self, kind: ProblemKind, place: Place, what: impl fmt::Display, fixes: Vec<Fix>) {
         let safe = !fixes.is_empty() && fixes.iter().all(Fix::is_safe);
-        match fixes.first() {
-            None => self.hopeless += 1,
-            Some(_) if !safe => self.unsafe_fixes += 1,
-            Some(_) => {}
-        }
+        self.unsafe_fixes += (!fixes.is_empty() && !safe) as u64;
         self.list(kind, place, what, &fixes, safe);
         if self.fixes.len() + fixes.len() <= FIXES_MAX {
             self.fixes.extend(fixes);
@@ -577,5 +571,16 @@ impl Findings {
     /// Problems so far.
     pub fn total(&self) -> u64 {
         self.counts.values().sum()
+    }
+
+    /// Those of them that a look finds that does not read contents.
+    pub fn in_metadata(&self) -> u64 {
+        let in_contents = |kind: &ProblemKind| matches!(kind, ProblemKind::Data | ProblemKind::Unreadable);
+        self.counts.iter().filter(|(kind, _)| !in_contents(kind)).map(|(_, n)| n).sum()
+    }
+
+    /// Whether a repair with these options may do all that there is to do.
+    pub fn allowed(&self, options: &super::Options<'_>) -> bool {
+        options.repair == super::Repair::All || self.unsafe_fixes == 0
     }
 }

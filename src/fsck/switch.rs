@@ -77,11 +77,11 @@ pub(super) fn set_size(storage: &dyn Storage, size: u64) -> Result<()> {
     write_both(storage, &mut superblock)
 }
 
-/// Changes marks in each superblock that there is. Everything else in them stays: a check may have to find out yet which of them is
-/// right.
+/// Changes marks in both superblocks. Everything else in them stays: a check may have to find out yet which of them is right.
+/// If only one is whole nothing is written, since that would leave none while it is: who looks finds this, marked or not.
 pub(super) fn mark(storage: &dyn Storage, change: impl Fn(&mut Superblock)) -> Result<()> {
-    for (superblock, at) in read_superblocks(storage)?.into_iter().zip(SUPERBLOCK_OFFSETS) {
-        let Ok(before) = superblock else { continue };
+    let [Ok(first), Ok(second)] = read_superblocks(storage)? else { return Ok(()) };
+    for (before, at) in [first, second].into_iter().zip(SUPERBLOCK_OFFSETS) {
         let mut superblock = before.clone();
         change(&mut superblock);
         if superblock != before {

@@ -72,15 +72,15 @@ impl Damage {
         volume.note_damage();
         // A failed write has made the image read-only by itself.
         if changes {
-            if self.on_error == OnError::Abort {
-                log::error!("ending, as errors=abort asks");
-                std::process::abort();
-            }
             // Nothing ends that was not possible before.
             if volume.access() != Access::ReadOnly {
                 self.failure.get_or_init(|| error.to_string());
             }
             volume.fail(error);
+            if self.on_error == OnError::Abort {
+                log::error!("ending, as errors=abort asks");
+                std::process::abort();
+            }
         }
     }
 
@@ -188,8 +188,13 @@ mod tests {
         meet(&damaged, Request::Read);
         assert_eq!(damage.count(), 1);
         assert!(!fs.tree().is_read_only() && damage.failure().is_none());
-        meet(&damaged, Request::Write);
+        // A disk that cannot read contents, though somebody changes them.
+        let unread = crate::Error::io("reading inode 7", io::Error::from_raw_os_error(libc::EIO));
+        meet(&FsError::Contents(unread), Request::Write);
+        assert!(!fs.tree().is_read_only());
         assert_eq!(damage.count(), 2);
+        meet(&damaged, Request::Write);
+        assert_eq!(damage.count(), 3);
         assert_eq!(Volume::access(&fs), Access::ReadOnly);
         assert!(damage.failure().is_some_and(|e| e.contains("checksum")));
     }

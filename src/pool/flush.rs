@@ -373,10 +373,15 @@ impl Pool {
             || self.budget.load(Ordering::SeqCst) >= self.dirty_max / 4 * 3
     }
 
+    /// Whether damage has been met, and no superblock says so yet.
+    fn is_to_be_marked(&self) -> bool {
+        self.is_damaged() && !self.flusher.lock().superblock.is_damaged()
+    }
+
     /// The background flusher. Returns after [`Pool::stop`] or when writing has ended.
     pub fn run_flusher(&self) {
         while !self.stopping.load(Ordering::SeqCst) && self.log.failure().is_none() {
-            if self.wants_checkpoint() {
+            if self.wants_checkpoint() || self.is_to_be_marked() {
                 // An error is latched in the log, and ends the loop.
                 let _ = self.checkpoint();
                 // In a tiny pool it may be reservations that fill the budget; their owners need the processor.

@@ -182,11 +182,6 @@ impl Tree {
         self.pool.note_damage();
     }
 
-    /// Whether a repair has not ended: the tree is whole, but what it lost is not marked in it yet.
-    pub fn is_half_repaired(&self) -> bool {
-        self.pool.geometry().lacks_records()
-    }
-
     /// Whether the image is marked as damaged.
     pub fn is_damaged(&self) -> bool {
         self.pool.is_damaged()

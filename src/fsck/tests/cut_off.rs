@@ -47,16 +47,26 @@ fn leaves_of_extents(storage: &Arc<MemStorage>) -> Vec<PageId> {
     found
 }
 
-/// Files whose extents are lost. They have so many bytes: a block, or so few that they lie in the tree.
-fn without_extents(len: usize) -> (Arc<MemStorage>, Vec<Ino>) {
-    let (storage, fs, inos) = files(1500);
-    inos.iter().for_each(|ino| fs.write(*ino, 0, &[7; 4096][..len], &ME).unwrap());
-    fs.close().unwrap();
-    let leaves = leaves_of_extents(&storage);
-    assert!(leaves.len() > 2, "{leaves:?}");
+fn rot(storage: &Arc<MemStorage>, leaves: &[PageId]) {
     for id in leaves {
         storage.write_at(id.offset() + 200, &[0x55; 64]).unwrap();
     }
+}
+
+/// So many files with so many bytes: a block, or so few that they lie in the tree; and the leaves that hold nothing but extents.
+fn with_extents(count: u64, len: usize) -> (Arc<MemStorage>, Vec<Ino>, Vec<PageId>) {
+    let (storage, fs, inos) = files(count);
+    inos.iter().for_each(|ino| fs.write(*ino, 0, &[7; 4096][..len], &ME).unwrap());
+    fs.close().unwrap();
+    let leaves = leaves_of_extents(&storage);
+    (storage, inos, leaves)
+}
+
+/// Files whose extents are lost: more of them than one round repairs.
+fn without_extents(len: usize) -> (Arc<MemStorage>, Vec<Ino>) {
+    let (storage, inos, leaves) = with_extents(1500, len);
+    assert!(leaves.len() > 2, "{leaves:?}");
+    rot(&storage, &leaves);
     (storage, inos)
 }
 
@@ -100,29 +110,42 @@ fn what_a_cut_off_repair_knew_to_be_lost_is_lost_after_the_next_one() {
 /// A new tree that lacks extents reads as zeros where they were, until records say what is lost: nobody is to read it before.
 #[test]
 fn what_a_cut_off_repair_leaves_reads_as_no_zeros() {
-    let (storage, inos) = without_extents(4096);
-    let (mut mounted, mut refused) = (0, 0);
-    cut_everywhere(&storage.image(), |left, about| {
-        let storage = Arc::new(MemStorage::from_image(left));
-        match Fs::open(storage.clone(), &options()) {
-            Err(_) => {
-                refused += 1;
-                assert_eq!(look_at(&storage).exit_code(), 4, "{about}");
-                // Nothing is lost by trying a repair that is not allowed to finish, or by looking.
-                check(storage.clone(), &SAFE).unwrap();
-                if let Ok(fs) = Fs::open(storage.clone(), &options()) {
-                    drop(fs);
-                    assert_eq!(zeros(&storage, &inos), 0, "{about}");
+    for (count, len) in [(1500, 4096), (1500, 100), (300, 100)] {
+        let (storage, inos, leaves) = with_extents(count, len);
+        assert!(!leaves.is_empty());
+        rot(&storage, &leaves);
+        let (mut mounted, mut refused) = (0, 0);
+        cut_everywhere(&storage.image(), |left, about| {
+            let about = format!("{count} files of {len} bytes, {about}");
+            let storage = Arc::new(MemStorage::from_image(left));
+            match Fs::open(storage.clone(), &options()) {
+                Err(_) => {
+                    refused += 1;
+                    assert_eq!(look_at(&storage).exit_code(), 4, "{about}");
+                    // A repair that is not allowed to finish leaves it so, or there was nothing left to do.
+                    for _ in 0..2 {
+                        let report = check(storage.clone(), &SAFE).unwrap();
+                        match Fs::open(storage.clone(), &options()) {
+                            Ok(fs) => drop(fs),
+                            Err(_) => assert_eq!(report.exit_code() & 4, 4, "{about}: {report}"),
+                        }
+                    }
                 }
+                Ok(_) => mounted += 1,
             }
-            Ok(fs) => {
-                mounted += 1;
-                drop(fs);
+            if Fs::open(storage.clone(), &options()).is_ok() {
                 assert_eq!(zeros(&storage, &inos), 0, "{about}");
             }
-        }
-    });
-    assert!(mounted > 1 && refused > 1, "{mounted}, {refused}");
+            // Another leaf goes before the repair is finished.
+            if let Some(leaf) = leaves_of_extents(&storage).first() {
+                rot(&storage, &[*leaf]);
+            }
+            let report = check(storage.clone(), &ALL).unwrap();
+            assert_eq!(report.left, 0, "{about}: {report}");
+            assert_eq!(zeros(&storage, &inos), 0, "{about}: {report}");
+        });
+        assert!(mounted > 1 && refused > 1, "{mounted}, {refused}");
+    }
 }
 
 #[test]

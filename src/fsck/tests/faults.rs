@@ -136,7 +136,8 @@ fn base() -> Base {
 }
 
 fn is_expected(error: &FsError) -> bool {
-    matches!(error, FsError::NoSpace | FsError::Engine(crate::Error::Io { .. }))
+    let io = |e: &crate::Error| matches!(e, crate::Error::Io { .. });
+    matches!(error, FsError::NoSpace) || matches!(error, FsError::Engine(e) | FsError::Contents(e) if io(e))
 }
 
 /// A snapshot under faults: a read that fails costs itself, and is done again.
