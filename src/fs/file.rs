@@ -440,6 +440,23 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Blocks of a file that are allocated in a range.
+    fn blocks_in(&self, ino: Ino, from: u64, to: u64) -> Result<u64> {
+        let (mut at, mut blocks) = (from, 0);
+        loop {
+            let found = self.extents_in(ino, at, to, EXTENTS_PER_BATCH)?;
+            for m in found.iter().filter(|m| m.extent.run().is_some()) {
+                blocks += (m.end.min(to) - m.begin.max(from)).div_ceil(BLOCK);
+            }
+            match found.last() {
+                Some(last) if found.len() == EXTENTS_PER_BATCH && last.end < to => at = last.end,
+                _ => return Ok(blocks),
+            }
+        }
+    }
+}
+
 impl Fs {
     /// Allocates, punches or zeroes a range.
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, mode: Fallocate, caller: &Caller) -> Result<()> {
@@ -459,7 +476,7 @@ impl Fs {
         }
         if mode != Fallocate::PunchHole {
             // What cannot be there as a whole is not begun.
-            let missing = ((end - offset) / BLOCK).saturating_sub(file_of(&state)?.blocks);
+            let missing = ((end - offset) / BLOCK).saturating_sub(self.blocks_in(ino, offset, end)?);
             self.or_after_cleaning(|| match self.blocks_for_data() >= missing {
                 true => Ok(()),
                 false => Err(FsError::NoSpace),

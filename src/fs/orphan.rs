@@ -356,6 +356,7 @@ impl Inner {
         self.reclaimer.moved.notify_all();
         if let Some((ino, e)) = failed {
             log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);
+            self.note_damage(&e);
             queue.failed.get_or_insert(e);
         }
         drop(queue);
@@ -382,13 +383,17 @@ impl Inner {
     /// likely to give up an inode without a name now. The caller may hold inode locks, though not of such an inode.
     pub(super) fn await_release(&self, deletions: u64) -> bool {
         let mut queue = self.reclaimer.queue.lock();
-        let Some((_, until)) = queue.release_expected else { return false };
-        while queue.len() == 0 && self.reclaimer.deletions() == deletions {
+        let moves = |queue: &Queue| {
+            queue.len() > 0 || queue.busy != [0, 0] || self.reclaimer.deletions() != deletions
+        };
+        while !moves(&queue) {
+            let Some((_, until)) = queue.release_expected else { return false };
             if self.reclaimer.moved.wait_until(&mut queue, until).timed_out() {
-                return false;
+                return moves(&queue);
             }
         }
-        Instant::now() < until
+        // What waits is not deleted then.
+        !self.tree.is_read_only()
     }
 
     /// Deletes what waits, and waits for what others delete; whether there was anything. The caller may hold inode locks.
@@ -490,6 +495,7 @@ impl Inner {
                 Ok(()) => {}
                 Err(FsError::Engine(e)) if e.is_corrupt() => {
                     log::warn!("inode {} cannot be deleted or cut to its size: {e}", ino.0);
+                    self.tree.note_damage();
                 }
                 Err(FsError::NotFound) => log::warn!("inode {} is to be cut, and does not exist", ino.0),
                 Err(e) => return Err(e),
@@ -524,7 +530,7 @@ impl Inner {
 }
 
 impl Fs {
-    /// Starts the thread that deletes what is long.
+    /// Starts the thread that deletes what waits.
     pub(super) fn start_reclaimer(inner: &Arc<Inner>) -> Option<thread::JoinHandle<()>> {
         let shared = inner.clone();
         inner.reclaimer.background.then(|| thread::spawn(move || shared.run_reclaimer()))

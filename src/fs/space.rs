@@ -12,6 +12,7 @@ use super::format::*;
 use super::{Fs, Inner};
 use crate::page::{BLOCK_SIZE, Run};
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Files that have a window at a time.
 const WINDOWS_MAX: usize = 32;
@@ -43,6 +44,10 @@ pub struct Usage {
 pub(super) struct Windows {
     /// The one used last stands last.
     list: Mutex<Vec<(Ino, Run)>>,
+    /// How often all have been given up.
+    given_up: AtomicU64,
+    /// Held while they are.
+    giving_up: Mutex<()>,
 }
 
 impl Windows {
@@ -94,6 +99,12 @@ impl Inner {
         if let Some(run) = self.windows.take(ino, want) {
             return Ok(run);
         }
+        // Of the last blocks nobody keeps more than he needs.
+        let kept =
+            (WINDOWS_MAX as u64 * EXTENT_BLOCKS_MAX as u64).min(self.tree.size() / BLOCK_SIZE as u64 / 64);
+        if self.tree.blocks_for_data() < kept {
+            return self.reserve_blocks(want);
+        }
         let run = self.reserve_blocks(want + grown.min(EXTENT_BLOCKS_MAX as u64) as u32)?;
         if run.len <= want {
             return Ok(run);
@@ -115,17 +126,16 @@ impl Inner {
 
     /// Does something that takes space; if there is none, again when everything that can be given up has been (B1, B2).
     pub(super) fn or_after_cleaning<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
-        let mut deletions = self.reclaimer.deletions();
+        let given_up = || self.windows.given_up.load(Ordering::SeqCst);
+        let (mut deletions, before) = (self.reclaimer.deletions(), given_up());
         let mut result = take();
         if !matches!(result, Err(FsError::NoSpace)) {
             return result;
         }
-        let windows = Windows::remove(&mut self.windows.list.lock(), |_| true);
-        let any = !windows.is_empty();
-        self.give_back(windows);
+        self.give_up_windows();
         let drained = self.drain();
-        // Or others have deleted something since.
-        if any || drained || self.reclaimer.deletions() != deletions {
+        // Or others have given something up or deleted it since.
+        if drained || given_up() != before || self.reclaimer.deletions() != deletions {
             deletions = self.reclaimer.deletions();
             result = take();
         }
@@ -135,6 +145,16 @@ impl Inner {
             result = take();
         }
         result
+    }
+
+    /// Gives up all windows, or waits until somebody else has.
+    fn give_up_windows(&self) {
+        let _one_at_a_time = self.windows.giving_up.lock();
+        let windows = Windows::remove(&mut self.windows.list.lock(), |_| true);
+        if !windows.is_empty() {
+            self.give_back(windows);
+            self.windows.given_up.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     fn give_back(&self, runs: Vec<Run>) {

@@ -96,6 +96,9 @@ struct Progress {
     finished: u64,
 }
 
+/// Who waits for operations to end gives way so often, and then sleeps between looks: by then one of them waits for the disk.
+const OPERATION_SPINS: u32 = 100;
+const OPERATION_PAUSE: Duration = Duration::from_millis(1);
 /// Frames that long scans use in turn.
 const RING: usize = 16;
 
@@ -232,7 +235,6 @@ impl Pool {
     /// Marks the image as damaged, with the next checkpoint; the flusher's thread takes it at once.
     pub fn note_damage(&self) {
         if !self.damaged.swap(true, Ordering::SeqCst) && self.background {
-            self.progress.lock().asked = true;
             self.wanted.notify_one();
         }
     }
@@ -340,12 +342,17 @@ impl Pool {
         self.stats.pages_read.load(Ordering::Relaxed)
     }
 
+    /// Reads a page from the image. If that fails, or gives what cannot be right, the image is marked as damaged.
     fn fetch(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
+        self.fetch_unmarked(id, page).inspect_err(|_| self.note_damage())
+    }
+
+    fn fetch_unmarked(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
         if id.0 >= self.geometry().size / PAGE_SIZE as u64 {
             return Err(Error::corrupt(id, "it lies outside the image"));
         }
         self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
-        self.storage.read_at(id.offset(), page).map_err(|e| Error::io("reading a page", e))?;
+        self.storage.read_at(id.offset(), page).map_err(|e| Error::io(format!("reading {id}"), e))?;
         self.verify(id, page).map_err(|reason| Error::corrupt(id, reason))
     }
 
@@ -541,8 +548,10 @@ impl Pool {
                 return Ok(true);
             }
             self.wait_for_quarantine(true)?;
+            self.reclaim();
         }
-        Ok(false)
+        let space = self.space.lock();
+        Ok(space.has_blocks_above(sixteenths, more) && space.has_places_above(sixteenths))
     }
 
     /// Gives back blocks that were reserved and not used. Waits for contents that are on their way there.
@@ -638,8 +647,11 @@ impl Pool {
         mut take: impl FnMut() -> std::io::Result<T>,
     ) -> Result<T> {
         let is_full = |e: &std::io::Error| matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        let given = || self.stats.punches.load(Ordering::SeqCst);
+        let before = given();
         let result = match take() {
-            Err(e) if is_full(&e) && self.give_back_to_host() => take(),
+            // Or others have given something since.
+            Err(e) if is_full(&e) && (self.give_back_to_host() || given() != before) => take(),
             result => result,
         };
         result.map_err(|e| if is_full(&e) { Error::NoSpace } else { Error::io(context, e) })
@@ -671,9 +683,10 @@ impl Pool {
         if checkpoint {
             self.wait_for_whole_checkpoint()?;
         }
-        // An operation waits for a page to be read, at the most. It is given a second; what it keeps is then no space.
+        // An operation waits for pages to be read at the most, and for nothing that the caller holds (P1).
         let safe = self.epochs.current() + 2;
-        for round in 0..1100 {
+        let mut spins = 0;
+        while self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
             {
                 let _one_at_a_time = self.space.lock();
                 self.epochs.advance();
@@ -682,14 +695,13 @@ impl Pool {
             if self.epochs.current() >= safe {
                 break;
             }
-            match round {
-                ..100 => spin_wait(),
-                _ => {
-                    self.progressed.wait_for(&mut self.progress.lock(), Duration::from_millis(1));
-                }
+            spins += 1;
+            match spins {
+                ..OPERATION_SPINS => spin_wait(),
+                _ => _ = self.progressed.wait_for(&mut self.progress.lock(), OPERATION_PAUSE),
             }
         }
-        Ok(())
+        self.log.check()
     }
 
     /// Ends the background threads.

@@ -263,15 +263,26 @@ impl Space {
 
     /// Blocks that can be allocated now or soon: available, quarantined, being punched, and free places for pages.
     pub fn free_blocks(&self) -> u64 {
-        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
-        let unborn: u64 = (self.groups()..self.geometry.group_count())
-            .map(|g| (self.geometry.group_blocks(g) as u64).saturating_sub(BLOCKS_PER_PAGE as u64))
-            .sum();
-        available
-            + self.quarantined
-            + self.punching
-            + unborn
-            + self.pages.len() as u64 * BLOCKS_PER_PAGE as u64
+        self.available() + self.quarantined + self.punching + self.unborn() + self.carved_blocks()
+    }
+
+    /// Blocks that can be allocated now, but for free places for pages.
+    fn available(&self) -> u64 {
+        self.groups.iter().map(|g| g.count as u64).sum()
+    }
+
+    /// Blocks in free places for pages.
+    fn carved_blocks(&self) -> u64 {
+        self.pages.len() as u64 * BLOCKS_PER_PAGE as u64
+    }
+
+    /// Blocks of groups that have no bitmap page yet.
+    fn unborn(&self) -> u64 {
+        let Some(next) = self.next_group() else { return 0 };
+        let last = self.geometry.group_count() - 1;
+        let blocks = |g| (self.geometry.group_blocks(g) as u64).saturating_sub(BLOCKS_PER_PAGE as u64);
+        // All but the last one are equally large.
+        (last - next) as u64 * blocks(next) + blocks(last)
     }
 
     // -- pages --------------------------------------------------------------------------------------------------
@@ -345,26 +356,19 @@ impl Space {
     /// Whether the image is nearly full, or in such small pieces that few pages fit between them, and fewer free places for pages are set
     /// aside than half of what is kept for the tree. Later there might be free blocks, but no four together.
     pub fn is_short_of_pages(&self) -> bool {
-        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
-        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
-        let ends = available < 4 * self.reserve() || self.has_few_places();
-        self.next_group().is_none() && ends && carved < self.reserve() / 2
+        let ends = self.available() < 4 * self.reserve() || self.has_few_places();
+        self.unborn() < self.reserve() && ends && self.carved_blocks() < self.reserve() / 2
     }
 
     /// Whether data is to leave alone what places for pages there are.
     fn has_few_places(&self) -> bool {
-        self.next_group().is_none() && self.places * (BLOCKS_PER_PAGE as u64) < 2 * self.reserve()
+        self.unborn() < self.reserve() && self.places * (BLOCKS_PER_PAGE as u64) < 2 * self.reserve()
     }
 
     /// Blocks that pages of the tree can take, now or after a checkpoint.
     fn page_room(&self) -> u64 {
-        match self.next_group() {
-            Some(_) => u64::MAX,
-            None => {
-                let pages = self.places + self.pages.len() as u64 + self.freed_pages.len() as u64;
-                pages * BLOCKS_PER_PAGE as u64
-            }
-        }
+        let pages = self.places + self.pages.len() as u64 + self.freed_pages.len() as u64;
+        pages * BLOCKS_PER_PAGE as u64 + self.unborn()
     }
 
     /// Whether more blocks are free than so many sixteenths of what is kept for the tree, with `more` that somebody can give back.
@@ -407,8 +411,7 @@ impl Space {
             return 0;
         }
         let free = self.free_blocks();
-        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
-        free.saturating_sub(self.reserve().max(carved))
+        free.saturating_sub(self.reserve().max(self.carved_blocks()))
     }
 
     /// Takes so many adjacent blocks for data, as near behind the last ones as can be, and as many as can be. If it is urgent, half
@@ -418,13 +421,8 @@ impl Space {
         if urgent {
             self.uncarve_for_data(want);
         }
-        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
-        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
         let reserve = if urgent { self.reserve() / 2 } else { self.reserve() };
-        let room = match self.next_group() {
-            Some(_) => u64::MAX,
-            None => (available + carved).saturating_sub(reserve),
-        };
+        let room = (self.available() + self.carved_blocks() + self.unborn()).saturating_sub(reserve);
         let want = want.min(room.min(u32::MAX as u64) as u32);
         let line = if urgent { URGENT_LINE } else { DATA_LINE };
         if want < least || !self.has_places_above(line) {

@@ -334,6 +334,67 @@ fn space_that_others_gain_while_it_is_looked_for_is_found() {
     assert!(matches!(fs.or_after_cleaning(|| Err::<(), _>(FsError::NoSpace)), Err(FsError::NoSpace)));
 }
 
+/// The same with what files keep to grow.
+#[test]
+fn windows_that_others_give_up_while_space_is_looked_for_are_found() {
+    let fs = open_in_background(&image(64 << 20));
+    let ino = file(&fs, b"f");
+    for at in 0..100 {
+        fs.write(ino, at * 4096, &[1; 4096], &ME).unwrap();
+    }
+    let mut attempts = 0;
+    let found = fs.or_after_cleaning(|| {
+        attempts += 1;
+        if attempts > 1 {
+            return Ok(());
+        }
+        assert!(matches!(fs.or_after_cleaning(|| Err::<(), _>(FsError::NoSpace)), Err(FsError::NoSpace)));
+        Err(FsError::NoSpace)
+    });
+    assert!(found.is_ok());
+}
+
+/// An image whose last group is smaller than what is kept for the tree.
+#[test]
+fn the_reserve_is_kept_also_if_the_last_group_is_small() {
+    use crate::page::format::GROUP_SIZE;
+    use crate::page::superblock::{Superblock, default_areas};
+    let tail = |size: &u64| {
+        let (log, doublewrite) = default_areas(*size);
+        let s = Superblock::of_new_image([1; 16], *size, log, doublewrite);
+        if s.group_count() == 2 { s.group_blocks(1) as u64 * BLOCK } else { 0 }
+    };
+    let size = (GROUP_SIZE..).step_by(1 << 18).find(|size| (1 << 20..3 << 19).contains(&tail(size))).unwrap();
+    let storage = image(size);
+    let fs = open_in_background(&storage);
+    let (written, filler) = (file(&fs, b"written"), file(&fs, b"filler"));
+    fs.write(written, 0, &[1; 1 << 20], &ME).unwrap();
+    fill_unwritten(&fs, filler);
+    assert!(fs.tree().free_blocks() * BLOCK >= size / 128, "{} of {size}", fs.tree().free_blocks() * BLOCK);
+    for n in 0..64 {
+        fs.write(written, n * 37 % 256 * BLOCK, &[2; BLOCK_SIZE], &ME).unwrap();
+        create(&fs, ROOT, format!("name {n}").as_bytes(), New::File, 0o644, &ME).unwrap();
+    }
+    fs.unlink(ROOT, b"filler", &ME).unwrap();
+    fs.write(written, 1 << 20, &[3; 1 << 20], &ME).unwrap();
+    fs.close().unwrap();
+    open(&storage).tree().check().unwrap();
+}
+
+/// What cannot be there as a whole is not begun, whatever the file has elsewhere.
+#[test]
+fn a_preallocation_that_does_not_fit_takes_nothing() {
+    let fs = open(&image(64 << 20));
+    let ino = file(&fs, b"f");
+    fs.fallocate(ino, 0, 32 << 20, Fallocate::Allocate, &ME).unwrap();
+    let available = fs.usage().available;
+    let more = fs.fallocate(ino, 32 << 20, 32 << 20, Fallocate::KeepSize, &ME);
+    assert!(matches!(more, Err(FsError::NoSpace)));
+    assert_eq!(fs.usage().available, available);
+    // Of what is there already nothing is needed.
+    fs.fallocate(ino, 0, (32 << 20) + (available / 2 * BLOCK), Fallocate::Allocate, &ME).unwrap();
+}
+
 /// The kernel forgets an inode that it has closed a moment after its unlink has been answered.
 #[test]
 fn a_writer_waits_for_a_file_that_is_given_up_just_after_its_last_name() {
