@@ -3,11 +3,11 @@
 //! The crate is layered, and each layer imports only those below it:
 //!
 //! ```text
-//! fsck ──► fs ──► tree ──► pool ──► wal ──► page ──► storage
+//! cli ──► mount ──► fsck ──► fs ──► tree ──► pool ──► wal ──► page ──► storage
 //! ```
 //!
-//! [`tree::Tree`] is the storage engine: an ordered map of byte strings in one image, with atomic batches,
-//! a redo log, and recovery. `docs/design.md` says how it works and why, `docs/format.md` is the image
+//! [`fs::Fs`] is the filesystem, which works without FUSE. [`tree::Tree`] is the storage engine below it: an ordered map of
+//! byte strings in one image, with atomic batches, a redo log, and recovery. `docs/design.md` says how it works and why, `docs/format.md` is the image
 //! format byte by byte, and `docs/concurrency.md` the latch protocol.
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

@@ -1,5 +1,5 @@
 //! The synchronisation primitives of the engine, in one place so that `--cfg shuttle` can replace all of them
-//! by model-checked ones. Nothing else in the crate names `parking_lot` or `std::thread`.
+//! by model-checked ones. Nothing else in `wal`, `pool` and `tree` names `parking_lot` or `std::thread`.
 //!
 //! [`RawLatch`] is a reader-writer lock without a guard: the pool ties its own guards to frames.
 

@@ -295,7 +295,7 @@ pub fn need_helpers(mount: &Mount) {
     }
 }
 
-/// Waits for up to 20 seconds.
+/// Waits for up to two minutes.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {

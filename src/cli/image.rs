@@ -188,7 +188,9 @@ pub fn info(args: &InfoArgs) -> CliResult {
             };
             let state = match s.clean {
                 _ if s.under_repair() => "being repaired; let `btfs fsck -y` finish it",
-                _ if s.is_damaged() => "marked as damaged; check it with `btfs fsck`",
+                _ if s.is_damaged() => {
+                    "marked as damaged; let `btfs fsck -p` look at it (-y if that is not enough)"
+                }
                 true => "clean",
                 false => "to be recovered at the next mount",
             };

@@ -19,7 +19,8 @@ use crate::mount::{Mount, MountOptions, block_signals};
 use crate::storage::{FileStorage, OpenError, OpenMode};
 use crate::tree::Options;
 
-const MARKED: &str = "the image is marked as damaged: damage has been met; check it with `btfs fsck`";
+const MARKED: &str =
+    "the image is marked as damaged: let `btfs fsck -p` look at it (-y if that is not enough)";
 
 #[derive(Parser)]
 pub struct Args {

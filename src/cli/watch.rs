@@ -1,4 +1,4 @@
-//! `btfs sync` and `btfs stats`: what is done to a live mount.
+//! `btfs sync`, `btfs stats` and `btfs scrub`: what is done to a live mount.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};

@@ -93,8 +93,6 @@ impl Fs {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
-        file_of(&state)?;
-        self.strip_capability(&node, &mut state)?;
         self.write_locked(&node, &mut state, offset, data, caller)
     }
 }

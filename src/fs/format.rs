@@ -11,6 +11,7 @@
 //! | `30 ino:64 end:64` | [`Extent`] |
 //! | `40 end-block:64` | [`Shared`] |
 //! | `50 ino:64` | [`Orphan`] |
+//! | `60` | the number of the next group |
 
 use std::ops::Deref;
 

@@ -116,7 +116,8 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
                         superblock.incompat &= !INCOMPAT_RECORDS;
                     })?;
                 }
-                return Ok(history.finish(looked));
+                let unmarked = looked.findings.in_metadata() == 0;
+                return Ok(Report { unmarked, ..history.finish(looked) });
             }
             Done::Something => {}
             Done::Rebuilt(gaps) => known.lost = gaps,

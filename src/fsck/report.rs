@@ -260,6 +260,8 @@ pub struct Report {
     pub replay: Option<RecoveryReport>,
     /// The image was marked as damaged before.
     pub marked: bool,
+    /// The mark has been taken back: nothing is wrong any more.
+    pub unmarked: bool,
     /// What it did is in the image now. If not, it was done in memory only.
     pub replay_written: bool,
     /// Inodes.
@@ -365,6 +367,8 @@ impl Report {
         ] {
             let _ = writeln!(out, "  \"{name}\": {value},");
         }
+        let lost: Vec<String> = self.lost.iter().map(place_json).collect();
+        let _ = writeln!(out, "  \"lost\": [{}],", lost.join(", "));
         let toll = self.toll.map_or("null".to_string(), Toll::to_json);
         let _ = writeln!(out, "  \"repair_would_lose\": {toll},");
         let _ = writeln!(out, "  \"seconds\": {:.3},", self.seconds);
@@ -381,14 +385,13 @@ impl Report {
     }
 }
 
+fn place_json(place: &Place) -> String {
+    format!("{{{}}}", place_fields(place).join(", "))
+}
+
 fn problem_json(p: &Problem) -> String {
     let mut fields = vec![format!("\"kind\": \"{}\"", p.kind.name())];
-    let place = &p.place;
-    fields.extend(place.ino.map(|i| format!("\"inode\": {i}")));
-    fields.extend(place.path.as_ref().map(|s| format!("\"path\": {}", json_string(s))));
-    fields.extend(place.page.map(|p| format!("\"page\": {}", p.0)));
-    fields.extend(place.blocks.map(|r| format!("\"block\": {}, \"blocks\": {}", r.start.0, r.len)));
-    fields.extend(place.range.map(|(a, b)| format!("\"from\": {a}, \"to\": {b}")));
+    fields.append(&mut place_fields(&p.place));
     fields.push(format!("\"what\": {}", json_string(&p.what)));
     fields.push(match &p.repair {
         Some(repair) => format!("\"repair\": {}", json_string(repair)),
@@ -397,6 +400,16 @@ fn problem_json(p: &Problem) -> String {
     fields.push(format!("\"safe\": {}", p.safe));
     fields.push(format!("\"repaired\": {}", p.outcome == Outcome::Repaired));
     format!("{{{}}}", fields.join(", "))
+}
+
+fn place_fields(place: &Place) -> Vec<String> {
+    let mut fields = Vec::new();
+    fields.extend(place.ino.map(|i| format!("\"inode\": {i}")));
+    fields.extend(place.path.as_ref().map(|s| format!("\"path\": {}", json_string(s))));
+    fields.extend(place.page.map(|p| format!("\"page\": {}", p.0)));
+    fields.extend(place.blocks.map(|r| format!("\"block\": {}, \"blocks\": {}", r.start.0, r.len)));
+    fields.extend(place.range.map(|(a, b)| format!("\"from\": {a}, \"to\": {b}")));
+    fields
 }
 
 fn json_string(s: &str) -> String {
@@ -423,7 +436,8 @@ impl fmt::Display for Report {
             return writeln!(f, "closed in order, not checked; -f checks it all the same");
         }
         if self.marked {
-            writeln!(f, "the image was marked as damaged")?;
+            let stays = if self.left > 0 || !self.unmarked { ": the mark stays" } else { "" };
+            writeln!(f, "the image was marked as damaged{stays}")?;
         }
         if let Some(replay) = &self.replay {
             if self.replay_written {

@@ -1,4 +1,4 @@
-//! What `btfs stats` and `btfs resize` ask a live mount: ioctls on its root directory.
+//! What `btfs stats`, `btfs scrub` and `btfs resize` ask a live mount: ioctls on its root directory.
 
 use std::fs::File;
 use std::io;

@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
@@ -30,12 +30,12 @@ pub enum MountError {
         "{DEVICE} cannot be opened by this user and `{HELPER}` is not installed: install it (package fuse3), or mount as root"
     )]
     NoHelper,
-    /// The mount point may not be used by this user.
-    #[error("{}: not permitted: {reason}", dir.display())]
-    NotPermitted {
+    /// fusermount3 could not do it.
+    #[error("{}: fusermount3: {reason}", dir.display())]
+    Helper {
         /// The mount point.
         dir: PathBuf,
-        /// What the kernel or the helper says.
+        /// What it says, or how it ended.
         reason: String,
     },
     /// Something is in use.
@@ -154,10 +154,15 @@ fn mount_by_helper(image: &Path, dir: &Path, flags: &MountFlags) -> Result<Owned
     let output = child.wait_with_output().map_err(fail)?;
     match received {
         Ok(Some(fd)) if output.status.success() => Ok(fd),
-        _ => {
-            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(MountError::NotPermitted { dir: dir.into(), reason })
-        }
+        _ => Err(MountError::Helper { dir: dir.into(), reason: reason_of(&output) }),
+    }
+}
+
+/// What a command that failed says about it, or how it ended.
+fn reason_of(output: &Output) -> String {
+    match String::from_utf8_lossy(&output.stderr).trim() {
+        "" => output.status.to_string(),
+        said => said.to_owned(),
     }
 }
 
@@ -324,11 +329,11 @@ fn unmount_by_helper(dir: &Path, lazy: bool) -> Result<(), MountError> {
     if output.status.success() {
         return Ok(());
     }
-    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let reason = reason_of(&output);
     if reason.contains("busy") {
         return Err(MountError::Busy { dir: dir.into(), users: users(dir) });
     }
-    Err(MountError::NotPermitted { dir: dir.into(), reason })
+    Err(MountError::Helper { dir: dir.into(), reason })
 }
 
 /// The processes that use a mount, as far as this user can see: ": process 12 (bash), …".

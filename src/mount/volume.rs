@@ -284,7 +284,7 @@ impl Volume for Fs {
         if self.tree().is_read_only() {
             return;
         }
-        log::error!("the filesystem is read-only from now on, check it with `btfs fsck`: {error}");
+        log::error!("the filesystem is read-only from now on; unmount it and run `btfs fsck`: {error}");
         if let Err(e) = self.tree().set_read_only(true) {
             log::error!("making durable what was changed before: {e}");
         }

@@ -48,7 +48,7 @@ const _: () = {
     assert!(LOG_OFFSET.is_multiple_of(PAGE_SIZE as u64));
 };
 
-/// A compatible feature that says no more than that damage of the tree has been met. Only a check that finds none takes it back.
+/// A compatible feature that says no more than that damage of the tree has been met. Only a repair that finds none any more takes it back.
 pub const COMPAT_DAMAGED: u64 = 1;
 
 /// Features that an image needs while a repair of it is under way: whoever does not know of them refuses the image.
@@ -98,7 +98,7 @@ pub struct Superblock {
     pub doublewrite_pages: u32,
     /// How many groups had a bitmap page when the checkpoint was taken.
     pub groups: u32,
-    /// The tree's root page; fixed for the life of the image.
+    /// The tree's root page; only a repair changes it.
     pub root: PageId,
     /// Redo begins here.
     pub checkpoint: Lsn,
@@ -166,11 +166,11 @@ impl Superblock {
     pub fn lacks_records(&self) -> bool {
         self.incompat & INCOMPAT_RECORDS != 0
     }
-    /// Whether damage has been met since the last check that found none.
+    /// Whether damage has been met that no repair has found to be gone.
     pub fn is_damaged(&self) -> bool {
         self.compat & COMPAT_DAMAGED != 0
     }
-    /// Notes that damage has been met, or that a check has found none.
+    /// Notes that damage has been met, or that a repair has found none any more.
     pub fn set_damaged(&mut self, damaged: bool) {
         self.compat = if damaged { self.compat | COMPAT_DAMAGED } else { self.compat & !COMPAT_DAMAGED };
     }

@@ -35,7 +35,7 @@ pub struct FormatOptions {
     pub size: u64,
     /// Size of the log in bytes; by default it follows the image's size.
     pub log_size: Option<u64>,
-    /// Pages of each doublewrite half; by default it follows the image's size.
+    /// Pages of each doublewrite half; by default it follows the log's size.
     pub doublewrite_pages: Option<u32>,
     /// Label.
     pub label: String,

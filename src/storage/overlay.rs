@@ -1,7 +1,7 @@
 //! A storage that keeps all writes in memory, above one that is only read.
 //!
 //! Invariants:
-//! - I1. Nothing but `read_at` and `len` is ever called on the storage below, and its length does not change.
+//! - I1. Nothing is ever written to the storage below, and its length does not change.
 //! - I2. A block in the map is the whole block as it is seen; a block that is not there is that of the storage below.
 
 use std::collections::BTreeMap;

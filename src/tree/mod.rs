@@ -154,8 +154,8 @@ impl Tree {
     /// has the old size or the new one. The file is made longer if it is shorter, and stays sparse.
     ///
     /// # Errors
-    /// [`Error::Unusable`] for a size that is smaller, or too large for an image; [`Error::ReadOnly`]; [`Error::Io`] if the file
-    /// cannot be made longer (of a block device only what it has can be used). Nothing has changed then. Or the latched error.
+    /// [`Error::Unusable`] for a size that is smaller, or too large for an image, or that the file or device cannot have;
+    /// [`Error::ReadOnly`]. Nothing has changed then. Or the latched error.
     pub fn grow(&self, size: u64) -> Result<()> {
         self.pool.grow(size)
     }
@@ -176,7 +176,7 @@ impl Tree {
         self.pool.set_read_only(read_only)
     }
 
-    /// Marks the image as damaged, until a check finds nothing wrong: ext4's error state. Durable soon, at the latest when the image is
+    /// Marks the image as damaged, until a repair finds nothing wrong any more: ext4's error state. Durable soon, at the latest when the image is
     /// closed. Holds no latch; an image that was opened read-only stays as it is.
     pub fn note_damage(&self) {
         self.pool.note_damage();

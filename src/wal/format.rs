@@ -3,7 +3,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | length of the whole record |
-//! | 4 | 4 | CRC-32 over the body, then bytes 0–4 and 8–24 of the header |
+//! | 4 | 4 | CRC-32 over the body, then bytes 0 to 3 and 8 to 23 of the header |
 //! | 8 | 8 | LSN of the record's first byte |
 //! | 16 | 4 | incarnation |
 //! | 20 | 1 | kind |

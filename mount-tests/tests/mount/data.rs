@@ -1,7 +1,7 @@
 //! What is in files: every way to write, read, shorten and lengthen them, alone and at once.
 
 use btfs_mount_tests::cases;
-use btfs_mount_tests::mount::{Mount, Peer};
+use btfs_mount_tests::mount::{Mount, Peer, wait_until};
 use btfs_mount_tests::random::Random;
 use btfs_mount_tests::runner::Case;
 use btfs_mount_tests::sys::{self, Map};
@@ -626,7 +626,10 @@ fn locks_hold_between_processes(mount: &mut Mount) {
             })
         })
         .collect();
-    std::thread::sleep(Duration::from_millis(100));
+    wait_until("all wait for the lock", || {
+        let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
+        locks.lines().filter(|line| line.contains("->") && line.contains("FLOCK")).count() >= waiting.len()
+    });
     fs::write(mount.path("meanwhile"), "works").expect("write while others wait");
     assert_eq!(fs::read(mount.path("meanwhile")).expect("read"), b"works");
     assert!(sys::ended(waiting[0]).is_none(), "got a lock that is held");

@@ -1,30 +1,15 @@
 //! What is kept in memory: nodes, references, access times.
 
-use std::time::Duration;
-
-use nix::time::{ClockId, clock_gettime};
-
 use super::*;
 
-fn node_cost(count: u64, table: &mut Table, from: u64) -> f64 {
-    // Of the processor: a pause costs nothing.
-    let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
-    let begin = now();
-    for i in from..from + count {
+/// Where each new one went through all that are in use, this would not end.
+#[test]
+fn a_million_inodes_in_use_go_when_they_are_given_up() {
+    let table = Table::default();
+    for i in 0..1_100_000 {
         let node = table.node(Ino(1 << 30 | i));
         table.retain(&node);
     }
-    (now() - begin).as_secs_f64() / count as f64
-}
-
-#[test]
-fn a_million_inodes_in_use_cost_no_more_each_than_a_few() {
-    let mut table = Table::default();
-    let first = node_cost(100_000, &mut table, 0);
-    node_cost(900_000, &mut table, 100_000);
-    let last = node_cost(100_000, &mut table, 1_000_000);
-    println!("ns for a new node: {:.0} with few in use, {:.0} with a million", first * 1e9, last * 1e9);
-    assert!(last < first * 20.0 + 10e-6, "{first} {last}");
     assert_eq!(table.len(), 1_100_000);
     for i in 0..1_100_000 {
         let node = table.node(Ino(1 << 30 | i));
