@@ -436,7 +436,8 @@ impl fmt::Display for Report {
             return writeln!(f, "closed in order, not checked; -f checks it all the same");
         }
         if self.marked {
-            let stays = if self.left > 0 || !self.unmarked { ": the mark stays" } else { "" };
+            let stays =
+                if self.unmarked { "" } else { ": the mark stays until -p or -y finds nothing wrong" };
             writeln!(f, "the image was marked as damaged{stays}")?;
         }
         if let Some(replay) = &self.replay {

@@ -30,7 +30,7 @@ pub use transaction::{Need, Reservation};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::defects::{Defect, Defects};
 use crate::error::{Error, Result};
@@ -99,6 +99,8 @@ struct Progress {
 /// Who waits for operations to end gives way so often, and then sleeps between looks: by then one of them waits for the disk.
 const OPERATION_SPINS: u32 = 100;
 const OPERATION_PAUSE: Duration = Duration::from_millis(1);
+/// Longer than any disk lets an operation wait that is alive: who waits longer has begun one himself, against P1.
+const OPERATION_MAX: Duration = Duration::from_secs(60);
 /// Frames that long scans use in turn.
 const RING: usize = 16;
 
@@ -685,6 +687,7 @@ impl Pool {
         }
         // An operation waits for pages to be read at the most, and for nothing that the caller holds (P1).
         let safe = self.epochs.current() + 2;
+        let limit = Instant::now() + OPERATION_MAX;
         let mut spins = 0;
         while self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
             {
@@ -692,13 +695,14 @@ impl Pool {
                 self.epochs.advance();
                 self.epochs.advance();
             }
-            if self.epochs.current() >= safe {
+            let now = Instant::now();
+            if self.epochs.current() >= safe || now >= limit {
                 break;
             }
             spins += 1;
             match spins {
                 ..OPERATION_SPINS => spin_wait(),
-                _ => _ = self.progressed.wait_for(&mut self.progress.lock(), OPERATION_PAUSE),
+                _ => _ = self.progressed.wait_until(&mut self.progress.lock(), now + OPERATION_PAUSE),
             }
         }
         self.log.check()

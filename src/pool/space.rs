@@ -336,12 +336,16 @@ impl Space {
         None
     }
 
-    /// Where no whole chunk is left: any aligned place for one page.
-    pub fn take_odd_page(&mut self) -> Option<Run> {
+    /// Where no whole chunk is left: any aligned place for one page. If the host has refused one, only in chunks that are used, where it
+    /// is likely to have space.
+    pub fn take_odd_page(&mut self, refused: bool) -> Option<Run> {
         for group in 0..self.groups.len() {
             for word in 0..WORDS {
-                let four = first_of_places(self.groups[group].available[word]);
-                if four != 0 {
+                let chunk = word / WORDS_PER_CHUNK * WORDS_PER_CHUNK;
+                let available = &self.groups[group].available;
+                let four = first_of_places(available[word]);
+                let is_used = || available[chunk..chunk + WORDS_PER_CHUNK].iter().any(|word| *word != !0);
+                if four != 0 && (!refused || is_used()) {
                     let start = self.block(group, word as u32 * 64 + four.trailing_zeros());
                     let run = Run { start, len: BLOCKS_PER_PAGE };
                     self.take(run);

@@ -128,12 +128,11 @@ impl Pool {
     fn find_pages(&self, pages: usize, full: &mut u32) -> Result<()> {
         self.reclaim_for(pages);
         let chunk = self.space.lock().take_chunk();
-        if let Some(run) = chunk {
-            match self.carve(run) {
-                Err(Error::NoSpace) if *full < 3 && self.space.lock().has_more_soon() => {}
-                result => return result,
-            }
-        }
+        let refused = match chunk.map(|run| self.carve(run)) {
+            None => false,
+            Some(Err(Error::NoSpace)) => true,
+            Some(result) => return result,
+        };
         if self.add_group_if_possible()? {
             return Ok(());
         }
@@ -143,7 +142,7 @@ impl Pool {
             return Ok(());
         }
         for _ in 0..pages {
-            let run = self.space.lock().take_odd_page();
+            let run = self.space.lock().take_odd_page(refused);
             self.carve(run.ok_or(Error::NoSpace)?)?;
         }
         if *full > 6 { Err(Error::NoSpace) } else { Ok(()) }
@@ -154,7 +153,7 @@ impl Pool {
         for _ in 0..PAGES_SET_ASIDE {
             let place = {
                 let mut space = self.space.lock();
-                if space.is_short_of_pages() { space.take_odd_page() } else { None }
+                if space.is_short_of_pages() { space.take_odd_page(false) } else { None }
             };
             // An error is met again by whoever needs a page.
             if place.is_none_or(|run| self.carve(run).is_err()) {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::*;
+use crate::page::PAGE_SIZE;
 use crate::page::format::BLOCKS_PER_GROUP;
 use crate::storage::fault::slow_disk;
 use crate::storage::{Fault, FaultStorage, FileStorage, OpKind, OpenMode};
@@ -448,4 +449,53 @@ fn what_is_deleted_can_be_used_again_though_the_host_is_full() {
     batch.free(runs[0]);
     tree.apply(&batch).unwrap();
     tree.reserve_blocks(100).unwrap();
+}
+
+/// A host that has no space but for single pages.
+struct Scattered(Arc<MemStorage>);
+
+impl Storage for Scattered {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, buf)
+    }
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.0.write_durable_at(offset, buf)
+    }
+    fn sync(&self) -> std::io::Result<()> {
+        self.0.sync()
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn allocate(&self, offset: u64, len: u64) -> std::io::Result<bool> {
+        match len > PAGE_SIZE as u64 {
+            true => Err(std::io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => self.0.allocate(offset, len),
+        }
+    }
+    fn punch(&self, offset: u64, len: u64) -> std::io::Result<bool> {
+        self.0.punch(offset, len)
+    }
+}
+
+/// The host refuses a chunk for pages; between data there are places for some.
+#[test]
+fn pages_are_found_where_the_host_has_space_for_them() {
+    let tree = Tree::open(Arc::new(Scattered(image(64 << 20, 1 << 20))), &quiet(200)).unwrap();
+    let run = tree.reserve_blocks(20).unwrap();
+    let mut batch = Batch::new();
+    batch.allocate(run);
+    tree.apply(&batch).unwrap();
+    for n in 0..450 {
+        let mut batch = Batch::new();
+        batch.put(&key(n), &[1; 3000]);
+        tree.apply(&batch).unwrap_or_else(|e| panic!("{e}, {n}"));
+    }
+    tree.check().unwrap();
 }
