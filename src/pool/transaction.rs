@@ -69,7 +69,11 @@ impl Pool {
                 Err(Lacking::Pages) => {
                     self.find_pages(need.pages, &mut full)?;
                 }
-                Err(Lacking::Log(Shortage::Buffer)) => self.log.commit(self.log.end())?,
+                Err(Lacking::Log(Shortage::Buffer)) => {
+                    // It may be reservations that fill it; their owners need the processor.
+                    spin_wait();
+                    self.log.commit(self.log.end())?;
+                }
                 Err(Lacking::Frames | Lacking::Log(Shortage::Space)) => self.wait_for_checkpoint()?,
             }
         }
