@@ -90,8 +90,10 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             }
         }
         let last = rounds == ROUNDS_MAX;
-        // What was lost is dealt with once, when records can be; not in a round that only makes a root directory, or has too much to do.
-        let unfinished = looked.findings.more || looked.findings.fixes.contains(&Fix::Root);
+        // What was lost is dealt with once, when records can be; not in a round that only writes a superblock again or makes a root
+        // directory, or has too much to do.
+        let first = |fix: &Fix| matches!(fix, Fix::Superblock(_) | Fix::Root);
+        let unfinished = looked.findings.more || looked.findings.fixes.iter().any(first);
         let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged && !unfinished;
         let done = match last {
             true => Done::Nothing,
