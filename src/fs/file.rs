@@ -436,9 +436,7 @@ impl Inner {
             }
         }
     }
-}
 
-impl Inner {
     /// Blocks of a file that are allocated in a range.
     fn blocks_in(&self, ino: Ino, from: u64, to: u64) -> Result<u64> {
         let (mut at, mut blocks) = (from, 0);
@@ -474,11 +472,14 @@ impl Fs {
         }
         if mode != Fallocate::PunchHole {
             // What cannot be there as a whole is not begun.
-            let missing = ((end - offset) / BLOCK).saturating_sub(self.blocks_in(ino, offset, end)?);
-            self.or_after_cleaning(|| match self.blocks_for_data() >= missing {
-                true => Ok(()),
-                false => Err(FsError::NoSpace),
-            })?;
+            let whole = (end - offset) / BLOCK;
+            if self.blocks_for_data() < whole {
+                let missing = whole.saturating_sub(self.blocks_in(ino, offset, end)?);
+                self.or_after_cleaning(|| match self.blocks_for_data() >= missing {
+                    true => Ok(()),
+                    false => Err(FsError::NoSpace),
+                })?;
+            }
             self.allocate(&node, &mut state, offset, end)?;
         }
         let mut inode = file_of(&state)?.clone();

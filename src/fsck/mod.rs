@@ -117,8 +117,8 @@ pub struct Options<'a> {
     /// Whether to read and verify all contents. With [`Repair::All`] what fails its checksum is marked as lost.
     pub scrub: bool,
     /// With [`Repair::Safe`]: whether to look beyond the superblocks of an image that was closed in order and is not marked as
-    /// damaged. Without it such an image
-    /// is taken as clean, as at boot, unless contents are to be verified. Other checks always look at everything.
+    /// damaged. Without it such an image is taken as clean, as at boot, unless contents are to be verified. Other checks always
+    /// look at everything.
     pub force: bool,
     /// Called now and then.
     pub progress: Option<&'a dyn Fn(Progress)>,

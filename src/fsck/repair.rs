@@ -112,13 +112,13 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         known.begun |= finishes || matches!(done, Done::Rebuilt(_));
         match done {
             Done::Nothing => {
-                if looked.findings.in_metadata() == 0 {
+                let unmarked = looked.findings.in_metadata() == 0;
+                if unmarked {
                     switch::mark(&**storage, |superblock| {
                         superblock.set_damaged(false);
                         superblock.incompat &= !INCOMPAT_RECORDS;
                     })?;
                 }
-                let unmarked = looked.findings.in_metadata() == 0;
                 return Ok(Report { unmarked, ..history.finish(looked) });
             }
             Done::Something => {}

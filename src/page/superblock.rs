@@ -57,6 +57,7 @@ pub const COMPAT_DAMAGED: u64 = 1;
 pub const INCOMPAT_BITMAPS: u64 = 1 << 63;
 /// What was lost is not marked as lost yet, and would be read as zeros.
 pub const INCOMPAT_RECORDS: u64 = 1 << 62;
+const INCOMPAT_KNOWN: u64 = INCOMPAT_BITMAPS | INCOMPAT_RECORDS;
 
 /// Bytes of a superblock of which bitmap pages hold a copy: all but the state of log and checkpoint.
 pub const BACKUP_SIZE: usize = AT_CHECKPOINT;
@@ -261,8 +262,7 @@ impl Superblock {
         put_u64(&mut b, AT_FLOOR, log_size);
         put_u32(&mut b, AT_INCARNATION, 1);
         b[AT_CLEAN] = 1;
-        for (at, passing) in [(AT_COMPAT, COMPAT_DAMAGED), (AT_INCOMPAT, INCOMPAT_BITMAPS | INCOMPAT_RECORDS)]
-        {
+        for (at, passing) in [(AT_COMPAT, COMPAT_DAMAGED), (AT_INCOMPAT, INCOMPAT_KNOWN)] {
             let lasting = get_u64(&b, at) & !passing;
             put_u64(&mut b, at, lasting);
         }
@@ -285,7 +285,7 @@ impl Superblock {
             v => return Err(Version(v)),
         }
         let incompat = get_u64(b, AT_INCOMPAT);
-        if incompat & !(INCOMPAT_BITMAPS | INCOMPAT_RECORDS) != 0 {
+        if incompat & !INCOMPAT_KNOWN != 0 {
             return Err(Features(incompat));
         }
         let label = &b[AT_LABEL..AT_LABEL + LABEL_MAX];

@@ -75,7 +75,8 @@ impl Pool {
     }
 
     /// Ends all changes of the image, or admits them again. When this returns after `read_only`, everything applied before is
-    /// durable and home, the image is marked as closed in order, and nothing writes to it any more but data writes that had begun, and the mark of damage. Holds no latch and no epoch; waits for transactions under way.
+    /// durable and home, the image is marked as closed in order, and nothing writes to it any more but data writes that had begun,
+    /// and the mark of damage. Holds no latch and no epoch; waits for transactions under way.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] if changes are to be admitted to an image that was opened read-only; the latched error, in which case
