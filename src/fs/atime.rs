@@ -79,7 +79,7 @@ impl Fs {
     }
 
     /// Writes up to `count` of the access times that wait. Those of inodes that are locked go on waiting. A failure is no error
-    /// of who reads: the time stays in memory, and is written with the inode's next update.
+    /// of who reads: the times go on waiting, unless too many do.
     pub(super) fn save_atimes(&self, count: usize) {
         let nodes = self.table.take_unsaved(count);
         for nodes in nodes.chunks(PER_BATCH) {
@@ -90,7 +90,7 @@ impl Fs {
                     Some(state) => {
                         if let Some(inode) = state.get().filter(|_| state.is_unsaved()) {
                             put_inode(&mut batch, node.ino, inode);
-                            states.push(state);
+                            states.push((node, state));
                         }
                     }
                     None => {
@@ -98,12 +98,18 @@ impl Fs {
                     }
                 }
             }
-            if !batch.is_empty()
-                && let Err(e) = self.tree.apply(&batch)
-            {
+            if batch.is_empty() {
+                continue;
+            }
+            let applied = self.tree.apply(&batch);
+            if let Err(e) = &applied {
                 log::debug!("access times cannot be written: {e}");
             }
-            states.iter_mut().for_each(|state| state.set_saved());
+            for (node, mut state) in states {
+                if applied.is_ok() || self.table.queue_unsaved(Arc::clone(node)) > UNSAVED_MAX {
+                    state.set_saved();
+                }
+            }
         }
     }
 }

@@ -370,39 +370,39 @@ impl Inner {
 }
 
 impl Fs {
-    /// Sets the size. What lies behind a smaller size is gone, and reads as zeros if the file grows again.
-    pub(super) fn resize(&self, node: &Node, state: &mut State, size: u64, caller: &Caller) -> Result<()> {
-        file_of(state)?;
+    /// Before a file gets another size: whether something of it goes. What lies behind a smaller size is gone, and reads as zeros if
+    /// the file grows again.
+    pub(super) fn begin_resize(&self, node: &Node, state: &mut State, size: u64) -> Result<bool> {
+        let inode = file_of(state)?;
         if size > FILE_SIZE_MAX {
             return Err(FsError::FileTooLarge);
         }
-        self.strip_capability(node, state)?;
-        let mut inode = file_of(state)?.clone();
-        // Also if it stays the same, as everywhere: make(1) waits for what `> stamp` does to an empty file.
-        changed_by(&mut inode, caller);
         // Blocks that were allocated behind the end go, too.
         let shrinks = size < inode.size || (size == inode.size && inode.blocks > 0);
-        inode.size = size;
-        if shrinks {
-            self.cut(node, state, inode)
-        } else {
+        if !shrinks {
             self.finish_cut(node, state)?;
-            self.update(&mut Batch::new(), node, state, inode)
         }
+        Ok(shrinks)
     }
 }
 
 impl Inner {
-    /// Frees what lies behind the size that `inode` has, in bounded batches. The first one sets the size, and leaves a mark if
-    /// others must follow: before they have, the file must not grow, or what lies behind its size would come back.
-    pub(super) fn cut(&self, node: &Node, state: &mut State, mut inode: Inode) -> Result<()> {
+    /// Frees what lies behind the size that `inode` has, in bounded batches. The first one is `batch`, sets the size, and leaves a mark
+    /// if others must follow: before they have, the file must not grow, or what lies behind its size would come back.
+    pub(super) fn cut(
+        &self,
+        node: &Node,
+        state: &mut State,
+        mut inode: Inode,
+        mut batch: Batch,
+    ) -> Result<()> {
         let size = inode.size;
         let mut marked = self.is_unfinished(node.ino);
         self.drop_window(node.ino);
         loop {
             let extents = self.extents_in(node.ino, size, u64::MAX, EXTENTS_PER_BATCH)?;
             let last = extents.len() < EXTENTS_PER_BATCH;
-            let mut remap = Remap::default();
+            let mut remap = Remap { batch: std::mem::take(&mut batch), ..Remap::default() };
             for m in &extents {
                 remap.batch.delete(&extent_key(node.ino, m.end));
                 let mut freed = m.extent.run();

@@ -316,11 +316,14 @@ impl Fs {
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
-        if let Some(size) = change.size {
-            self.resize(&node, &mut state, size, caller)?;
-        }
+        let shrinks = change.size.map(|size| self.begin_resize(&node, &mut state, size)).transpose()?;
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         let mut batch = Batch::new();
+        if let Some(size) = change.size {
+            // Also if it stays the same, as everywhere: make(1) waits for what `> stamp` does to an empty file.
+            changed_by(&mut inode, caller);
+            inode.size = size;
+        }
         if let Some(mode) = change.mode {
             inode.mode = mode & if caller.privileged { 0o7777 } else { 0o5777 };
             self.chmod_acl(ino, &inode, &mut batch)?;
@@ -330,22 +333,26 @@ impl Fs {
             // A kernel does not see to it that this comes from the owner, and also asks for it before it writes, which is no error.
             return Ok(attributes(ino, &inode));
         }
-        if change.uid.is_some() || change.gid.is_some() || of_nothing {
+        let chowned = change.uid.is_some() || change.gid.is_some() || of_nothing;
+        if chowned {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
-            if inode.kind != Kind::Directory {
-                self.drop_capability(ino, &mut inode, &mut batch)?;
-                if change.mode.is_none() {
-                    clear_suid(&mut inode);
-                }
+            if inode.kind != Kind::Directory && change.mode.is_none() {
+                clear_suid(&mut inode);
             }
+        }
+        if inode.kind != Kind::Directory && (chowned || change.size.is_some()) {
+            self.drop_capability(ino, &mut inode, &mut batch)?;
         }
         inode.atime = change.atime.unwrap_or(inode.atime);
         inode.mtime = change.mtime.unwrap_or(inode.mtime);
         inode.ctime = change.ctime.unwrap_or(caller.now);
-        let attributes = attributes(ino, &inode);
-        self.update(&mut batch, &node, &mut state, inode)?;
-        Ok(attributes)
+        if shrinks == Some(true) {
+            self.cut(&node, &mut state, inode, batch)?;
+        } else {
+            self.update(&mut batch, &node, &mut state, inode)?;
+        }
+        state.get().map(|inode| attributes(ino, inode)).ok_or(FsError::NotFound)
     }
 
     // -- references -----------------------------------------------------------------------------------------------

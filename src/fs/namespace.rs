@@ -1,4 +1,5 @@
-//! Names: create, link, unlink, rmdir, rename. Each is one batch of at most nine records, whatever the directory's size.
+//! Names: create, link, unlink, rmdir, rename. Each is one batch of at most nine records and, if a file goes with its last name, those
+//! of its contents as far as one batch may go, whatever the directory's size.
 
 use std::ops::ControlFlow;
 

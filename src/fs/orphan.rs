@@ -32,6 +32,8 @@ const GROUP_CHANGES: usize = 2 * EXTENTS_PER_BATCH;
 const WAITING_MAX: usize = 1024;
 /// So long the reclaimer waits for a group to become full, or for changes to be admitted again.
 const GATHER: Duration = Duration::from_millis(5);
+/// So long the reclaimer waits before it tries again what found no space.
+const STUCK_PAUSE: Duration = Duration::from_secs(1);
 /// So long after an inode's last name went it is likely that its user is about to give it up: the kernel forgets an inode
 /// that it has closed a moment after the unlink has been answered. (Tests shall not depend on how fast a thread is.)
 const RELEASE_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 100 });
@@ -58,6 +60,8 @@ struct Queue {
     waiting: VecDeque<Doomed>,
     /// These take several batches.
     long: VecDeque<Doomed>,
+    /// These found no space for what has to be noted about shared blocks: they are tried again when others have been deleted.
+    stuck: Vec<Doomed>,
     /// Groups whose deletion is under way, and long deletions.
     busy: [usize; 2],
     /// The inode that has lost its last name last, if it is still in use, and until when its user is likely to give it up.
@@ -69,6 +73,10 @@ struct Queue {
 impl Queue {
     fn len(&self) -> usize {
         self.waiting.len() + self.long.len()
+    }
+
+    fn retry_stuck(&mut self) {
+        self.waiting.extend(self.stuck.drain(..));
     }
 }
 
@@ -325,7 +333,12 @@ impl Inner {
         let one = [doomed];
         let result = loop {
             match self.delete_alone(&one) {
-                Ok(Deleted::Partly) if !stop() => {}
+                Ok(Deleted::Partly) if !stop() => {
+                    // Who needs space need not wait for all of it.
+                    let _queue = self.reclaimer.queue.lock();
+                    self.reclaimer.deletions.fetch_add(1, Ordering::SeqCst);
+                    self.reclaimer.moved.notify_all();
+                }
                 Err(FsError::ReadOnly) => break Ok(Deleted::NotYet),
                 result => break result,
             }
@@ -343,19 +356,27 @@ impl Inner {
         let mut queue = self.reclaimer.queue.lock();
         queue.busy[busy] -= 1;
         for (doomed, result) in results.rev() {
-            any |= !matches!(result, Ok(Deleted::NotYet) | Err(FsError::ReadOnly));
+            any |= !matches!(result, Ok(Deleted::NotYet) | Err(FsError::ReadOnly | FsError::NoSpace));
             match result {
                 Ok(Deleted::Done) => gone.push(doomed.node),
                 Ok(Deleted::Partly) => queue.long.push_back(doomed),
                 Ok(Deleted::NotYet) | Err(FsError::ReadOnly) if busy == 1 => queue.long.push_back(doomed),
                 Ok(Deleted::NotYet) | Err(FsError::ReadOnly) => queue.waiting.push_front(doomed),
-                Err(e) => failed = Some((doomed.node.ino, e)),
+                Err(e) => {
+                    failed = Some((doomed.node.ino, e));
+                    if matches!(failed, Some((_, FsError::NoSpace))) {
+                        queue.stuck.push(doomed);
+                    }
+                }
             }
+        }
+        if any {
+            queue.retry_stuck();
         }
         self.reclaimer.deletions.fetch_add(any as u64, Ordering::SeqCst);
         self.reclaimer.moved.notify_all();
         if let Some((ino, e)) = failed {
-            log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);
+            log::warn!("deleting inode {} failed, it is tried again later: {e}", ino.0);
             self.note_damage(&e);
             queue.failed.get_or_insert(e);
         }
@@ -379,21 +400,40 @@ impl Inner {
         }
     }
 
-    /// Waits until there is something to be deleted, or something has been since the count was `deletions`; `false` if nobody is
-    /// likely to give up an inode without a name now. The caller may hold inode locks, though not of such an inode.
-    pub(super) fn await_release(&self, deletions: u64) -> bool {
-        let mut queue = self.reclaimer.queue.lock();
-        let moves = |queue: &Queue| {
-            queue.len() > 0 || queue.busy != [0, 0] || self.reclaimer.deletions() != deletions
-        };
-        while !moves(&queue) {
-            let Some((_, until)) = queue.release_expected else { return false };
-            if self.reclaimer.moved.wait_until(&mut queue, until).timed_out() {
-                return moves(&queue);
+    /// Gains space: deletes up to so many batches of what waits or, if nothing does, waits until others have deleted as many since the
+    /// count was `deletions`. `false` if nobody is deleting, nor likely to give up an inode without a name now. The caller may hold
+    /// inode locks, though not of such an inode.
+    pub(super) fn gain_space(&self, deletions: u64, batches: u64) -> bool {
+        let mut any = false;
+        for _ in 0..batches {
+            match self.reclaim_group().or_else(|| self.reclaim_long(|| true)) {
+                Some(further) => any |= further,
+                None => break,
+            }
+            // What waits is not deleted then.
+            if self.tree.is_read_only() {
+                return any;
             }
         }
-        // What waits is not deleted then.
-        !self.tree.is_read_only()
+        any || self.await_deletions(deletions, batches)
+    }
+
+    fn await_deletions(&self, deletions: u64, batches: u64) -> bool {
+        let mut queue = self.reclaimer.queue.lock();
+        loop {
+            let deleted = self.reclaimer.deletions() - deletions;
+            if deleted >= batches || queue.len() > 0 {
+                return !self.tree.is_read_only();
+            }
+            if queue.busy != [0, 0] {
+                self.reclaimer.moved.wait(&mut queue);
+                continue;
+            }
+            let expected =
+                queue.release_expected.filter(|(_, until)| deleted == 0 && *until > Instant::now());
+            let Some((_, until)) = expected else { return deleted > 0 };
+            self.reclaimer.moved.wait_until(&mut queue, until);
+        }
     }
 
     /// Deletes what waits, and waits for what others delete; whether there was anything. The caller may hold inode locks.
@@ -431,7 +471,11 @@ impl Inner {
             {
                 let mut queue = reclaimer.queue.lock();
                 while queue.len() == 0 && !reclaimer.is_stopping() {
-                    reclaimer.moved.wait(&mut queue);
+                    if queue.stuck.is_empty() {
+                        reclaimer.moved.wait(&mut queue);
+                    } else if reclaimer.moved.wait_for(&mut queue, STUCK_PAUSE).timed_out() {
+                        queue.retry_stuck();
+                    }
                 }
                 let gathers = queue.long.is_empty() && queue.waiting.len() < GROUP;
                 if (gathers || !further) && !reclaimer.is_stopping() {
@@ -475,7 +519,7 @@ impl Inner {
             return Ok(());
         }
         let inode = state.get().ok_or(FsError::NotFound)?.clone();
-        self.cut(node, state, inode)
+        self.cut(node, state, inode, Batch::new())
     }
 
     // -- opening and closing --------------------------------------------------------------------------------------
@@ -525,7 +569,7 @@ impl Inner {
         if inode.size != size {
             return Err(FsError::damaged(ino, "it is being cut to another size than it has"));
         }
-        self.cut(&node, &mut state, inode)
+        self.cut(&node, &mut state, inode, Batch::new())
     }
 }
 
@@ -539,6 +583,7 @@ impl Fs {
     /// Deletes what waits, and what nobody but the user of the filesystem, who closes it now, has kept. The thread has ended.
     pub(super) fn finish_deletions(&self) -> Result<()> {
         self.reclaimer.closing.store(true, Ordering::SeqCst);
+        self.reclaimer.queue.lock().retry_stuck();
         if self.tree.is_read_only() { Ok(()) } else { self.take_up_orphans() }
     }
 

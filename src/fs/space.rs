@@ -20,6 +20,8 @@ const WINDOWS_MAX: usize = 32;
 const NEW_LINE: u64 = 12;
 /// The same for what changes something that is there, and may need a record more for it.
 const CHANGE_LINE: u64 = 10;
+/// Batches of deletions after which space is looked for again, at the most.
+const BATCHES_MAX: u64 = 1024;
 /// Inodes for each free block in what `statfs` says: an estimate, an inode with its name takes about 300 bytes.
 const INODES_PER_BLOCK: u64 = 8;
 
@@ -124,27 +126,24 @@ impl Inner {
         self.or_after_cleaning(|| Ok(self.tree.reserve_blocks_urgently(want)?))
     }
 
-    /// Does something that takes space; if there is none, again when everything that can be given up has been (B1, B2).
+    /// Does something that takes space; if there is none, again when something has been given up or deleted, until there is nothing more
+    /// of that kind (B1, B2).
     pub(super) fn or_after_cleaning<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
         let given_up = || self.windows.given_up.load(Ordering::SeqCst);
-        let (mut deletions, before) = (self.reclaimer.deletions(), given_up());
-        let mut result = take();
-        if !matches!(result, Err(FsError::NoSpace)) {
-            return result;
+        let mut batches = 1;
+        loop {
+            let (deletions, windows) = (self.reclaimer.deletions(), given_up());
+            let result = take();
+            if !matches!(result, Err(FsError::NoSpace)) {
+                return result;
+            }
+            self.give_up_windows();
+            if given_up() == windows && !self.gain_space(deletions, batches) {
+                return result;
+            }
+            // To try costs a commit or a checkpoint: not for each batch of a long deletion.
+            batches = (batches * 2).min(BATCHES_MAX);
         }
-        self.give_up_windows();
-        let drained = self.drain();
-        // Or others have given something up or deleted it since.
-        if drained || given_up() != before || self.reclaimer.deletions() != deletions {
-            deletions = self.reclaimer.deletions();
-            result = take();
-        }
-        while matches!(result, Err(FsError::NoSpace)) && self.await_release(deletions) {
-            self.drain();
-            deletions = self.reclaimer.deletions();
-            result = take();
-        }
-        result
     }
 
     /// Gives up all windows, or waits until somebody else has.

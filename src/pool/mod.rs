@@ -596,6 +596,22 @@ impl Pool {
         });
     }
 
+    /// Does something while there is no place for a page of the tree.
+    #[cfg(test)]
+    pub(crate) fn without_places<T>(&self, action: impl FnOnce() -> T) -> T {
+        let taken: Vec<Run> = {
+            let mut space = self.space.lock();
+            let all = (0..).take_while(|n| space.has_pages(*n)).count() - 1;
+            let pages = space.take_pages(all).unwrap_or_default();
+            let chunks = std::iter::from_fn(|| space.take_chunk()).collect::<Vec<_>>();
+            let places = std::iter::from_fn(|| space.take_odd_page(false)).collect::<Vec<_>>();
+            pages.iter().map(|page| page.run()).chain(chunks).chain(places).collect()
+        };
+        let result = action();
+        taken.into_iter().for_each(|run| self.unreserve_blocks(run));
+        result
+    }
+
     /// Drops a dead page's frame; `false` if it cannot be dropped yet.
     fn discard(&self, id: PageId) -> bool {
         let Some(frame) = self.table.lock(id).find(&self.frames, id) else { return true };

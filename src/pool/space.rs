@@ -43,18 +43,97 @@ fn places_in(bits: u64) -> u64 {
     first_of_places(bits).count_ones() as u64
 }
 
+/// Longer runs are not told apart by [`Group::longest`].
+const LONG: u32 = 4096;
+
 struct Group {
     /// One bit a block: it can be allocated.
     available: Box<[u64; WORDS]>,
     count: u32,
+    /// No run of available blocks is longer, unless this is [`LONG`]. It falls when a search has found none.
+    longest: u32,
     /// When the bitmap page was born; 0 if a checkpoint has passed it since.
     born: Lsn,
+}
+
+impl Group {
+    fn new(available: Box<[u64; WORDS]>, born: Lsn) -> Self {
+        let count = available.iter().map(|w| w.count_ones()).sum();
+        Group { available, count, longest: LONG, born }
+    }
+
+    /// A run has become available, and with it perhaps a longer one.
+    fn note_available(&mut self, start: u32, len: u32) {
+        if self.longest < LONG {
+            let run = self.available_before(start) + len + self.available_from(start + len);
+            self.longest = self.longest.max(run).min(LONG);
+        }
+    }
+
+    /// How many blocks from `start` on are available, up to about [`LONG`].
+    fn available_from(&self, start: u32) -> u32 {
+        let mut at = start;
+        while at < BLOCKS_PER_GROUP && at - start < LONG {
+            let (word, bit) = (self.available[at as usize / 64], at % 64);
+            let ones = (word >> bit).trailing_ones().min(64 - bit);
+            at += ones;
+            if ones < 64 - bit {
+                break;
+            }
+        }
+        at - start
+    }
+
+    /// How many blocks before `end` are available, up to about [`LONG`].
+    fn available_before(&self, end: u32) -> u32 {
+        let mut at = end;
+        while at > 0 && end - at < LONG {
+            let (word, bits) = (self.available[(at as usize - 1) / 64], (at - 1) % 64 + 1);
+            let ones = (word << (64 - bits)).leading_ones().min(bits);
+            at -= ones;
+            if ones < bits {
+                break;
+            }
+        }
+        end - at
+    }
+
+    /// The first run of at least `enough` blocks from `from` on, cut to `want`, as its start and length; or else the length of the
+    /// longest one there.
+    fn find(&self, from: u32, enough: u32, want: u32) -> Result<(u32, u32), u32> {
+        let (mut at, mut longest) = (from, 0);
+        while at < BLOCKS_PER_GROUP {
+            let word = self.available[at as usize / 64] >> (at % 64);
+            if word == 0 {
+                at = (at / 64 + 1) * 64;
+                continue;
+            }
+            at += word.trailing_zeros();
+            let start = at;
+            while at < BLOCKS_PER_GROUP && at - start < want {
+                let bit = at % 64;
+                let ones = (self.available[at as usize / 64] >> bit).trailing_ones().min(64 - bit);
+                at += ones;
+                if ones < 64 - bit {
+                    break;
+                }
+            }
+            let len = (at - start).min(want);
+            if len >= enough {
+                return Ok((start, len));
+            }
+            longest = longest.max(len);
+        }
+        Err(longest)
+    }
 }
 
 /// The volatile side of space allocation. The pool keeps it under a mutex that is never held across I/O.
 pub struct Space {
     geometry: Superblock,
     groups: Vec<Group>,
+    /// Blocks that are available, in all groups.
+    available: u64,
     /// Places among the available blocks in which a page fits.
     places: u64,
     /// Pages that are carved and can be handed out; the last one goes first.
@@ -81,6 +160,7 @@ impl Space {
         Space {
             geometry,
             groups: Vec::new(),
+            available: 0,
             places: 0,
             pages: Vec::new(),
             carved: HashMap::new(),
@@ -118,8 +198,8 @@ impl Space {
         let to = self.geometry.group_blocks(last);
         if last < self.groups() && from < to {
             let run = Run { start: self.block(last as usize, from), len: to - from };
-            let (group, n) = self.each_word(run, |w, mask| *w |= mask);
-            self.groups[group].count += n;
+            self.each_word(run, |w, mask| *w |= mask);
+            self.note_available(run);
         }
     }
 
@@ -138,9 +218,10 @@ impl Space {
                 *word &= (1 << exist) - 1;
             }
         }
-        let count = available.iter().map(|w: &u64| w.count_ones()).sum();
         self.places += available.iter().map(|w| places_in(*w)).sum::<u64>();
-        self.groups.push(Group { available, count, born });
+        let group = Group::new(available, born);
+        self.available += group.count as u64;
+        self.groups.push(group);
         for c in 0..CHUNKS_PER_GROUP {
             if bitmap.holds_pages(c) {
                 self.adopt_page_chunk(Chunk(number * CHUNKS_PER_GROUP as u64 + c as u64));
@@ -210,7 +291,7 @@ impl Space {
         Run { start, len: BLOCKS_PER_CHUNK }
     }
 
-    fn each_word(&mut self, run: Run, mut f: impl FnMut(&mut u64, u64)) -> (usize, u32) {
+    fn each_word(&mut self, run: Run, mut f: impl FnMut(&mut u64, u64)) {
         let (group, start) = self.locate(run.start);
         let group = group as usize;
         let (mut at, end) = (start, start + run.len);
@@ -223,7 +304,15 @@ impl Space {
             self.places = self.places + places_in(*word) - before;
             at = stop;
         }
-        (group, run.len)
+    }
+
+    /// The blocks of a run have become available.
+    fn note_available(&mut self, run: Run) {
+        let (group, start) = self.locate(run.start);
+        let group = &mut self.groups[group as usize];
+        group.count += run.len;
+        group.note_available(start, run.len);
+        self.available += run.len as u64;
     }
 
     fn all_available(&mut self, run: Run) -> bool {
@@ -233,19 +322,21 @@ impl Space {
     }
 
     fn take(&mut self, run: Run) {
-        let (group, n) = self.each_word(run, |w, mask| {
+        self.each_word(run, |w, mask| {
             debug_assert!(*w & mask == mask, "S1: blocks taken twice");
             *w &= !mask;
         });
-        self.groups[group].count -= n;
+        let (group, _) = self.locate(run.start);
+        self.groups[group as usize].count -= run.len;
+        self.available -= run.len as u64;
     }
 
     fn give(&mut self, run: Run) {
-        let (group, n) = self.each_word(run, |w, mask| {
+        self.each_word(run, |w, mask| {
             debug_assert!(*w & mask == 0, "S1: blocks given back twice");
             *w |= mask;
         });
-        self.groups[group].count += n;
+        self.note_available(run);
         let (first, last) = (self.chunk_of(run.start), self.chunk_of(BlockNo(run.end().0 - 1)));
         for c in first.0..=last.0 {
             if self.is_available(Chunk(c)) {
@@ -263,12 +354,7 @@ impl Space {
 
     /// Blocks that can be allocated now or soon: available, quarantined, being punched, and free places for pages.
     pub fn free_blocks(&self) -> u64 {
-        self.available() + self.quarantined + self.punching + self.unborn() + self.carved_blocks()
-    }
-
-    /// Blocks that can be allocated now, but for free places for pages.
-    fn available(&self) -> u64 {
-        self.groups.iter().map(|g| g.count as u64).sum()
+        self.available + self.quarantined + self.punching + self.unborn() + self.carved_blocks()
     }
 
     /// Blocks in free places for pages.
@@ -297,6 +383,11 @@ impl Space {
         Some(taken)
     }
 
+    /// Whether so many pages can be handed out.
+    pub fn has_pages(&self, n: usize) -> bool {
+        self.pages.len() >= n
+    }
+
     fn uncarve(&mut self, page: PageId) {
         let chunk = self.chunk_of(page.block());
         if let Some(n) = self.carved.get_mut(&chunk) {
@@ -323,7 +414,7 @@ impl Space {
     /// Takes a whole chunk out of what is available, for the pool to allocate on the host and give to [`Space::carve`].
     pub fn take_chunk(&mut self) -> Option<Run> {
         for group in 0..self.groups.len() {
-            if self.groups[group].count < BLOCKS_PER_CHUNK {
+            if self.groups[group].longest < BLOCKS_PER_CHUNK {
                 continue;
             }
             let words = self.groups[group].available.as_chunks::<WORDS_PER_CHUNK>().0;
@@ -340,6 +431,9 @@ impl Space {
     /// is likely to have space.
     pub fn take_odd_page(&mut self, refused: bool) -> Option<Run> {
         for group in 0..self.groups.len() {
+            if self.groups[group].longest < BLOCKS_PER_PAGE {
+                continue;
+            }
             for word in 0..WORDS {
                 let chunk = word / WORDS_PER_CHUNK * WORDS_PER_CHUNK;
                 let available = &self.groups[group].available;
@@ -360,7 +454,7 @@ impl Space {
     /// Whether the image is nearly full, or in such small pieces that few pages fit between them, and fewer free places for pages are set
     /// aside than half of what is kept for the tree. Later there might be free blocks, but no four together.
     pub fn is_short_of_pages(&self) -> bool {
-        let ends = self.available() < 4 * self.reserve() || self.has_few_places();
+        let ends = self.available < 4 * self.reserve() || self.has_few_places();
         self.unborn() < self.reserve() && ends && self.carved_blocks() < self.reserve() / 2
     }
 
@@ -426,7 +520,7 @@ impl Space {
             self.uncarve_for_data(want);
         }
         let reserve = if urgent { self.reserve() / 2 } else { self.reserve() };
-        let room = (self.available() + self.carved_blocks() + self.unborn()).saturating_sub(reserve);
+        let room = (self.available + self.carved_blocks() + self.unborn()).saturating_sub(reserve);
         let want = want.min(room.min(u32::MAX as u64) as u32);
         let line = if urgent { URGENT_LINE } else { DATA_LINE };
         if want < least || !self.has_places_above(line) {
@@ -439,28 +533,47 @@ impl Space {
             self.take(run);
             return Some(run);
         }
-        let mut best: Option<Run> = None;
-        let groups = self.groups.len() as u64;
-        let begin = (self.cursor / BLOCKS_PER_GROUP as u64).min(groups);
-        for g in (begin..groups).chain(0..begin) {
-            let from = if g == begin { (self.cursor % BLOCKS_PER_GROUP as u64) as u32 } else { 0 };
-            for from in [from, 0] {
-                let run = self.find_run(g as usize, from, want);
-                if run.is_some_and(|r| best.is_none_or(|b| r.len > b.len)) {
-                    best = run;
-                }
-                if best.is_some_and(|b| b.len == want) || from == 0 {
-                    break;
-                }
-            }
-            if best.is_some_and(|b| b.len == want) {
-                break;
-            }
-        }
-        let run = best.filter(|run| run.len >= least)?;
+        let run = self.find_run(least.max(1), want)?;
         self.take(run);
         self.cursor = run.end().0 - self.first_block();
         Some(run)
+    }
+
+    /// The next run of `want` blocks. Where there is none, the next one that is at least half as long as the longest one there may be:
+    /// among many small ones it is near, though the longest one is not.
+    fn find_run(&mut self, least: u32, want: u32) -> Option<Run> {
+        let mut enough = want;
+        loop {
+            if let Some(run) = self.next_run(enough, want) {
+                return Some(run);
+            }
+            // All groups are known to have no run of `enough` blocks now, so this ends.
+            let longest = self.groups.iter().map(|g| g.longest).max().unwrap_or(0).min(enough - 1);
+            if longest < least {
+                return None;
+            }
+            enough = longest.div_ceil(2).max(least);
+        }
+    }
+
+    /// The next run of at least `enough` blocks behind the one that was found last, cut to `want`.
+    fn next_run(&mut self, enough: u32, want: u32) -> Option<Run> {
+        let groups = self.groups.len();
+        let begin = ((self.cursor / BLOCKS_PER_GROUP as u64) as usize).min(groups);
+        let within = (self.cursor % BLOCKS_PER_GROUP as u64) as u32;
+        let rest = (begin < groups && within > 0).then_some((begin, within));
+        let whole = (begin..groups).chain(0..begin).map(|group| (group, 0));
+        for (group, from) in rest.into_iter().chain(whole) {
+            if self.groups[group].longest < enough {
+                continue;
+            }
+            match self.groups[group].find(from, enough, want) {
+                Ok((start, len)) => return Some(Run { start: self.block(group, start), len }),
+                Err(longest) if from == 0 => self.groups[group].longest = longest.min(LONG),
+                Err(_) => {}
+            }
+        }
+        None
     }
 
     /// Free blocks between others, where no page fits.
@@ -491,47 +604,14 @@ impl Space {
 
     /// Makes places for pages available to data again, down to half of what is kept for the tree.
     fn uncarve_for_data(&mut self, want: u32) {
-        let available: u64 = self.groups.iter().map(|g| g.count as u64).sum();
-        let carved = self.pages.len() as u64 * BLOCKS_PER_PAGE as u64;
-        let lacking = (want as u64).saturating_sub(available).next_multiple_of(BLOCKS_PER_PAGE as u64);
+        let carved = self.carved_blocks();
+        let lacking = (want as u64).saturating_sub(self.available).next_multiple_of(BLOCKS_PER_PAGE as u64);
         for _ in 0..lacking.min(carved.saturating_sub(self.reserve() / 2)) / BLOCKS_PER_PAGE as u64 {
             let Some(page) = self.pages.pop() else { return };
             self.uncarve(page);
             self.odd.remove(&page);
             self.give(page.run());
         }
-    }
-
-    /// The first run of `want` blocks from `from` on, or else the longest one.
-    fn find_run(&self, group: usize, from: u32, want: u32) -> Option<Run> {
-        let g = &self.groups[group];
-        if g.count == 0 {
-            return None;
-        }
-        let (mut best, mut best_len) = (0, 0);
-        let mut at = from;
-        while at < BLOCKS_PER_GROUP && best_len < want {
-            let word = g.available[at as usize / 64] >> (at % 64);
-            if word == 0 {
-                at = (at / 64 + 1) * 64;
-                continue;
-            }
-            at += word.trailing_zeros();
-            let start = at;
-            while at < BLOCKS_PER_GROUP && at - start < want {
-                let ones = (!(g.available[at as usize / 64] >> (at % 64))).trailing_zeros();
-                let ones = ones.min(64 - at % 64);
-                at += ones;
-                if ones == 0 || !at.is_multiple_of(64) {
-                    break;
-                }
-            }
-            let len = (at - start).min(want);
-            if len > best_len {
-                (best, best_len) = (start, len);
-            }
-        }
-        (best_len > 0).then(|| Run { start: self.block(group, best), len: best_len })
     }
 
     /// Takes back blocks that were handed out and not used.
@@ -603,14 +683,17 @@ impl Space {
             self.carved.iter().filter(|(_, n)| **n == PAGES_PER_CHUNK).map(|(c, _)| *c).collect();
         empty.sort_unstable();
         let keep = gathering.max(PAGES_PER_CHUNK as usize);
-        for chunk in empty.into_iter().skip(1) {
-            if self.pages.len() < keep + PAGES_PER_CHUNK as usize {
-                return;
-            }
-            let run = self.chunk_run(chunk);
+        let spare = self.pages.len().saturating_sub(keep) / PAGES_PER_CHUNK as usize;
+        let released: HashSet<Chunk> = empty.into_iter().skip(1).take(spare).collect();
+        if released.is_empty() {
+            return;
+        }
+        let mut pages = std::mem::take(&mut self.pages);
+        pages.retain(|page| !released.contains(&self.chunk_of(page.block())));
+        self.pages = pages;
+        for chunk in released {
             self.carved.remove(&chunk);
-            self.pages.retain(|p| !(run.start..run.end()).contains(&p.block()));
-            self.give(run);
+            self.give(self.chunk_run(chunk));
         }
     }
 

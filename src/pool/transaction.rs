@@ -145,8 +145,14 @@ impl Pool {
             self.wait_for_quarantine(true)?;
             return Ok(());
         }
-        for _ in 0..pages {
-            let run = self.space.lock().take_odd_page(refused);
+        loop {
+            let run = {
+                let mut space = self.space.lock();
+                if space.has_pages(pages) {
+                    break;
+                }
+                space.take_odd_page(refused)
+            };
             self.carve(run.ok_or(Error::NoSpace)?)?;
         }
         if *full > 6 { Err(Error::NoSpace) } else { Ok(()) }
@@ -354,8 +360,7 @@ impl Drop for Reservation<'_> {
 impl Pool {
     /// Puts a page without contents into an empty frame: it will be born by the next record.
     ///
-    /// A cursor that went on by the link of an old copy may have read what lay in the place before, even after its
-    /// quarantine. It holds that frame's latch for a moment and nothing else.
+    /// A frame that still holds what lay in the place before is emptied: nobody needs that any more.
     pub(super) fn adopt(&self, frame: &mut PageWrite<'_>, id: PageId) -> Result<()> {
         init_header(frame, 0, id, self.geometry().image());
         frame.note_change();

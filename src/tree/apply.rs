@@ -40,6 +40,13 @@ struct Latched<'p> {
     page: PageWrite<'p>,
     from: usize,
     to: usize,
+    /// How full it was before, in steps.
+    fill: usize,
+}
+
+/// How full a leaf is, in twentieths.
+fn fill(node: Node<'_>) -> usize {
+    node.used() * 20 / node.capacity()
 }
 
 /// Whether a leaf's changes fit.
@@ -198,7 +205,8 @@ impl Tree {
         let mut latched = Vec::with_capacity(targets.len() + splits.min(8));
         for target in &targets {
             let page = self.pool.latch(&target.pin);
-            let leaf = Latched { page, from: target.from, to: target.to };
+            let fill = fill(Node(&page));
+            let leaf = Latched { page, from: target.from, to: target.to, fill };
             match self.make_room(&mut reservation, changes, leaf, &mut latched, repairs)? {
                 Room::Made => {}
                 Room::Moved => return Ok(Attempt::Again(splits)),
@@ -211,8 +219,9 @@ impl Tree {
         let lsn = self.log_and_change(&mut reservation, changes, batch, &mut latched, &bitmaps)?;
         for leaf in &latched {
             let node = Node(&leaf.page);
-            let deleted = changes[leaf.from..leaf.to].iter().any(|c| c.value.is_none());
-            if deleted && super::smo::is_underfull(node) {
+            // Where its neighbours are too full for a merge, not every deletion is to try one.
+            let emptied = fill(node) < leaf.fill || node.count() == 0;
+            if emptied && super::smo::is_underfull(node) {
                 repairs.push(Repair::Merge { level: 0, key: node.low().to_vec() });
             }
         }
@@ -278,7 +287,8 @@ impl Tree {
             repairs.push(Repair::Post { level: 0, low });
             let high = Node(&right).low();
             let middle = leaf.from + mine.partition_point(|c| c.key < high);
-            let right = Latched { page: right, from: middle, to: leaf.to };
+            let fill = fill(Node(&right));
+            let right = Latched { page: right, from: middle, to: leaf.to, fill };
             leaf.to = middle;
             // The left part of the changes goes first, so that `latched` stays in order.
             if leaf.from < leaf.to {

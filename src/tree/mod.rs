@@ -245,6 +245,12 @@ impl Tree {
         self.pool.reserve_blocks(count)
     }
 
+    /// Does something while there is no place for a page.
+    #[cfg(test)]
+    pub(crate) fn without_places<T>(&self, action: impl FnOnce() -> T) -> T {
+        self.pool.without_places(action)
+    }
+
     /// Like [`Tree::reserve_blocks`], but also from what is kept for the tree: for what frees as many blocks, when the image is full.
     pub fn reserve_blocks_urgently(&self, count: u32) -> Result<Run> {
         self.pool.reserve_blocks_from(count, true)

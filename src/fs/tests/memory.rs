@@ -70,3 +70,22 @@ fn access_times_follow_relatime_and_reach_the_image() {
     fs.close().unwrap();
     assert_eq!(atime(&open(&storage), files[9]), at(100_000));
 }
+
+#[test]
+fn access_times_that_could_not_be_written_go_on_waiting() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let read = Time { seconds: ME.now.seconds + 5, nanos: 0 };
+    let files: Vec<Ino> = (0..64)
+        .map(|n| create(&fs, ROOT, format!("{n}").as_bytes(), New::File, 0o644, &ME).unwrap())
+        .collect();
+    files.iter().for_each(|ino| fs.touch_atime(*ino, read).unwrap());
+    // So many records at once set pages aside for splits.
+    let records = fs.tree().stats().log_records;
+    fs.tree().without_places(|| fs.sync().unwrap());
+    assert_eq!(fs.tree().stats().log_records, records, "they were written without space");
+    fs.sync().unwrap();
+    drop(fs);
+    let fs = open(&storage);
+    assert!(files.iter().all(|ino| fs.attributes(*ino).unwrap().atime == read));
+}

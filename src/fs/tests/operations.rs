@@ -173,6 +173,25 @@ fn suid_goes_when_others_write() {
     assert_eq!(fs.attributes(ino).unwrap().mode, 0o755);
 }
 
+/// So a crash shows either all of the change or nothing.
+#[test]
+fn a_change_of_size_and_other_attributes_is_one_record() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = create(&fs, ROOT, b"f", New::File, 0o4755, &ME).unwrap();
+    fs.write(ino, 0, &[1; 100_000], &ME).unwrap();
+    let root = Caller { privileged: true, ..ME };
+    for size in [50_000, 200_000, 0] {
+        let change =
+            SetAttributes { size: Some(size), mode: Some(0o4711), uid: Some(7), ..SetAttributes::default() };
+        let records = fs.tree().stats().log_records;
+        let changed = fs.set_attributes(ino, &change, &root).unwrap();
+        assert_eq!(fs.tree().stats().log_records, records + 1, "to {size} bytes");
+        assert_eq!((changed.size, changed.mode, changed.uid), (size, 0o4711, 7));
+        assert_eq!(changed, fs.attributes(ino).unwrap());
+    }
+}
+
 #[test]
 fn directories_with_sgid_pass_on_their_group() {
     let storage = image(64 << 20);

@@ -415,6 +415,58 @@ fn a_writer_waits_for_a_file_that_is_given_up_just_after_its_last_name() {
 }
 
 #[test]
+fn who_finds_no_space_waits_for_some_deletions_and_not_for_all() {
+    let fs = open_in_background(&image(64 << 20));
+    let (huge, next) = (file(&fs, b"huge"), file(&fs, b"next"));
+    for at in 0..6_000 {
+        fs.write(huge, at * 8192, &[3; 4096], &ME).unwrap();
+    }
+    fill(&fs, file(&fs, b"filler"), 64 << 10);
+    // The thread that deletes is gone, so only who writes gets on with it.
+    fs.reclaimer.stop();
+    while !fs.thread.as_ref().unwrap().is_finished() {
+        std::thread::yield_now();
+    }
+    fs.unlink(ROOT, b"huge", &ME).unwrap();
+    let free = || fs.tree().free_blocks();
+    let before = free();
+    fs.write(next, 0, &[1; 64 << 10], &ME).unwrap();
+    assert!(free() > before && free() < before + 3_000, "{before} blocks, {} afterwards", free());
+    for at in 1..300 {
+        fs.write(next, at * (64 << 10), &[1; 64 << 10], &ME).unwrap();
+    }
+}
+
+/// Blocks of two copies that lie by turns are counted as one run, and by each alone as many.
+#[test]
+fn a_deletion_that_finds_no_space_is_done_when_there_is_some() {
+    let storage = image(256 << 20);
+    let fs = open(&storage);
+    let (whole, even, odd) = (file(&fs, b"whole"), file(&fs, b"even"), file(&fs, b"odd"));
+    const BLOCKS: u64 = 3_000;
+    fs.write(whole, 0, &vec![5; (BLOCKS * BLOCK) as usize], &ME).unwrap();
+    for n in 0..BLOCKS {
+        let copy = if n % 2 == 0 { even } else { odd };
+        fs.copy_range(whole, n * BLOCK, copy, n * BLOCK, BLOCK, &ME).unwrap();
+    }
+    fs.tree().without_places(|| {
+        assert!(matches!(fs.unlink(ROOT, b"even", &ME), Err(FsError::NoSpace)));
+        assert!(matches!(fs.attributes(even), Err(FsError::NotFound)), "its name has gone");
+    });
+    fs.sync().unwrap();
+    let records = |fs: &Fs| {
+        let mut cursor = fs.tree().cursor();
+        cursor.seek(&format::extent_key(even, 0)).unwrap();
+        cursor.next().unwrap() && format::extent_end(even, cursor.key()).is_some()
+    };
+    assert!(records(&fs), "it was deleted without space");
+    fs.unlink(ROOT, b"odd", &ME).unwrap();
+    assert!(!records(&fs), "nobody tried again");
+    fs.unlink(ROOT, b"whole", &ME).unwrap();
+    assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
+}
+
+#[test]
 fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
     for close in [true, false] {
         let storage = image(256 << 20);

@@ -1,6 +1,7 @@
 //! Tests of the pool. Each is named after what a user would lose if it failed.
 
 mod latches;
+mod space;
 
 use std::sync::Mutex as StdMutex;
 
