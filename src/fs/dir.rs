@@ -8,6 +8,7 @@ use siphasher::sip::SipHasher24;
 
 use super::error::{FsError, Result};
 use super::format::*;
+use super::namespace::if_named;
 use super::table::Node;
 use super::{Attributes, Fs, Inner, attributes};
 use crate::tree::Batch;
@@ -118,8 +119,9 @@ impl Fs {
         node
     }
 
+    /// The attributes of an inode that had a name when it was retained.
     fn node_attributes(&self, node: &Node) -> Result<Attributes> {
-        let state = self.lock_shared(node)?;
+        let state = self.lock_shared(node).map_err(|e| if_named(node.ino, e))?;
         state.get().map(|inode| attributes(node.ino, inode)).ok_or(FsError::NotFound)
     }
 

@@ -27,6 +27,18 @@ thread_local! {
     static BUFFER: RefCell<AlignedBuf> = const { RefCell::new(AlignedBuf::new()) };
 }
 
+/// Does something with up to [`EXTENTS_PER_BATCH`] extents or, where that is more than the cache has room for, with fewer: what one of
+/// them shares with others may need a record for each block.
+pub(super) fn in_smaller_batches<T>(mut apply: impl FnMut(usize) -> Result<T>) -> Result<T> {
+    let mut extents = EXTENTS_PER_BATCH;
+    loop {
+        match apply(extents) {
+            Err(FsError::Engine(crate::Error::TooLarge { .. })) if extents > 1 => extents /= 2,
+            result => return result,
+        }
+    }
+}
+
 /// What `fallocate` does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fallocate {
@@ -396,53 +408,63 @@ impl Inner {
         mut inode: Inode,
         mut batch: Batch,
     ) -> Result<()> {
-        let size = inode.size;
-        let mut marked = self.is_unfinished(node.ino);
         self.drop_window(node.ino);
-        loop {
-            let extents = self.extents_in(node.ino, size, u64::MAX, EXTENTS_PER_BATCH)?;
-            let last = extents.len() < EXTENTS_PER_BATCH;
-            let mut remap = Remap { batch: std::mem::take(&mut batch), ..Remap::default() };
-            for m in &extents {
-                remap.batch.delete(&extent_key(node.ino, m.end));
-                let mut freed = m.extent.run();
-                if m.begin < size {
-                    let kept = shortened(m, size);
-                    if let (Some(run), Some(kept)) = (&mut freed, kept.run()) {
-                        run.start.0 += kept.len as u64;
-                        run.len -= kept.len;
-                    }
-                    remap.batch.put(&extent_key(node.ino, size), &kept.encode());
-                }
-                if let Some(run) = freed.filter(|r| r.len > 0) {
-                    remap.lose(run, m.is_shared());
-                }
-            }
-            // An inode without a name has another mark, and is deleted as a whole.
-            match (last, marked) {
-                _ if inode.links == 0 => {}
-                (false, _) if self.tree.defects().has(Defect::CutWithoutMark) => {}
-                (false, _) => remap.batch.put(&orphan_key(node.ino), &Orphan::Truncated { size }.encode()),
-                (true, true) => remap.batch.delete(&orphan_key(node.ino)),
-                (true, false) => {}
-            }
-            inode.blocks = inode.blocks.saturating_sub(remap.lost);
-            remap.lost = 0;
-            self.apply_remap(remap, node, state, inode.clone())?;
-            marked = true;
-            self.set_unfinished(node.ino, !last);
-            if last {
-                return Ok(());
-            }
+        while !in_smaller_batches(|extents| self.cut_some(node, state, &mut inode, &batch, extents))? {
+            batch = Batch::new();
         }
+        Ok(())
     }
 
-    /// Blocks of a file that are allocated in a range.
-    fn blocks_in(&self, ino: Ino, from: u64, to: u64) -> Result<u64> {
+    /// One batch of [`Inner::cut`], with up to so many extents; whether it was the last one.
+    fn cut_some(
+        &self,
+        node: &Node,
+        state: &mut State,
+        inode: &mut Inode,
+        batch: &Batch,
+        extents: usize,
+    ) -> Result<bool> {
+        let size = inode.size;
+        let marked = self.is_unfinished(node.ino);
+        let found = self.extents_in(node.ino, size, u64::MAX, extents)?;
+        let last = found.len() < extents;
+        let mut remap = Remap { batch: batch.clone(), ..Remap::default() };
+        for m in &found {
+            remap.batch.delete(&extent_key(node.ino, m.end));
+            let mut freed = m.extent.run();
+            if m.begin < size {
+                let kept = shortened(m, size);
+                if let (Some(run), Some(kept)) = (&mut freed, kept.run()) {
+                    run.start.0 += kept.len as u64;
+                    run.len -= kept.len;
+                }
+                remap.batch.put(&extent_key(node.ino, size), &kept.encode());
+            }
+            if let Some(run) = freed.filter(|r| r.len > 0) {
+                remap.lose(run, m.is_shared());
+            }
+        }
+        // An inode without a name has another mark, and is deleted as a whole.
+        match (last, marked) {
+            _ if inode.links == 0 => {}
+            (false, _) if self.tree.defects().has(Defect::CutWithoutMark) => {}
+            (false, _) => remap.batch.put(&orphan_key(node.ino), &Orphan::Truncated { size }.encode()),
+            (true, true) => remap.batch.delete(&orphan_key(node.ino)),
+            (true, false) => {}
+        }
+        let blocks = inode.blocks.saturating_sub(std::mem::take(&mut remap.lost));
+        self.apply_remap(remap, node, state, Inode { blocks, ..inode.clone() })?;
+        inode.blocks = blocks;
+        self.set_unfinished(node.ino, !last);
+        Ok(last)
+    }
+
+    /// Blocks of a file that are allocated in a range, or only those that are nobody else's.
+    fn blocks_in(&self, ino: Ino, (from, to): (u64, u64), own: bool) -> Result<u64> {
         let (mut at, mut blocks) = (from, 0);
         loop {
             let found = self.extents_in(ino, at, to, EXTENTS_PER_BATCH)?;
-            for m in found.iter().filter(|m| m.extent.run().is_some()) {
+            for m in found.iter().filter(|m| m.extent.run().is_some() && !(own && m.is_shared())) {
                 blocks += (m.end.min(to) - m.begin.max(from)).div_ceil(BLOCK);
             }
             match found.last() {
@@ -467,19 +489,21 @@ impl Fs {
         }
         self.strip_capability(&node, &mut state)?;
         let zero = matches!(mode, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize);
+        // What cannot be there as a whole is not begun.
+        let whole = (end - offset) / BLOCK;
+        if mode != Fallocate::PunchHole && self.blocks_for_data() < whole {
+            // What is there stays, or is given back first.
+            let there = self.blocks_in(ino, (offset, end), zero)?;
+            let (missing, given_back) = if zero { (whole, there) } else { (whole.saturating_sub(there), 0) };
+            self.or_after_cleaning(|| match self.blocks_for_data_with(given_back) >= missing {
+                true => Ok(()),
+                false => Err(FsError::NoSpace),
+            })?;
+        }
         if zero {
             self.make_hole(&node, &mut state, offset, end, caller)?;
         }
         if mode != Fallocate::PunchHole {
-            // What cannot be there as a whole is not begun.
-            let whole = (end - offset) / BLOCK;
-            if self.blocks_for_data() < whole {
-                let missing = whole.saturating_sub(self.blocks_in(ino, offset, end)?);
-                self.or_after_cleaning(|| match self.blocks_for_data() >= missing {
-                    true => Ok(()),
-                    false => Err(FsError::NoSpace),
-                })?;
-            }
             self.allocate(&node, &mut state, offset, end)?;
         }
         let mut inode = file_of(&state)?.clone();
@@ -548,27 +572,64 @@ impl Inner {
         }
         let mut at = first;
         while at < last {
-            let extents = self.extents_in(node.ino, at, last, EXTENTS_PER_BATCH)?;
-            let until = match extents.last() {
-                Some(m) if extents.len() == EXTENTS_PER_BATCH => m.block_end().min(last),
-                _ => last,
-            };
-            let old = self.extents_in(node.ino, at.saturating_sub(1), until + 1, usize::MAX)?;
-            if old.iter().any(Mapped::is_shared) {
-                // It gives nothing back, and its counts may need records.
-                self.admit_change()?;
-            }
-            let remap =
-                self.replace(node.ino, (at, until), &old, Vec::new(), Source::Reserved(&[]), Batch::new())?;
-            let inode = file_of(state)?.clone();
-            self.apply_remap(remap, node, state, inode)?;
-            at = until;
+            at = in_smaller_batches(|extents| self.punch_some(node, state, (at, last), extents))?;
         }
         Ok(())
     }
 
+    /// Makes a hole of the first part of a range, with up to so many extents; returns where the part ends.
+    fn punch_some(
+        &self,
+        node: &Node,
+        state: &mut State,
+        (from, to): (u64, u64),
+        extents: usize,
+    ) -> Result<u64> {
+        let found = self.extents_in(node.ino, from, to, extents)?;
+        let until = match found.last() {
+            Some(m) if found.len() == extents => m.block_end().min(to),
+            _ => to,
+        };
+        let old = self.extents_in(node.ino, from.saturating_sub(1), until + 1, usize::MAX)?;
+        if old.iter().any(Mapped::is_shared) {
+            // It gives nothing back, and its counts may need records.
+            self.admit_change()?;
+        }
+        let remap =
+            self.replace(node.ino, (from, until), &old, Vec::new(), Source::Reserved(&[]), Batch::new())?;
+        let inode = file_of(state)?.clone();
+        self.apply_remap(remap, node, state, inode)?;
+        Ok(until)
+    }
+
+    /// Gives contents that lie in the tree a block, so that it takes what is written behind them.
+    fn give_block(&self, node: &Node, state: &mut State, bytes: &[u8]) -> Result<()> {
+        let mut block = vec![0; BLOCK_SIZE];
+        block[..bytes.len()].copy_from_slice(bytes);
+        let (mut taken, mut batch) = (Vec::new(), Batch::new());
+        let place = Place { ino: node.ino, old: &[], grown: None, urgent: false };
+        let old = self.extents_in(node.ino, 0, BLOCK + 1, usize::MAX)?;
+        let given = self
+            .write_new(place, (0, bytes.len() as u64), &block, &mut taken, &mut batch)
+            .and_then(|new| self.replace(node.ino, (0, BLOCK), &old, new, Source::Reserved(&taken), batch))
+            .and_then(|remap| {
+                let inode = file_of(state)?.clone();
+                self.apply_remap(remap, node, state, inode)
+            });
+        if given.is_err() {
+            taken.into_iter().for_each(|run| self.tree.unreserve_blocks(run));
+        }
+        given
+    }
+
     /// Holes of the range become unwritten extents. What was allocated before an error stays.
     fn allocate(&self, node: &Node, state: &mut State, offset: u64, end: u64) -> Result<()> {
+        if let [Mapped { end: size, extent: Extent::Inline(bytes), .. }] =
+            &self.extents_in(node.ino, offset / BLOCK * BLOCK, end, 1)?[..]
+            && end > *size
+        {
+            self.give_block(node, state, bytes)?;
+        }
         let (mut at, to) = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
         while at < to {
             let next = self.extents_in(node.ino, at, to, 1)?.into_iter().next();

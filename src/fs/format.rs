@@ -459,7 +459,8 @@ impl Inode {
         let flags = inode.flags & !INODE_FLAGS == 0
             && (inode.flags & INODE_DEFAULT_ACL == 0 || kind == Kind::Directory)
             && inode.flags.count_ones() <= inode.xattrs;
-        (flags && inode.mode <= 0o7777 && inode.size <= FILE_SIZE_MAX).then_some(inode)
+        let size_max = if kind == Kind::Symlink { SYMLINK_MAX as u64 } else { FILE_SIZE_MAX };
+        (flags && inode.mode <= 0o7777 && inode.size <= size_max).then_some(inode)
     }
 }
 
@@ -659,6 +660,8 @@ pub enum XattrValue {
 
 /// The largest value of an extended attribute, in bytes.
 pub const XATTR_SIZE_MAX: usize = 65536;
+/// Attributes of an inode. The kernel passes on no longer list of their names than 64 KiB.
+pub const XATTRS_MAX: u32 = 32768;
 /// Values up to so many bytes lie in the tree.
 pub const XATTR_INLINE_MAX: usize = 3072;
 

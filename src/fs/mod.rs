@@ -221,7 +221,9 @@ impl Fs {
     pub fn close(mut self) -> Result<()> {
         self.stop_reclaimer();
         if !self.tree.is_read_only() {
-            self.finish_deletions()?;
+            if let Err(e) = self.finish_deletions() {
+                log::warn!("deletions are left to the next opening: {e}");
+            }
             self.save_atimes(usize::MAX);
         }
         let inner = self.inner.clone();

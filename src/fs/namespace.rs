@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use super::dir::{Found, check_name};
 use super::error::{FsError, Result};
 use super::extents::Remap;
+use super::file::EXTENTS_PER_BATCH;
 use super::format::*;
 use super::table::{Node, State};
 use super::{Attributes, Caller, Fs, attributes, put_inode};
@@ -243,7 +244,7 @@ impl Fs {
         let mut target = inode.target.clone();
         let mut cursor = self.tree.cursor();
         cursor.seek(&extent_key(ino, 0))?;
-        while cursor.next()? && extent_end(ino, cursor.key()).is_some() {
+        while target.len() as u64 <= inode.size && cursor.next()? && extent_end(ino, cursor.key()).is_some() {
             target.extend_from_slice(cursor.value());
         }
         if target.len() as u64 != inode.size {
@@ -321,7 +322,7 @@ impl Fs {
             _ => {}
         }
         let child = self.node(entry.ino);
-        let mut state = self.lock(&child)?;
+        let mut state = self.lock_named(&child)?;
         let mut above = parent.touched(caller.now)?;
         let (inode, mut change) = self.unlinked(&child, &state, &mut above, caller)?;
         change.batch.delete(&entry_key(parent.dir()?.entries, cookie));
@@ -359,7 +360,7 @@ impl Fs {
         if inode.links == 0 && !self.table.is_referenced(node) {
             let mut change = Remap::default();
             // What cannot be read here does not keep a name from going. Counts of shared blocks may need space to change.
-            if let Ok(true) = self.collect_deletion(node.ino, &inode, &mut change)
+            if let Ok(true) = self.collect_deletion(node.ino, &inode, EXTENTS_PER_BATCH, &mut change)
                 && change.shares.is_empty()
             {
                 if self.is_unfinished(node.ino) {
@@ -555,6 +556,11 @@ impl Fs {
         Ok(None)
     }
 
+    /// Locks an inode that an entry leads to, whose directory is locked.
+    fn lock_named<'n>(&self, node: &'n Node) -> Result<RwLockWriteGuard<'n, State>> {
+        self.lock(node).map_err(|e| if_named(node.ino, e))
+    }
+
     /// Locks one or two children by their numbers (I2).
     fn lock_two<'n>(
         &self,
@@ -563,12 +569,12 @@ impl Fs {
     ) -> Result<(RwLockWriteGuard<'n, State>, Option<RwLockWriteGuard<'n, State>>)> {
         match b {
             Some(b) if b.ino < a.ino => {
-                let second = self.lock(b)?;
-                Ok((self.lock(a)?, Some(second)))
+                let second = self.lock_named(b)?;
+                Ok((self.lock_named(a)?, Some(second)))
             }
             b => {
-                let first = self.lock(a)?;
-                Ok((first, b.map(|b| self.lock(b)).transpose()?))
+                let first = self.lock_named(a)?;
+                Ok((first, b.map(|b| self.lock_named(b)).transpose()?))
             }
         }
     }
@@ -604,6 +610,14 @@ impl Fs {
                 (stop, steps, limit) = (at, 0, limit * 2);
             }
         }
+    }
+}
+
+/// The error of reading an inode that has a name: it must be there.
+pub(super) fn if_named(ino: Ino, error: FsError) -> FsError {
+    match error {
+        FsError::NotFound => FsError::damaged(ino, "it has a name, but no record"),
+        error => error,
     }
 }
 

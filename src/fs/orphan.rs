@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{FsError, Result};
 use super::extents::Remap;
-use super::file::EXTENTS_PER_BATCH;
+use super::file::{EXTENTS_PER_BATCH, in_smaller_batches};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Fs, Inner};
@@ -22,8 +22,8 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, thread};
 use crate::tree::Batch;
 
-/// Extended attributes that one batch deletes.
-const XATTRS_PER_BATCH: usize = 16;
+/// Extended attributes, or pieces of a target, that one batch deletes.
+const PIECES_PER_BATCH: usize = 16;
 /// Inodes that one batch deletes.
 const GROUP: usize = 32;
 /// With so many changes a batch takes up no further inode.
@@ -209,14 +209,14 @@ impl Inner {
         self.reclaimer.queue.lock().failed.take().map_or(Ok(()), Err)
     }
 
-    /// Deletes inodes, with all that belongs to them, as far as one batch may go. Only batches that split a count of shared blocks
+    /// Deletes inodes, with all that belongs to them, as far as one batch may go, up to so many extents of each. Only batches that split a count of shared blocks
     /// need space.
-    fn delete_together(&self, group: &[Doomed]) -> Result<Vec<Deleted>> {
+    fn delete_together(&self, group: &[Doomed], extents: usize) -> Result<Vec<Deleted>> {
         let mut remap = Remap::default();
         let mut deleted = vec![Deleted::NotYet; group.len()];
         for (doomed, deleted) in group.iter().zip(&mut deleted) {
             let ino = doomed.node.ino;
-            if !self.collect_deletion(ino, &doomed.inode, &mut remap)? {
+            if !self.collect_deletion(ino, &doomed.inode, extents, &mut remap)? {
                 *deleted = Deleted::Partly;
                 break;
             }
@@ -233,23 +233,32 @@ impl Inner {
         Ok(deleted)
     }
 
-    /// Adds to a change what deletes an inode with all that belongs to it, as far as one batch may go; whether that is all.
-    pub(super) fn collect_deletion(&self, ino: Ino, inode: &Inode, remap: &mut Remap) -> Result<bool> {
+    /// Adds to a change what deletes an inode with all that belongs to it, but no more than so many extents; whether that is all.
+    pub(super) fn collect_deletion(
+        &self,
+        ino: Ino,
+        inode: &Inode,
+        extents: usize,
+        remap: &mut Remap,
+    ) -> Result<bool> {
         match inode.kind {
             Kind::File if !inode.is_empty() => {
-                let extents = self.extents_in(ino, 0, u64::MAX, EXTENTS_PER_BATCH)?;
-                for m in &extents {
+                let found = self.extents_in(ino, 0, u64::MAX, extents)?;
+                for m in &found {
                     remap.batch.delete(&extent_key(ino, m.end));
                     if let Some(run) = m.extent.run() {
                         remap.lose(run, m.is_shared());
                     }
                 }
-                if extents.len() == EXTENTS_PER_BATCH {
+                if found.len() == extents {
                     return Ok(false);
                 }
             }
-            Kind::Symlink if inode.size as usize > inode.target.len() => {
-                self.delete_target(ino, &mut remap.batch)?;
+            Kind::Symlink
+                if inode.size as usize > inode.target.len()
+                    && !self.delete_target(ino, &mut remap.batch)? =>
+            {
+                return Ok(false);
             }
             _ => {}
         }
@@ -267,21 +276,24 @@ impl Inner {
         let _ = state.set_gone();
     }
 
-    /// The pieces of a long symbolic link's target.
-    fn delete_target(&self, ino: Ino, batch: &mut Batch) -> Result<()> {
+    /// As many pieces of a long symbolic link's target as a batch may delete; whether these are all.
+    fn delete_target(&self, ino: Ino, batch: &mut Batch) -> Result<bool> {
         let mut cursor = self.tree.cursor();
         cursor.seek(&extent_key(ino, 0))?;
-        while cursor.next()? && extent_end(ino, cursor.key()).is_some() {
+        for _ in 0..PIECES_PER_BATCH {
+            if !cursor.next()? || extent_end(ino, cursor.key()).is_none() {
+                return Ok(true);
+            }
             batch.delete(cursor.key());
         }
-        Ok(())
+        Ok(false)
     }
 
     /// As many attributes as a batch may delete; whether these are all.
     fn delete_xattrs(&self, ino: Ino, batch: &mut Batch) -> Result<bool> {
         let mut cursor = self.tree.cursor();
         cursor.seek(&xattr_key(ino, 0))?;
-        for _ in 0..XATTRS_PER_BATCH {
+        for _ in 0..PIECES_PER_BATCH {
             if !cursor.next()? || xattr_place(ino, cursor.key()).is_none() {
                 return Ok(true);
             }
@@ -307,19 +319,21 @@ impl Inner {
             queue.busy[0] += 1;
             queue.waiting.drain(..count).collect()
         };
-        let results: Vec<_> = match self.delete_together(&group) {
+        let results: Vec<_> = match self.delete_together(&group, EXTENTS_PER_BATCH) {
             Ok(deleted) => deleted.into_iter().map(Ok).collect(),
             // Changes may be admitted again.
             Err(FsError::ReadOnly) => group.iter().map(|_| Ok(Deleted::NotYet)).collect(),
             // Because of one of them, perhaps.
-            Err(_) if group.len() > 1 => group.chunks(1).map(|one| self.delete_alone(one)).collect(),
-            Err(e) => vec![Err(e)],
+            Err(_) => group.chunks(1).map(|one| self.delete_alone(one)).collect(),
         };
         Some(self.reclaimed(group.into_iter().zip(results), 0))
     }
 
     fn delete_alone(&self, one: &[Doomed]) -> Result<Deleted> {
-        self.delete_together(one).map(|deleted| deleted.first().copied().unwrap_or(Deleted::Done))
+        in_smaller_batches(|extents| {
+            let deleted = self.delete_together(one, extents)?;
+            Ok(deleted.first().copied().unwrap_or(Deleted::Done))
+        })
     }
 
     /// Deletes one of those that take several batches, until `stop`; `None` if none waits. The caller may hold inode locks (O3).
@@ -537,22 +551,21 @@ impl Inner {
             let taken_up = Orphan::decode(ino, cursor.value()).and_then(|o| self.take_up_orphan(ino, o));
             match taken_up {
                 Ok(()) => {}
-                Err(FsError::Engine(e)) if e.is_corrupt() => {
-                    log::warn!("inode {} cannot be deleted or cut to its size: {e}", ino.0);
-                    self.tree.note_damage();
-                }
                 Err(FsError::NotFound) => log::warn!("inode {} is to be cut, and does not exist", ino.0),
-                Err(e) => return Err(e),
+                Err(e) if self.tree.failure().is_some() => return Err(e),
+                // The others are not to suffer from it.
+                Err(e) => {
+                    log::warn!("inode {} cannot be deleted or cut to its size: {e}", ino.0);
+                    self.note_damage(&e);
+                }
             }
             let Some(after) = ino.0.checked_add(1) else { break };
             next = Ino(after);
         }
         self.reclaim_waiting();
-        match self.failed_deletion() {
-            // It has been reported.
-            Err(FsError::Engine(e)) if e.is_corrupt() => Ok(()),
-            result => result,
-        }
+        // What has failed has been reported, and is tried again when the filesystem is opened next.
+        let result = self.failed_deletion();
+        if self.tree.failure().is_some() { result } else { Ok(()) }
     }
 
     fn take_up_orphan(&self, ino: Ino, orphan: Orphan) -> Result<()> {
@@ -580,7 +593,8 @@ impl Fs {
         inner.reclaimer.background.then(|| thread::spawn(move || shared.run_reclaimer()))
     }
 
-    /// Deletes what waits, and what nobody but the user of the filesystem, who closes it now, has kept. The thread has ended.
+    /// Deletes what waits, and what nobody but the user of the filesystem, who closes it now, has kept. The thread has ended. What cannot
+    /// be deleted is left to the next opening.
     pub(super) fn finish_deletions(&self) -> Result<()> {
         self.reclaimer.closing.store(true, Ordering::SeqCst);
         self.reclaimer.queue.lock().retry_stuck();

@@ -135,10 +135,15 @@ impl Inner {
         len: u64,
         caller: &Caller,
     ) -> (u64, Result<()>) {
-        let mut done = 0;
+        let (mut done, mut limit) = (0, len);
         while done < len {
-            match self.share_some(from, (begin + done, begin + len), to, state, to_begin + done, caller) {
+            let end = begin + len.min(done + limit);
+            match self.share_some(from, (begin + done, end), to, state, to_begin + done, caller) {
                 Ok(n) => done += n,
+                // What the target shares in turn may need more records than the cache has room for.
+                Err(FsError::Engine(crate::Error::TooLarge { .. })) if limit > BLOCK => {
+                    limit = (limit / 2).next_multiple_of(BLOCK);
+                }
                 Err(e) => return (done, Err(e)),
             }
         }

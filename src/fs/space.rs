@@ -104,7 +104,7 @@ impl Inner {
         // Of the last blocks nobody keeps more than he needs.
         let kept =
             (WINDOWS_MAX as u64 * EXTENT_BLOCKS_MAX as u64).min(self.tree.size() / BLOCK_SIZE as u64 / 64);
-        if self.tree.blocks_for_data() < kept {
+        if self.tree.blocks_for_data_with(0) < kept {
             return self.reserve_blocks(want);
         }
         let run = self.reserve_blocks(want + grown.min(EXTENT_BLOCKS_MAX as u64) as u32)?;
@@ -168,7 +168,12 @@ impl Inner {
 
     /// Blocks that contents can take, now or soon.
     pub(super) fn blocks_for_data(&self) -> u64 {
-        self.tree.blocks_for_data() + self.windows.blocks()
+        self.blocks_for_data_with(0)
+    }
+
+    /// The same once `more` have been given back.
+    pub(super) fn blocks_for_data_with(&self, more: u64) -> u64 {
+        self.tree.blocks_for_data_with(more) + self.windows.blocks()
     }
 
     /// Whether records may be added for something new (B3).

@@ -79,6 +79,7 @@ impl Fs {
         match (&slot, how) {
             (Slot::Taken(..), SetXattr::Create) => return Err(FsError::Exists),
             (Slot::Free(_), SetXattr::Replace) => return Err(FsError::NoAttribute),
+            (Slot::Free(_), _) if inode.xattrs >= XATTRS_MAX => return Err(FsError::NoSpace),
             _ => {}
         }
         let (mut batch, mut taken) = (Batch::new(), None);

@@ -475,9 +475,9 @@ impl Pool {
         self.space.lock().free_blocks()
     }
 
-    /// Of these, blocks that data may take.
-    pub fn blocks_for_data(&self) -> u64 {
-        self.space.lock().blocks_for_data()
+    /// Of these, blocks that data may take, once `more` have been given back.
+    pub fn blocks_for_data_with(&self, more: u64) -> u64 {
+        self.space.lock().blocks_for_data_with(more)
     }
 
     /// Blocks that are kept for the tree.
@@ -596,20 +596,15 @@ impl Pool {
         });
     }
 
-    /// Does something while there is no place for a page of the tree.
+    /// Takes all places for pages of the tree, until they are given back by [`Pool::unreserve_blocks`].
     #[cfg(test)]
-    pub(crate) fn without_places<T>(&self, action: impl FnOnce() -> T) -> T {
-        let taken: Vec<Run> = {
-            let mut space = self.space.lock();
-            let all = (0..).take_while(|n| space.has_pages(*n)).count() - 1;
-            let pages = space.take_pages(all).unwrap_or_default();
-            let chunks = std::iter::from_fn(|| space.take_chunk()).collect::<Vec<_>>();
-            let places = std::iter::from_fn(|| space.take_odd_page(false)).collect::<Vec<_>>();
-            pages.iter().map(|page| page.run()).chain(chunks).chain(places).collect()
-        };
-        let result = action();
-        taken.into_iter().for_each(|run| self.unreserve_blocks(run));
-        result
+    pub(crate) fn take_places(&self) -> Vec<Run> {
+        let mut space = self.space.lock();
+        let all = (0..).take_while(|n| space.has_pages(*n)).count() - 1;
+        let pages = space.take_pages(all).unwrap_or_default();
+        let chunks = std::iter::from_fn(|| space.take_chunk()).collect::<Vec<_>>();
+        let places = std::iter::from_fn(|| space.take_odd_page(false)).collect::<Vec<_>>();
+        pages.iter().map(|page| page.run()).chain(chunks).chain(places).collect()
     }
 
     /// Drops a dead page's frame; `false` if it cannot be dropped yet.

@@ -503,12 +503,12 @@ impl Space {
         (total / 128).clamp(BLOCKS_PER_CHUNK as u64 / 4, 64 * BLOCKS_PER_CHUNK as u64)
     }
 
-    /// Of [`Space::free_blocks`] those that data may take.
-    pub fn blocks_for_data(&self) -> u64 {
-        if !self.has_more_soon() && !self.has_places_above(DATA_LINE) {
+    /// Of [`Space::free_blocks`] those that data may take, once `more` have been given back.
+    pub fn blocks_for_data_with(&self, more: u64) -> u64 {
+        if more == 0 && !self.has_more_soon() && !self.has_places_above(DATA_LINE) {
             return 0;
         }
-        let free = self.free_blocks();
+        let free = self.free_blocks() + more;
         free.saturating_sub(self.reserve().max(self.carved_blocks()))
     }
 

@@ -245,10 +245,10 @@ impl Tree {
         self.pool.reserve_blocks(count)
     }
 
-    /// Does something while there is no place for a page.
+    /// Takes all places for pages, until they are given back by [`Tree::unreserve_blocks`].
     #[cfg(test)]
-    pub(crate) fn without_places<T>(&self, action: impl FnOnce() -> T) -> T {
-        self.pool.without_places(action)
+    pub(crate) fn take_places(&self) -> Vec<Run> {
+        self.pool.take_places()
     }
 
     /// Like [`Tree::reserve_blocks`], but also from what is kept for the tree: for what frees as many blocks, when the image is full.
@@ -351,9 +351,10 @@ impl Tree {
         self.pool.free_blocks()
     }
 
-    /// Of the free blocks those that data may take. The others are kept for the tree, which needs pages also to delete.
-    pub fn blocks_for_data(&self) -> u64 {
-        self.pool.blocks_for_data()
+    /// Of the free blocks those that data may take, once `more` have been given back. The others are kept for the tree, which needs pages
+    /// also to delete.
+    pub fn blocks_for_data_with(&self, more: u64) -> u64 {
+        self.pool.blocks_for_data_with(more)
     }
 
     /// Blocks that are kept for the tree.

@@ -44,6 +44,42 @@ fn a_copy_takes_no_space_and_neither_file_changes_with_the_other() {
     }
 }
 
+/// Each block that has an owner less may need a record of its own, more of them than a small cache has room for at once.
+#[test]
+fn what_was_copied_and_overwritten_all_over_is_deleted_cut_and_copied_over_with_a_small_cache() {
+    let storage = image(256 << 20);
+    let fs = open(&storage);
+    const LEN: u64 = 16 << 20;
+    let data = pattern(LEN as usize, 1);
+    let mut originals = Vec::new();
+    for n in 0..4 {
+        let (original, copy) =
+            (file(&fs, format!("original{n}").as_bytes()), file(&fs, format!("copy{n}").as_bytes()));
+        fs.write(original, 0, &data, &ME).unwrap();
+        assert_eq!(fs.copy_range(original, 0, copy, 0, LEN, &ME).unwrap(), LEN);
+        (0..LEN).step_by(64 << 10).for_each(|at| fs.write(copy, at, &[0; 4096], &ME).unwrap());
+        originals.push((original, copy));
+    }
+    fs.unlink(ROOT, b"original0", &ME).unwrap();
+    let change = SetAttributes { size: Some(5000), ..SetAttributes::default() };
+    assert_eq!(fs.set_attributes(originals[1].0, &change, &ME).unwrap().size, 5000);
+    fs.fallocate(originals[2].0, 0, LEN, Fallocate::PunchHole, &ME).unwrap();
+    let other = file(&fs, b"other");
+    fs.write(other, 0, &data, &ME).unwrap();
+    assert_eq!(fs.copy_range(other, 0, originals[3].0, 0, LEN, &ME).unwrap(), LEN);
+    assert!(fs.read(originals[3].0, 0, LEN as usize).unwrap() == data);
+    let mut expected = data.clone();
+    expected.chunks_mut(64 << 10).for_each(|chunk| chunk[..4096].fill(0));
+    for (_, copy) in originals {
+        assert!(fs.read(copy, 0, LEN as usize).unwrap() == expected);
+    }
+    for n in 0..4 {
+        fs.unlink(ROOT, format!("copy{n}").as_bytes(), &ME).unwrap();
+    }
+    assert_eq!(blocks_in_use(&fs), LEN / 4096 + 2, "that of the last copy and its source, and what was cut");
+    fs.close().unwrap();
+}
+
 #[test]
 fn a_long_copy_takes_several_calls() {
     let storage = image(64 << 20);

@@ -192,3 +192,22 @@ fn a_listing_has_every_entry_once_while_others_change_the_directory() {
     seen.retain(|name, _| name.starts_with(b"stable"));
     assert!(seen == stable, "cookies do not survive a remount");
 }
+
+/// It must not look like a name that does not exist.
+#[test]
+fn a_name_without_an_inode_is_damage() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = create(&fs, ROOT, b"f", New::File, 0o644, &ME).unwrap();
+    let mut batch = crate::tree::Batch::new();
+    batch.delete(&format::inode_key(ino));
+    fs.tree().apply(&batch).unwrap();
+    fs.close().unwrap();
+    let fs = open(&storage);
+    let is_damage = |result: Result<()>| matches!(result, Err(FsError::Engine(e)) if e.is_corrupt());
+    assert!(is_damage(fs.lookup_attributes(ROOT, b"f").map(drop)));
+    assert!(is_damage(fs.read_dir_plus(ROOT, Cookie(2), 10, |_, _, _| true)));
+    assert!(is_damage(fs.rename(ROOT, b"f", ROOT, b"g", RenameMode::Replace, &ME)));
+    assert!(is_damage(fs.unlink(ROOT, b"f", &ME)));
+    assert!(matches!(fs.create(ROOT, b"f", New::File, 0o644, 0, &ME), Err(FsError::Exists)));
+}

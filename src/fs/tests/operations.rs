@@ -103,8 +103,12 @@ fn damaged_blocks_are_reported_and_not_returned() {
 fn what_was_allocated_can_be_written_when_the_image_is_full() {
     let storage = image(24 << 20);
     let fs = open(&storage);
-    let kept = file(&fs, b"kept");
+    let (kept, begun) = (file(&fs, b"kept"), file(&fs, b"begun"));
     fs.fallocate(kept, 0, 1 << 20, Fallocate::Allocate, &ME).unwrap();
+    // A file whose first bytes lie in the tree.
+    fs.write(begun, 0, b"head", &ME).unwrap();
+    fs.fallocate(begun, 0, 1 << 20, Fallocate::KeepSize, &ME).unwrap();
+    assert_eq!(fs.read(begun, 0, 10).unwrap(), b"head");
     let filler = file(&fs, b"filler");
     let mut at = 0;
     let full = loop {
@@ -116,6 +120,13 @@ fn what_was_allocated_can_be_written_when_the_image_is_full() {
     assert!(matches!(full, FsError::NoSpace), "{full:?}");
     fs.write(kept, 0, &[5; 1 << 20], &ME).unwrap();
     assert!(fs.read(kept, 0, 1 << 20).unwrap().iter().all(|b| *b == 5));
+    fs.write(begun, 4, &[6; 3000], &ME).unwrap();
+    fs.write(begun, 0, b"HEAD", &ME).unwrap();
+    fs.write(begun, 3004, &[6; (1 << 20) - 3004], &ME).unwrap();
+    let bytes = fs.read(begun, 0, 1 << 20).unwrap();
+    assert!(
+        &bytes[..4] == b"HEAD" && bytes[4..].len() == (1 << 20) - 4 && bytes[4..].iter().all(|b| *b == 6)
+    );
     fs.unlink(ROOT, b"filler", &ME).unwrap();
     let again = file(&fs, b"again");
     fs.write(again, 0, &vec![2; (at / 100 * 95) as usize], &ME).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::fs::read_around::{SMALL, STRETCH};
 use crate::page::{BLOCK_SIZE, BlockNo};
-use crate::storage::{FaultStorage, OpKind};
+use crate::storage::{Fault, FaultStorage, OpKind};
 
 /// Ranges of bytes that a disk was told will be read.
 type Told = Arc<Mutex<Vec<(u64, u64)>>>;
@@ -78,4 +78,18 @@ fn reading_a_large_file_here_and_there_fetches_nothing_else() {
         assert_eq!(fs.read(inline, 0, BLOCK_SIZE).unwrap(), [8; 100]);
     }
     assert_eq!(*told.lock().unwrap(), []);
+}
+
+/// What was overwritten is read in one piece with the dead block in its middle, which the disk may not be able to read.
+#[test]
+fn a_dead_block_that_cannot_be_read_is_no_loss() {
+    let disk = Arc::new(FaultStorage::new(image(64 << 20)));
+    let fs = Fs::open(disk.clone(), &options()).unwrap();
+    let ino = write_file(&fs, "f", &vec![1; 1 << 20]);
+    fs.write(ino, 100 * 4096, &[2; 4096], &ME).unwrap();
+    disk.arm(Fault::nth(&[OpKind::Read], 1));
+    let bytes = fs.read(ino, 0, 1 << 20).unwrap();
+    assert_eq!(disk.fired(), 1);
+    let expected = |at: usize| if at / 4096 == 100 { 2 } else { 1 };
+    assert!(bytes.iter().enumerate().all(|(at, b)| *b == expected(at)));
 }

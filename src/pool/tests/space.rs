@@ -128,12 +128,12 @@ fn single_places_between_data_are_enough_for_several_pages() {
 fn chunks_whose_pages_are_all_free_go_back_to_data_but_for_one() {
     let pool = open(formatted(), 400);
     let ids = leaves(&pool, 300);
-    let blocks = pool.space.lock().blocks_for_data();
+    let blocks = pool.space.lock().blocks_for_data_with(0);
     ids.iter().for_each(|id| _ = kill(&pool, *id));
     pool.checkpoint().unwrap();
     pool.reclaim();
     let space = pool.space.lock();
     // 300 pages are 4.7 chunks of 64.
-    assert!(space.blocks_for_data() >= blocks + 3 * BLOCKS_PER_CHUNK as u64);
+    assert!(space.blocks_for_data_with(0) >= blocks + 3 * BLOCKS_PER_CHUNK as u64);
     assert!(space.has_pages(64));
 }
