@@ -323,13 +323,10 @@ impl Inner {
             self.tree.will_read_blocks(*first, (range.len() / BLOCK_SIZE) as u32);
         }
         for (first, range) in reads {
-            let distance = range.start as u64 / BLOCK;
             if self.read_contents(ino, first, &mut out[range.clone()]).is_err() {
                 // The gaps are not this file's, and nobody may be able to read them.
-                let of_it = |p: &&Part<'_>| {
-                    range.contains(&p.at) && p.first.0 - first.0 == p.at as u64 / BLOCK - distance
-                };
-                for part in parts.iter().filter(of_it) {
+                let distance = Part { first, at: range.start, ..parts[0] }.distance();
+                for part in parts.iter().filter(|p| range.contains(&p.at) && p.distance() == distance) {
                     self.read_contents(ino, part.first, &mut out[part.at..part.end()])?;
                 }
             }

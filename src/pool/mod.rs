@@ -163,6 +163,8 @@ pub struct Pool {
     wanted: Condvar,
     stopping: AtomicBool,
     background: bool,
+    /// Threads read ahead, also where nothing is written.
+    reads_ahead: bool,
     /// No transaction begins and no data is written.
     read_only: AtomicBool,
     /// Damage has been met, now or before the image was opened: each superblock that is written says so.

@@ -68,7 +68,7 @@ impl Pool {
     /// them in `epoch`, in which the caller is alive. `keep` as for [`Pool::read_hinted`]. In the middle of them is a milestone: see
     /// [`Pool::ahead_of`]. Without background threads nothing happens.
     pub fn prefetch(&self, ids: impl Iterator<Item = PageId>, epoch: u64, keep: bool) {
-        if !self.background || self.frames.count() < FRAMES_MIN {
+        if !self.reads_ahead || self.frames.count() < FRAMES_MIN {
             return;
         }
         let mut missing: Vec<PageId> = ids.filter(|id| !self.is_cached(*id)).take(QUEUE_MAX).collect();
@@ -110,7 +110,7 @@ impl Pool {
     pub(super) fn populate_ahead(&self, frame: FrameNo) {
         let populated = &self.prefetcher.populated;
         let end = populated.load(Ordering::Relaxed);
-        if !self.background || frame + POPULATE_AHEAD < end || end as usize >= self.frames.count() {
+        if !self.reads_ahead || frame + POPULATE_AHEAD < end || end as usize >= self.frames.count() {
             return;
         }
         let next = end.max(frame - frame % POPULATE) + POPULATE;

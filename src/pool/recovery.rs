@@ -254,7 +254,7 @@ impl Pool {
     /// stays in front of the storage, and an image that was closed in order needs none.
     pub fn open(storage: Arc<dyn Storage>, options: &PoolOptions) -> Result<(Pool, RecoveryReport)> {
         let started = Instant::now();
-        let superblock = read_superblock(&*storage)?;
+        let mut superblock = read_superblock(&*storage)?;
         if superblock.ro_compat != 0 && !options.read_only {
             return Err(Error::Unusable(format!(
                 "the image needs features to be written that this program lacks: {:#x}",
@@ -280,6 +280,11 @@ impl Pool {
         // them. Everything from here on builds on what was read.
         if !options.read_only && !options.defects.has(Defect::RecoverUnsynced) {
             storage.sync().map_err(|e| Error::io("syncing the image", e))?;
+            if !superblock.clean {
+                // Where the host has told an error, it may still show what it could not write.
+                storage.forget_cached();
+                superblock = read_superblock(&*storage)?;
+            }
         }
         if !superblock.clean {
             let halves = read_doublewrite(&*storage, &superblock)?;
@@ -346,6 +351,7 @@ impl Pool {
             wanted: Condvar::new(),
             stopping: AtomicBool::new(false),
             background: options.background && !options.read_only,
+            reads_ahead: options.background,
             read_only: AtomicBool::new(options.read_only),
             opened_read_only: options.read_only,
             switching: Mutex::new(()),

@@ -52,6 +52,8 @@ struct Group {
     count: u32,
     /// No run of available blocks is longer, unless this is [`LONG`]. It falls when a search has found none.
     longest: u32,
+    /// One bit a chunk: the host has allocated all of it, and it holds no data.
+    allocated: [u64; (CHUNKS_PER_GROUP as usize).div_ceil(64)],
     /// When the bitmap page was born; 0 if a checkpoint has passed it since.
     born: Lsn,
 }
@@ -59,7 +61,7 @@ struct Group {
 impl Group {
     fn new(available: Box<[u64; WORDS]>, born: Lsn) -> Self {
         let count = available.iter().map(|w| w.count_ones()).sum();
-        Group { available, count, longest: LONG, born }
+        Group { available, count, longest: LONG, allocated: Default::default(), born }
     }
 
     /// A run has become available, and with it perhaps a longer one.
@@ -140,8 +142,6 @@ pub struct Space {
     pages: Vec<PageId>,
     /// How many of `pages` lie in each chunk.
     carved: HashMap<Chunk, u32>,
-    /// Pages, free or in use, that lie between data blocks (S5).
-    odd: HashSet<PageId>,
     freed_pages: VecDeque<(Lsn, u64, PageId)>,
     freed_runs: VecDeque<(Lsn, u64, Run)>,
     quarantined: u64,
@@ -164,7 +164,6 @@ impl Space {
             places: 0,
             pages: Vec::new(),
             carved: HashMap::new(),
-            odd: HashSet::new(),
             freed_pages: VecDeque::new(),
             freed_runs: VecDeque::new(),
             quarantined: 0,
@@ -234,6 +233,7 @@ impl Space {
         if self.is_available(chunk) {
             return;
         }
+        self.set_allocated(chunk, true);
         let first = self.chunk_run(chunk).start;
         for i in (0..PAGES_PER_CHUNK as u64).rev() {
             let run = Run { start: BlockNo(first.0 + i * BLOCKS_PER_PAGE as u64), len: BLOCKS_PER_PAGE };
@@ -337,10 +337,9 @@ impl Space {
             *w |= mask;
         });
         self.note_available(run);
-        let (first, last) = (self.chunk_of(run.start), self.chunk_of(BlockNo(run.end().0 - 1)));
-        for c in first.0..=last.0 {
-            if self.is_available(Chunk(c)) {
-                self.punchable.insert(Chunk(c));
+        for chunk in self.chunks_of(run) {
+            if self.is_available(chunk) {
+                self.punchable.insert(chunk);
             }
         }
     }
@@ -443,7 +442,6 @@ impl Space {
                     let start = self.block(group, word as u32 * 64 + four.trailing_zeros());
                     let run = Run { start, len: BLOCKS_PER_PAGE };
                     self.take(run);
-                    self.odd.extend(run.start.page());
                     return Some(run);
                 }
             }
@@ -481,13 +479,31 @@ impl Space {
 
     /// Whether the page lies in a chunk of tree pages, which its allocation is to mark (S5).
     pub fn marks_chunk(&self, page: PageId) -> bool {
-        !self.odd.contains(&page)
+        let (group, chunk) = Self::in_group(self.chunk_of(page.block()));
+        self.groups[group].allocated[chunk / 64] & (1 << (chunk % 64)) != 0
+    }
+
+    /// Whether the host has allocated all of a chunk, and it holds no data (S5).
+    fn set_allocated(&mut self, chunk: Chunk, allocated: bool) {
+        let (group, chunk) = Self::in_group(chunk);
+        let word = &mut self.groups[group].allocated[chunk / 64];
+        *word = if allocated { *word | 1 << (chunk % 64) } else { *word & !(1 << (chunk % 64)) };
+    }
+
+    fn in_group(chunk: Chunk) -> (usize, usize) {
+        let chunks = CHUNKS_PER_GROUP as u64;
+        ((chunk.0 / chunks) as usize, (chunk.0 % chunks) as usize)
+    }
+
+    fn chunks_of(&self, run: Run) -> impl Iterator<Item = Chunk> + use<> {
+        let (first, last) = (self.chunk_of(run.start), self.chunk_of(BlockNo(run.end().0 - 1)));
+        (first.0..=last.0).map(Chunk)
     }
 
     /// The host has allocated the run: its pages can be handed out, lowest first.
     pub fn carve(&mut self, run: Run) {
         if run.len == BLOCKS_PER_CHUNK {
-            self.odd.retain(|p| !(run.start..run.end()).contains(&p.block()));
+            self.set_allocated(self.chunk_of(run.start), true);
         }
         for i in (0..run.len / BLOCKS_PER_PAGE).rev() {
             let start = BlockNo(run.start.0 + (i * BLOCKS_PER_PAGE) as u64);
@@ -530,13 +546,18 @@ impl Space {
             && self.has_few_places()
             && let Some(run) = self.find_fragment(least, want)
         {
-            self.take(run);
+            self.take_for_data(run);
             return Some(run);
         }
         let run = self.find_run(least.max(1), want)?;
-        self.take(run);
+        self.take_for_data(run);
         self.cursor = run.end().0 - self.first_block();
         Some(run)
+    }
+
+    fn take_for_data(&mut self, run: Run) {
+        self.take(run);
+        self.chunks_of(run).for_each(|chunk| self.set_allocated(chunk, false));
     }
 
     /// The next run of `want` blocks. Where there is none, the next one that is at least half as long as the longest one there may be:
@@ -564,7 +585,7 @@ impl Space {
         let rest = (begin < groups && within > 0).then_some((begin, within));
         let whole = (begin..groups).chain(0..begin).map(|group| (group, 0));
         for (group, from) in rest.into_iter().chain(whole) {
-            if self.groups[group].longest < enough {
+            if self.groups[group].longest < enough.min(LONG) {
                 continue;
             }
             match self.groups[group].find(from, enough, want) {
@@ -578,7 +599,8 @@ impl Space {
 
     /// Free blocks between others, where no page fits.
     fn find_fragment(&self, least: u32, want: u32) -> Option<Run> {
-        let found = self.groups.iter().enumerate().find_map(|(group, g)| {
+        let groups = self.groups.iter().enumerate().filter(|(_, g)| g.count > 0 && g.longest >= least);
+        let found = groups.into_iter().find_map(|(group, g)| {
             let words = g.available.iter().enumerate().filter(|(_, bits)| **bits != 0);
             let mut fragments = words.map(|(at, bits)| (at, bits & !(first_of_places(*bits) * 0xf)));
             fragments.find_map(|(at, bits)| {
@@ -609,7 +631,6 @@ impl Space {
         for _ in 0..lacking.min(carved.saturating_sub(self.reserve() / 2)) / BLOCKS_PER_PAGE as u64 {
             let Some(page) = self.pages.pop() else { return };
             self.uncarve(page);
-            self.odd.remove(&page);
             self.give(page.run());
         }
     }
@@ -704,6 +725,7 @@ impl Space {
             if self.is_available(chunk) {
                 let run = self.chunk_run(chunk);
                 self.take(run);
+                self.set_allocated(chunk, false);
                 self.punching += run.len as u64;
                 return Some(run);
             }

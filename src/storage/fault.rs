@@ -203,6 +203,10 @@ impl<S: Storage> Storage for FaultStorage<S> {
         self.inner.sync()
     }
 
+    fn forget_cached(&self) {
+        self.inner.forget_cached();
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.inner.len()
     }

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - I1. The image is locked by flock as long as it is open: exclusively for writing, shared for reading. The
 //!   lock is taken once, on the buffered descriptor, before anything is read or changed.
-//! - I2. Both descriptors are of the same inode.
+//! - I2. All descriptors are of the same inode.
 //! - I3. Direct I/O is an optimisation: whatever refuses it is done by the buffered descriptor instead.
 
 use std::fs::{self, File, OpenOptions};
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::buffer::{DIRECT_ALIGN, DIRECT_LEN_MIN};
 use super::lock::find_holder;
@@ -45,8 +47,13 @@ pub enum OpenMode {
 #[derive(Debug)]
 pub struct FileStorage {
     direct: Option<File>,
+    /// Like `buffered`, for a sync beside another.
+    second: Option<File>,
     /// It holds the lock, and is closed last: who waits for the lock finds the file in nobody's hands.
     buffered: File,
+    /// Held while a sync by `buffered` or by `second` is under way.
+    syncing: [Mutex<()>; 2],
+    sync_failed: AtomicBool,
     mode: OpenMode,
     is_device: bool,
     /// What the host turned out not to support.
@@ -166,8 +173,11 @@ impl FileStorage {
             fs::TryLockError::Error(error) => fail(error),
         })?;
         Ok(FileStorage {
-            direct: open_direct(path, mode, &metadata),
+            direct: open_again(path, mode, libc::O_DIRECT, &metadata),
+            second: open_again(path, mode, 0, &metadata),
             buffered,
+            syncing: Default::default(),
+            sync_failed: AtomicBool::new(false),
             mode,
             is_device,
             no_direct: AtomicBool::new(false),
@@ -340,9 +350,26 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // The standard library calls again if it is interrupted. Errors of writes by either descriptor are
-        // the inode's, and are reported here.
-        self.buffered.sync_data()
+        // Errors of writes by any descriptor are the inode's, and each open file tells them once: to one call. So each call that is
+        // under way has a file of its own, and whoever comes after one that failed fails as well.
+        let [first, second] = &self.syncing;
+        let (file, _turn) = match (first.try_lock(), &self.second) {
+            (Some(turn), _) => (&self.buffered, turn),
+            (None, Some(file)) => match second.try_lock() {
+                Some(turn) => (file, turn),
+                None => (&self.buffered, first.lock()),
+            },
+            (None, None) => (&self.buffered, first.lock()),
+        };
+        if self.sync_failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a sync has failed before, and what it was to write may be lost"));
+        }
+        // The standard library calls again if it is interrupted.
+        file.sync_data().inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))
+    }
+
+    fn forget_cached(&self) {
+        sys::drop_cache(&self.buffered);
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -389,11 +416,12 @@ fn check_type(path: &Path, metadata: &fs::Metadata) -> Result<bool, OpenError> {
     Ok(file_type.is_block_device())
 }
 
-/// The second descriptor, if the host has direct I/O and `path` still names the same inode (I2, I3).
-fn open_direct(path: &Path, mode: OpenMode, locked: &fs::Metadata) -> Option<File> {
+/// Another descriptor with these flags, if the host lets us and `path` still names the same inode (I2, I3).
+fn open_again(path: &Path, mode: OpenMode, flags: i32, locked: &fs::Metadata) -> Option<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(mode == OpenMode::ReadWrite).custom_flags(libc::O_DIRECT);
-    let file = options.open(path).inspect_err(|error| log::debug!("no direct I/O: {error}")).ok()?;
+    options.read(true).write(mode == OpenMode::ReadWrite).custom_flags(flags);
+    let refused = |error: &io::Error| log::debug!("no other descriptor with the flags {flags:#x}: {error}");
+    let file = options.open(path).inspect_err(refused).ok()?;
     let metadata = file.metadata().ok()?;
     (metadata.dev() == locked.dev() && metadata.ino() == locked.ino()).then_some(file)
 }

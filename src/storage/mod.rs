@@ -100,6 +100,10 @@ pub trait Storage: Send + Sync {
     /// Makes everything durable that was completed before this call began.
     fn sync(&self) -> io::Result<()>;
 
+    /// Has what is durable read from the medium from now on. After a write has failed the host's cache may go on showing what was to
+    /// be written, as if it were durable [*Can Applications Recover from fsync Failures?*, USENIX ATC 2020].
+    fn forget_cached(&self) {}
+
     /// The length.
     fn len(&self) -> io::Result<u64>;
 
@@ -143,6 +147,10 @@ impl<T: Storage + ?Sized> Storage for Arc<T> {
 
     fn sync(&self) -> io::Result<()> {
         (**self).sync()
+    }
+
+    fn forget_cached(&self) {
+        (**self).forget_cached();
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -41,6 +41,12 @@ pub(super) fn will_need(file: &File, offset: u64, len: u64) {
     }
 }
 
+/// `posix_fadvise(2)` with `POSIX_FADV_DONTNEED`: drops what the page cache holds, as far as it is written. A hint, as above.
+pub(super) fn drop_cache(file: &File) {
+    // SAFETY: the call takes no memory, and the descriptor is open as long as `file` is borrowed.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
 /// `lseek(2)` with `SEEK_DATA`: where the next data are, if there are any. Moves the descriptor's position.
 pub(super) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     // SAFETY: the call takes no memory, and the descriptor is open as long as `file` is borrowed.

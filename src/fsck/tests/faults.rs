@@ -329,7 +329,7 @@ fn a_host_without_space_to_allocate_costs_only_what_needs_it() {
 fn a_host_that_is_full_at_a_write_loses_nothing_synced() {
     let mut data = 0;
     let each = |ran: &Ran, _: &str| data += u64::from(ran.acknowledged && !ran.errors.is_empty());
-    let runs = every(&[OpKind::Write], 3, |f| f.partial().errno(libc::ENOSPC), each);
+    let runs = every(&[OpKind::Write], 2, |f| f.partial().errno(libc::ENOSPC), each);
     assert!(runs > 20, "{runs}");
     assert!(data > 5, "only {data} of {runs} runs went on after ENOSPC for data");
     let all = [OpKind::Write, OpKind::WriteDurable, OpKind::Allocate];

@@ -137,3 +137,32 @@ fn chunks_whose_pages_are_all_free_go_back_to_data_but_for_one() {
     assert!(space.blocks_for_data_with(0) >= blocks + 3 * BLOCKS_PER_CHUNK as u64);
     assert!(space.has_pages(64));
 }
+
+/// A chunk is marked as one of pages only if the host has allocated all of it: when the image is opened, its free places are pages.
+#[test]
+fn a_page_between_data_never_marks_its_chunk() {
+    let (mut space, geometry) = new_space();
+    let chunk = space.take_chunk().unwrap();
+    space.carve(chunk);
+    let page = chunk.start.page().unwrap();
+    assert!(space.marks_chunk(page), "the host has allocated it");
+    // What follows is known of an image that has just been opened: the page is in use, between data.
+    let (mut reopened, _) = new_space();
+    while reopened.take_blocks(1..=256, false).is_some() {}
+    let between = reopened.take_odd_page(false).unwrap();
+    let between = between.start.page().unwrap();
+    reopened.page_freed(Lsn(1), 0, between);
+    reopened.reclaim(Lsn(2), Lsn(2), 10, 0, |_| true);
+    assert_eq!(reopened.take_pages(1).unwrap(), [between]);
+    assert!(!reopened.marks_chunk(between));
+    // Data in a chunk of pages, or a chunk that was given back to the host, end it.
+    space.take_pages(PAGES_IN_CHUNK).unwrap();
+    space.give_blocks(chunk);
+    let punched = space.take_punchable().unwrap();
+    assert_eq!(punched, chunk);
+    assert!(!space.marks_chunk(page));
+    space.give_punched(punched);
+    assert_eq!(geometry.group_count(), space.groups());
+}
+
+const PAGES_IN_CHUNK: usize = (BLOCKS_PER_CHUNK / BLOCKS_PER_PAGE) as usize;

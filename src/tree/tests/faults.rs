@@ -2,9 +2,13 @@
 //! and never panics; what was acknowledged is there after the next opening.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use super::*;
-use crate::storage::{Fault, FaultStorage, Image, OpKind};
+use crate::storage::{Fault, FaultStorage, Image, OpKind, Storage};
 
 /// Values are shared: a run keeps many states.
 type Model = BTreeMap<Vec<u8>, Arc<Vec<u8>>>;
@@ -382,4 +386,77 @@ fn everything_can_be_read_after_writing_has_ended() {
     }
     assert!(run.tree.pool.dirty_frames() <= run.tree.pool.dirty_max());
     run.reopen();
+}
+
+/// A host that drops what it cannot write, tells so once, and goes on showing it, as Linux does.
+struct Forgetful {
+    disk: MemStorage,
+    cache: MemStorage,
+    pending: Mutex<Vec<(u64, Vec<u8>)>>,
+    fails: AtomicBool,
+}
+
+impl Storage for Forgetful {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.cache.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.pending.lock().push((offset, buf.to_vec()));
+        self.cache.write_at(offset, buf)
+    }
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.cache.write_at(offset, buf)?;
+        self.disk.write_at(offset, buf)
+    }
+    fn sync(&self) -> io::Result<()> {
+        let pending = std::mem::take(&mut *self.pending.lock());
+        if self.fails.load(Ordering::SeqCst) && !pending.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        pending.iter().try_for_each(|(offset, bytes)| self.disk.write_at(*offset, bytes))
+    }
+    fn forget_cached(&self) {
+        assert!(self.pending.lock().is_empty(), "only what is written is forgotten");
+        let disk = self.disk.image().to_vec().unwrap();
+        self.cache.write_at(0, &disk).unwrap();
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.disk.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.cache.set_len(len)?;
+        self.disk.set_len(len)
+    }
+    fn allocate(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(true)
+    }
+    fn punch(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn recovery_does_not_believe_what_the_host_only_shows() {
+    let (before, _) = prepared();
+    let host = Arc::new(Forgetful {
+        disk: MemStorage::from_image(before.clone()),
+        cache: MemStorage::from_image(before),
+        pending: Mutex::default(),
+        fails: AtomicBool::new(false),
+    });
+    let tree = Tree::open(host.clone(), &quiet(PAGES)).unwrap();
+    let mut batch = Batch::new();
+    batch.put(&key(10), b"acknowledged");
+    tree.commit(tree.apply(&batch).unwrap()).unwrap();
+    host.fails.store(true, Ordering::SeqCst);
+    assert!(tree.checkpoint().is_err());
+    drop(tree);
+    host.fails.store(false, Ordering::SeqCst);
+    // Mounted again at once; then what the host showed goes.
+    let tree = Tree::open(host.clone(), &quiet(PAGES)).unwrap();
+    tree.close().unwrap();
+    host.forget_cached();
+    let tree = Tree::open(host.clone(), &quiet(PAGES)).unwrap();
+    assert_eq!(tree.get(&key(10)).unwrap().as_deref(), Some(&b"acknowledged"[..]));
+    tree.check().unwrap();
 }
