@@ -128,9 +128,7 @@ pub fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
         let reason = match e {
             SuperblockError::NotAnImage => format!("not a btfs image{}", hint(image)),
             SuperblockError::Damaged(reason) => format!("both superblocks are damaged ({reason})"),
-            SuperblockError::Version(v) => format!("its format, version {v}, is newer than this program"),
-            SuperblockError::Features(f) => format!("it needs features that this program lacks ({f:#x})"),
-            SuperblockError::Short(size) => format!("the file was cut: the image has {size} bytes"),
+            other => other.to_string(),
         };
         Failure::new(status::SYSTEM, format_args!("{}: {reason}", image.display()))
     })

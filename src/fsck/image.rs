@@ -346,14 +346,7 @@ fn check_superblocks(
 ) -> Result<()> {
     let name = ["superblock A", "superblock B"];
     for (i, found) in both.iter().enumerate() {
-        let reason = match found {
-            Ok(_) => continue,
-            Err(SuperblockError::NotAnImage) => "the magic number is missing".to_string(),
-            Err(SuperblockError::Damaged(reason)) => reason.to_string(),
-            Err(SuperblockError::Version(v)) => format!("format version {v}"),
-            Err(SuperblockError::Features(f)) => format!("unknown features {f:#x}"),
-            Err(SuperblockError::Short(size)) => format!("it says {size} bytes"),
-        };
+        let Err(reason) = found else { continue };
         findings.add(
             ProblemKind::Superblock,
             Place::image(),

@@ -112,17 +112,22 @@ pub struct Superblock {
 }
 
 /// Why a sector is not a superblock that can be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SuperblockError {
-    /// The magic number is missing: not a btfs image.
+    /// Not a btfs image, or none any more.
+    #[error("the magic number is missing")]
     NotAnImage,
     /// The contents do not hold together.
+    #[error("{0}")]
     Damaged(&'static str),
     /// Written by a newer version.
+    #[error("its format has version {0}, this program knows up to {VERSION}")]
     Version(u32),
     /// Needs features that this version does not have.
+    #[error("it needs features that this program lacks ({0:#x})")]
     Features(u64),
     /// Nothing is wrong with it, but the image has so many bytes, and the file fewer.
+    #[error("the file was cut: the image has {0} bytes")]
     Short(u64),
 }
 

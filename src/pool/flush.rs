@@ -137,7 +137,8 @@ impl Pool {
         superblock.checkpoint = checkpoint;
         superblock.floor = self.log.durable().max(checkpoint);
         superblock.groups = self.space.lock().groups_before(checkpoint);
-        superblock.clean = clean;
+        // Whatever its caller believes: what is called clean is not recovered.
+        superblock.clean = clean && checkpoint == self.log.end();
         superblock.set_damaged(self.damaged.load(Ordering::SeqCst));
         self.write_superblocks(flusher)?;
         self.log.set_tail(checkpoint);

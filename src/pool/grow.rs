@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::page::PAGE_SIZE;
 use crate::page::bitmap::Bitmap;
 use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
-use crate::page::superblock::{Superblock, SuperblockError};
+use crate::page::superblock::Superblock;
 use crate::storage::sim::site_scope;
 use crate::wal::Log;
 
@@ -70,10 +70,8 @@ impl Pool {
             return Err(Error::Unusable(message));
         }
         let grown = Superblock { size, ..old.clone() };
-        Superblock::decode(&grown.encode(), size).map_err(|error| match error {
-            SuperblockError::Damaged(reason) => Error::Unusable(format!("cannot grow so far: {reason}")),
-            error => Error::Unusable(format!("cannot grow so far: {error:?}")),
-        })?;
+        Superblock::decode(&grown.encode(), size)
+            .map_err(|error| Error::Unusable(format!("cannot grow so far: {error}")))?;
         let _site = site_scope("grow");
         let failed = |e| Error::Unusable(format!("making the image's file longer: {e}"));
         if self.storage.len().map_err(failed)? < size {

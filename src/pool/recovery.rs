@@ -174,10 +174,8 @@ fn layout(options: &FormatOptions) -> Result<Superblock> {
             "an image cannot have {size} bytes, only {least} (with a log of {log_size}) to {IMAGE_SIZE_MAX}"
         )));
     }
-    Superblock::decode(&superblock.encode(), size).map_err(|e| match e {
-        SuperblockError::Damaged(reason) => Error::Unusable(format!("cannot make such an image: {reason}")),
-        e => Error::Unusable(format!("cannot make such an image: {e:?}")),
-    })
+    Superblock::decode(&superblock.encode(), size)
+        .map_err(|e| Error::Unusable(format!("cannot make such an image: {e}")))
 }
 
 /// Reads the newer of the two superblocks that are whole.
@@ -219,21 +217,14 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
     if let Some(e) = unread {
         return Err(Error::io("reading the superblock", e));
     }
-    Err(match worst {
-        None | Some(SuperblockError::NotAnImage) => {
-            Error::Unusable("not a btfs image: the magic number is missing".into())
-        }
-        Some(SuperblockError::Damaged(reason)) => Error::corrupt("both superblocks", reason),
-        Some(SuperblockError::Short(size)) => {
+    Err(match worst.unwrap_or(SuperblockError::NotAnImage) {
+        SuperblockError::Damaged(reason) => Error::corrupt("both superblocks", reason),
+        SuperblockError::Short(size) => {
             let reason = format!("it has {len} bytes, and the image says that it has {size}");
             Error::corrupt("the file was cut short", reason)
         }
-        Some(SuperblockError::Version(v)) => {
-            Error::Unusable(format!("the image has format version {v}, this program knows up to {VERSION}"))
-        }
-        Some(SuperblockError::Features(f)) => {
-            Error::Unusable(format!("the image needs features that this program lacks: {f:#x}"))
-        }
+        SuperblockError::NotAnImage => Error::Unusable("not a btfs image".into()),
+        other => Error::Unusable(format!("the image cannot be used: {other}")),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The two superblocks.
 
-use btfs::page::superblock::{Superblock, SuperblockError};
+use btfs::page::superblock::Superblock;
 
 use crate::Report;
 use crate::fields;
@@ -9,16 +9,6 @@ use crate::image::Image;
 
 /// Bytes of a superblock that mean something.
 const SECTOR: usize = 512;
-
-fn reason(error: &SuperblockError) -> String {
-    match error {
-        SuperblockError::NotAnImage => "the magic number is missing".into(),
-        SuperblockError::Damaged(reason) => (*reason).into(),
-        SuperblockError::Version(version) => format!("unknown format version {version}"),
-        SuperblockError::Features(features) => format!("unknown features {features:#x}"),
-        SuperblockError::Short(size) => format!("the file is shorter than the {size} bytes of the image"),
-    }
-}
 
 fn name(offset: u64) -> &'static str {
     if offset == 0 { "superblock A" } else { "superblock B" }
@@ -41,7 +31,7 @@ pub fn print(image: &Image, report: &mut Report) {
         match &copy.decoded {
             Ok(superblock) if Some(superblock) == image.superblock.as_ref() => report.line("  valid; counts"),
             Ok(_) => report.line("  valid; the other one is newer"),
-            Err(error) => report.problem(format!("{} is not valid: {}", name(copy.offset), reason(error))),
+            Err(error) => report.problem(format!("{} is not valid: {}", name(copy.offset), error)),
         }
         report.line("");
     }
@@ -51,7 +41,7 @@ pub fn print(image: &Image, report: &mut Report) {
 pub fn summarize(image: &Image, report: &mut Report) {
     for copy in &image.copies {
         if let Err(error) = &copy.decoded {
-            report.problem(format!("{}: {}", name(copy.offset), reason(error)));
+            report.problem(format!("{}: {}", name(copy.offset), error));
         }
     }
     let Some(s) = &image.superblock else {
