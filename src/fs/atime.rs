@@ -79,7 +79,7 @@ impl Fs {
     }
 
     /// Writes up to `count` of the access times that wait. Those of inodes that are locked go on waiting. A failure is no error
-    /// of who reads: the times go on waiting, unless too many do.
+    /// of who reads: the times go on waiting, unless they were written because too many do.
     pub(super) fn save_atimes(&self, count: usize) {
         let nodes = self.table.take_unsaved(count);
         for nodes in nodes.chunks(PER_BATCH) {
@@ -106,8 +106,10 @@ impl Fs {
                 log::debug!("access times cannot be written: {e}");
             }
             for (node, mut state) in states {
-                if applied.is_ok() || self.table.queue_unsaved(Arc::clone(node)) > UNSAVED_MAX {
+                if applied.is_ok() || count <= PER_BATCH {
                     state.set_saved();
+                } else {
+                    self.table.queue_unsaved(Arc::clone(node));
                 }
             }
         }

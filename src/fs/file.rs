@@ -33,10 +33,15 @@ pub(super) fn in_smaller_batches<T>(mut apply: impl FnMut(usize) -> Result<T>) -
     let mut extents = EXTENTS_PER_BATCH;
     loop {
         match apply(extents) {
-            Err(FsError::Engine(crate::Error::TooLarge { .. })) if extents > 1 => extents /= 2,
+            Err(e) if extents > 1 && is_too_large(&e) => extents /= 2,
             result => return result,
         }
     }
+}
+
+/// Whether the cache has no room for a change.
+pub(super) fn is_too_large(error: &FsError) -> bool {
+    matches!(error, FsError::Engine(crate::Error::TooLarge { .. }))
 }
 
 /// What `fallocate` does.
@@ -152,7 +157,7 @@ impl Inner {
             done += match self.write_piece(node, state, piece, caller) {
                 Err(FsError::NoSpace) => self.write_urgently(node, state, rest, caller)?,
                 // The free blocks lie in so many pieces that a small cache has no room for all their records at once.
-                Err(FsError::Engine(crate::Error::TooLarge { .. })) if limit > BLOCK => {
+                Err(e) if limit > BLOCK && is_too_large(&e) => {
                     limit = (limit / 2).next_multiple_of(BLOCK);
                     continue;
                 }
@@ -464,8 +469,12 @@ impl Inner {
         let (mut at, mut blocks) = (from, 0);
         loop {
             let found = self.extents_in(ino, at, to, EXTENTS_PER_BATCH)?;
-            for m in found.iter().filter(|m| m.extent.run().is_some() && !(own && m.is_shared())) {
+            for m in &found {
+                let Some(run) = m.extent.run() else { continue };
                 blocks += (m.end.min(to) - m.begin.max(from)).div_ceil(BLOCK);
+                if own && m.is_shared() {
+                    blocks = blocks.saturating_sub(self.shared_blocks(run)?);
+                }
             }
             match found.last() {
                 Some(last) if found.len() == EXTENTS_PER_BATCH && last.end < to => at = last.end,
@@ -489,7 +498,7 @@ impl Fs {
         }
         self.strip_capability(&node, &mut state)?;
         let zero = matches!(mode, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize);
-        // What cannot be there as a whole is not begun.
+        // What cannot be there as a whole is not begun, as far as numbers of blocks can tell.
         let whole = (end - offset) / BLOCK;
         if mode != Fallocate::PunchHole && self.blocks_for_data() < whole {
             // What is there stays, or is given back first.

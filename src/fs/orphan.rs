@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{FsError, Result};
 use super::extents::Remap;
-use super::file::{EXTENTS_PER_BATCH, in_smaller_batches};
+use super::file::{EXTENTS_PER_BATCH, in_smaller_batches, is_too_large};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Fs, Inner};
@@ -33,7 +33,7 @@ const WAITING_MAX: usize = 1024;
 /// So long the reclaimer waits for a group to become full, or for changes to be admitted again.
 const GATHER: Duration = Duration::from_millis(5);
 /// So long the reclaimer waits before it tries again what found no space.
-const STUCK_PAUSE: Duration = Duration::from_secs(1);
+const STUCK_PAUSE: Duration = Duration::from_secs(10);
 /// So long after an inode's last name went it is likely that its user is about to give it up: the kernel forgets an inode
 /// that it has closed a moment after the unlink has been answered. (Tests shall not depend on how fast a thread is.)
 const RELEASE_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 100 });
@@ -85,6 +85,8 @@ struct Doomed {
     /// Its node says that it is gone, and stays in memory for that.
     node: Arc<Node>,
     inode: Inode,
+    /// It has found no space before.
+    is_stuck: bool,
 }
 
 /// How far a deletion came.
@@ -174,7 +176,7 @@ impl Inner {
         };
         let Some(inode) = inode else { return Ok(false) };
         self.drop_window(node.ino);
-        self.reclaimer.add(Doomed { node: node.clone(), inode });
+        self.reclaimer.add(Doomed { node: node.clone(), inode, is_stuck: false });
         Ok(true)
     }
 
@@ -209,8 +211,8 @@ impl Inner {
         self.reclaimer.queue.lock().failed.take().map_or(Ok(()), Err)
     }
 
-    /// Deletes inodes, with all that belongs to them, as far as one batch may go, up to so many extents of each. Only batches that split a count of shared blocks
-    /// need space.
+    /// Deletes inodes, with all that belongs to them, as far as one batch may go, up to so many extents of each. Only batches that
+    /// split a count of shared blocks need space.
     fn delete_together(&self, group: &[Doomed], extents: usize) -> Result<Vec<Deleted>> {
         let mut remap = Remap::default();
         let mut deleted = vec![Deleted::NotYet; group.len()];
@@ -323,6 +325,7 @@ impl Inner {
             Ok(deleted) => deleted.into_iter().map(Ok).collect(),
             // Changes may be admitted again.
             Err(FsError::ReadOnly) => group.iter().map(|_| Ok(Deleted::NotYet)).collect(),
+            Err(e) if group.len() == 1 && !is_too_large(&e) => vec![Err(e)],
             // Because of one of them, perhaps.
             Err(_) => group.chunks(1).map(|one| self.delete_alone(one)).collect(),
         };
@@ -376,12 +379,15 @@ impl Inner {
                 Ok(Deleted::Partly) => queue.long.push_back(doomed),
                 Ok(Deleted::NotYet) | Err(FsError::ReadOnly) if busy == 1 => queue.long.push_back(doomed),
                 Ok(Deleted::NotYet) | Err(FsError::ReadOnly) => queue.waiting.push_front(doomed),
-                Err(e) => {
-                    failed = Some((doomed.node.ino, e));
-                    if matches!(failed, Some((_, FsError::NoSpace))) {
-                        queue.stuck.push(doomed);
+                Err(FsError::NoSpace) => {
+                    if !doomed.is_stuck {
+                        let ino = doomed.node.ino.0;
+                        log::warn!("deleting inode {ino} needs space: it goes on when there is some");
+                        queue.failed.get_or_insert(FsError::NoSpace);
                     }
+                    queue.stuck.push(Doomed { is_stuck: true, ..doomed });
                 }
+                Err(e) => failed = Some((doomed.node.ino, e)),
             }
         }
         if any {
@@ -390,7 +396,7 @@ impl Inner {
         self.reclaimer.deletions.fetch_add(any as u64, Ordering::SeqCst);
         self.reclaimer.moved.notify_all();
         if let Some((ino, e)) = failed {
-            log::warn!("deleting inode {} failed, it is tried again later: {e}", ino.0);
+            log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);
             self.note_damage(&e);
             queue.failed.get_or_insert(e);
         }
@@ -429,7 +435,19 @@ impl Inner {
                 return any;
             }
         }
-        any || self.await_deletions(deletions, batches)
+        any || self.await_deletions(deletions, batches) || self.delete_stuck()
+    }
+
+    /// Tries again what has found no space; whether it came any further.
+    fn delete_stuck(&self) -> bool {
+        {
+            let mut queue = self.reclaimer.queue.lock();
+            if queue.stuck.is_empty() {
+                return false;
+            }
+            queue.retry_stuck();
+        }
+        self.reclaim_group() == Some(true)
     }
 
     fn await_deletions(&self, deletions: u64, batches: u64) -> bool {
@@ -459,6 +477,8 @@ impl Inner {
                 None if self.others_delete(1, |queue| &queue.long) => any = true,
                 None => return any,
             }
+            // With a long one gone, what found no space waits again.
+            any |= self.drain_small();
             if self.tree.is_read_only() {
                 return any;
             }
@@ -576,9 +596,14 @@ impl Inner {
             }
             return Ok(());
         };
-        let mut state = self.lock(&node)?;
-        let inode = state.get().ok_or(FsError::NotFound)?.clone();
+        // Also if it cannot be read now: it must not grow later.
         self.set_unfinished(ino, true);
+        let mut state = self.lock(&node).inspect_err(|e| {
+            if matches!(e, FsError::NotFound) {
+                self.set_unfinished(ino, false);
+            }
+        })?;
+        let inode = state.get().ok_or(FsError::NotFound)?.clone();
         if inode.size != size {
             return Err(FsError::damaged(ino, "it is being cut to another size than it has"));
         }

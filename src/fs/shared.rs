@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{FsError, Result};
 use super::extents::{BLOCK, Mapped, Remap, Source};
-use super::file::{COPY_MAX, EXTENTS_PER_BATCH, checked_end, file_of};
+use super::file::{COPY_MAX, EXTENTS_PER_BATCH, checked_end, file_of, is_too_large};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Caller, Fs, Inner, changed_by};
@@ -123,6 +123,16 @@ impl Inner {
         Ok(())
     }
 
+    /// How many blocks of a run belong to more than one extent.
+    pub(super) fn shared_blocks(&self, run: Run) -> Result<u64> {
+        let (from, to) = (run.start.0, run.end().0);
+        let mut records = BTreeMap::new();
+        self.counts_in(from, to, &mut records)?;
+        let inside =
+            |(end, (begin, _)): (&u64, &(u64, i64))| (*end).min(to).saturating_sub((*begin).max(from));
+        Ok(records.iter().map(inside).sum())
+    }
+
     /// Makes the blocks of a range of one file the contents of another range, in bounded batches, each of which sets the size.
     /// All numbers are multiples of the block size, and the ranges do not overlap. Both inodes are locked for changes; `from` has
     /// no inline contents in the range. Returns how far it came, and the error that ended it.
@@ -141,7 +151,7 @@ impl Inner {
             match self.share_some(from, (begin + done, end), to, state, to_begin + done, caller) {
                 Ok(n) => done += n,
                 // What the target shares in turn may need more records than the cache has room for.
-                Err(FsError::Engine(crate::Error::TooLarge { .. })) if limit > BLOCK => {
+                Err(e) if limit > BLOCK && is_too_large(&e) => {
                     limit = (limit / 2).next_multiple_of(BLOCK);
                 }
                 Err(e) => return (done, Err(e)),

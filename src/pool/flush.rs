@@ -122,7 +122,8 @@ impl Pool {
         let synced = self.sync_data(flusher);
         set_site("");
         synced?;
-        let mut checkpoint = self.log.end();
+        let end = self.log.end();
+        let mut checkpoint = end;
         for frame in self.frames.headers() {
             match frame.rec_lsn.load(Ordering::SeqCst) {
                 0 => {}
@@ -138,7 +139,7 @@ impl Pool {
         superblock.floor = self.log.durable().max(checkpoint);
         superblock.groups = self.space.lock().groups_before(checkpoint);
         // Whatever its caller believes: what is called clean is not recovered.
-        superblock.clean = clean && checkpoint == self.log.end();
+        superblock.clean = clean && checkpoint == end;
         superblock.set_damaged(self.damaged.load(Ordering::SeqCst));
         self.write_superblocks(flusher)?;
         self.log.set_tail(checkpoint);

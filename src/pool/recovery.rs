@@ -263,9 +263,6 @@ impl Pool {
             storage
         };
         let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
-        let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
-        let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
-        let mut sequence = 0;
         set_site("recovery");
         // If only the process died, the host still shows writes that are not durable, the superblock just read perhaps among
         // them. Everything from here on builds on what was read.
@@ -277,6 +274,9 @@ impl Pool {
                 superblock = read_superblock(&*storage)?;
             }
         }
+        let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
+        let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
+        let mut sequence = 0;
         if !superblock.clean {
             let halves = read_doublewrite(&*storage, &superblock)?;
             let floor = halves.iter().map(|h| h.floor).max().unwrap_or_default().max(superblock.floor);

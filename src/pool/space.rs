@@ -413,7 +413,7 @@ impl Space {
     /// Takes a whole chunk out of what is available, for the pool to allocate on the host and give to [`Space::carve`].
     pub fn take_chunk(&mut self) -> Option<Run> {
         for group in 0..self.groups.len() {
-            if self.groups[group].longest < BLOCKS_PER_CHUNK {
+            if self.groups[group].count.min(self.groups[group].longest) < BLOCKS_PER_CHUNK {
                 continue;
             }
             let words = self.groups[group].available.as_chunks::<WORDS_PER_CHUNK>().0;
@@ -430,7 +430,7 @@ impl Space {
     /// is likely to have space.
     pub fn take_odd_page(&mut self, refused: bool) -> Option<Run> {
         for group in 0..self.groups.len() {
-            if self.groups[group].longest < BLOCKS_PER_PAGE {
+            if self.groups[group].count.min(self.groups[group].longest) < BLOCKS_PER_PAGE {
                 continue;
             }
             for word in 0..WORDS {

@@ -51,8 +51,9 @@ pub struct FileStorage {
     second: Option<File>,
     /// It holds the lock, and is closed last: who waits for the lock finds the file in nobody's hands.
     buffered: File,
-    /// Held while a sync by `buffered` or by `second` is under way.
+    /// Held while a sync, or a durable write, by `buffered` or by `second` is under way.
     syncing: [Mutex<()>; 2],
+    /// A sync or a durable write.
     sync_failed: AtomicBool,
     mode: OpenMode,
     is_device: bool,
@@ -249,6 +250,13 @@ impl FileStorage {
         }
     }
 
+    fn check_synced(&self) -> io::Result<()> {
+        match self.sync_failed.load(Ordering::SeqCst) {
+            true => Err(io::Error::other("a sync has failed before, and what it was to write may be lost")),
+            false => Ok(()),
+        }
+    }
+
     /// `fallocate` in this mode; false where the host does not support it, which is remembered.
     fn fallocate(&self, mode: i32, offset: u64, len: u64, unsupported: &AtomicBool) -> io::Result<bool> {
         self.check_writable()?;
@@ -334,6 +342,9 @@ impl Storage for FileStorage {
             // The disk is waited for in any case, so the page cache would only cost a copy.
             let direct = self.direct_for(offset, std::iter::once(buf), 0);
             let file = direct.unwrap_or(&self.buffered);
+            // It would be told the error of a sync by the same file.
+            let _turn = direct.is_none().then(|| self.syncing[0].lock());
+            self.check_synced()?;
             match sys::pwritev2(file, &[IoSlice::new(buf)], offset, libc::RWF_DSYNC) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
@@ -343,7 +354,10 @@ impl Storage for FileStorage {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if direct.is_some() && is_errno(&error, libc::EINVAL) => self.give_up_direct(),
                 Err(error) if is_unsupported(&error) => self.no_dsync.store(true, Ordering::Relaxed),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.sync_failed.store(true, Ordering::SeqCst);
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -361,9 +375,7 @@ impl Storage for FileStorage {
             },
             (None, None) => (&self.buffered, first.lock()),
         };
-        if self.sync_failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("a sync has failed before, and what it was to write may be lost"));
-        }
+        self.check_synced()?;
         // The standard library calls again if it is interrupted.
         file.sync_data().inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))
     }

@@ -381,7 +381,6 @@ fn the_reserve_is_kept_also_if_the_last_group_is_small() {
     open(&storage).tree().check().unwrap();
 }
 
-/// What cannot be there as a whole is not begun, whatever the file has elsewhere.
 /// The image has lost some of its reserve to the tree, so what is given back does not count in full.
 #[test]
 fn zeros_that_do_not_fit_destroy_nothing() {
@@ -400,6 +399,7 @@ fn zeros_that_do_not_fit_destroy_nothing() {
     assert!(fs.read(kept, 0, 8 << 20).unwrap().iter().all(|b| *b == expected), "{zeros:?}");
 }
 
+/// What cannot be there as a whole is not begun, whatever the file has elsewhere.
 #[test]
 fn a_preallocation_that_does_not_fit_takes_nothing() {
     let fs = open(&image(64 << 20));
