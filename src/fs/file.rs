@@ -466,15 +466,14 @@ impl Inner {
 
     /// Blocks of a file that are allocated in a range, or only those that are nobody else's.
     fn blocks_in(&self, ino: Ino, (from, to): (u64, u64), own: bool) -> Result<u64> {
+        let (from, to) = (from / BLOCK * BLOCK, to.next_multiple_of(BLOCK));
         let (mut at, mut blocks) = (from, 0);
         loop {
             let found = self.extents_in(ino, at, to, EXTENTS_PER_BATCH)?;
-            for m in &found {
+            for m in found.iter().filter_map(|m| m.part(from, to)) {
                 let Some(run) = m.extent.run() else { continue };
-                blocks += (m.end.min(to) - m.begin.max(from)).div_ceil(BLOCK);
-                if own && m.is_shared() {
-                    blocks = blocks.saturating_sub(self.shared_blocks(run)?);
-                }
+                let others = if own && m.is_shared() { self.shared_blocks(run)? } else { 0 };
+                blocks += (run.len as u64).saturating_sub(others);
             }
             match found.last() {
                 Some(last) if found.len() == EXTENTS_PER_BATCH && last.end < to => at = last.end,

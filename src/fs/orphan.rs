@@ -450,6 +450,7 @@ impl Inner {
         self.reclaim_group() == Some(true)
     }
 
+    /// The waiting part of [`Inner::gain_space`].
     fn await_deletions(&self, deletions: u64, batches: u64) -> bool {
         let mut queue = self.reclaimer.queue.lock();
         loop {

@@ -36,6 +36,10 @@ impl Storage for Extended {
         if next < self.held { next } else { self.len.max(offset) }
     }
 
+    fn forget_cached(&self) {
+        self.below.forget_cached();
+    }
+
     fn write_at(&self, _offset: u64, _buf: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::PermissionDenied.into())
     }

@@ -268,11 +268,11 @@ impl Pool {
         // them. Everything from here on builds on what was read.
         if !options.read_only && !options.defects.has(Defect::RecoverUnsynced) {
             storage.sync().map_err(|e| Error::io("syncing the image", e))?;
-            if !superblock.clean {
-                // Where the host has told an error, it may still show what it could not write.
-                storage.forget_cached();
-                superblock = read_superblock(&*storage)?;
-            }
+        }
+        if !superblock.clean {
+            // Where the host has told an error, it may still show what it could not write.
+            storage.forget_cached();
+            superblock = read_superblock(&*storage)?;
         }
         let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
         let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };

@@ -67,15 +67,15 @@ impl Group {
     /// A run has become available, and with it perhaps a longer one.
     fn note_available(&mut self, start: u32, len: u32) {
         if self.longest < LONG {
-            let run = self.available_before(start) + len + self.available_from(start + len);
+            let run = self.available_before(start) + len + self.available_from(start + len, LONG);
             self.longest = self.longest.max(run).min(LONG);
         }
     }
 
-    /// How many blocks from `start` on are available, up to about [`LONG`].
-    fn available_from(&self, start: u32) -> u32 {
+    /// How many blocks from `start` on are available, up to `max` and those behind it in the same word.
+    fn available_from(&self, start: u32, max: u32) -> u32 {
         let mut at = start;
-        while at < BLOCKS_PER_GROUP && at - start < LONG {
+        while at < BLOCKS_PER_GROUP && at - start < max {
             let (word, bit) = (self.available[at as usize / 64], at % 64);
             let ones = (word >> bit).trailing_ones().min(64 - bit);
             at += ones;
@@ -111,20 +111,12 @@ impl Group {
                 continue;
             }
             at += word.trailing_zeros();
-            let start = at;
-            while at < BLOCKS_PER_GROUP && at - start < want {
-                let bit = at % 64;
-                let ones = (self.available[at as usize / 64] >> bit).trailing_ones().min(64 - bit);
-                at += ones;
-                if ones < 64 - bit {
-                    break;
-                }
-            }
-            let len = (at - start).min(want);
+            let len = self.available_from(at, want);
             if len >= enough {
-                return Ok((start, len));
+                return Ok((at, len.min(want)));
             }
             longest = longest.max(len);
+            at += len;
         }
         Err(longest)
     }

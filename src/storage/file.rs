@@ -53,7 +53,7 @@ pub struct FileStorage {
     buffered: File,
     /// Held while a sync, or a durable write, by `buffered` or by `second` is under way.
     syncing: [Mutex<()>; 2],
-    /// A sync or a durable write.
+    /// A sync or a durable write has failed: nothing is durable any more.
     sync_failed: AtomicBool,
     mode: OpenMode,
     is_device: bool,

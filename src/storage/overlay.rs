@@ -67,6 +67,10 @@ impl<S: Storage> Storage for OverlayStorage<S> {
         self.below.will_read(offset, len);
     }
 
+    fn forget_cached(&self) {
+        self.below.forget_cached();
+    }
+
     fn skip_hole(&self, offset: u64) -> u64 {
         let below = self.below.skip_hole(offset);
         match self.blocks.read().range(offset / BLOCK..).next() {
