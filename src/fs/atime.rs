@@ -65,14 +65,14 @@ impl Fs {
         if !mode.is_due(self.lock_shared(&node)?.get().ok_or(FsError::NotFound)?, now) {
             return Ok(());
         }
-        let queued = {
-            let mut state = self.lock(&node)?;
+        let outdated = {
+            let mut state = self.lock_in_memory(&node)?;
             if !mode.is_due(state.get().ok_or(FsError::NotFound)?, now) {
                 return Ok(());
             }
             state.touch(now)
         };
-        if !queued && self.table.queue_unsaved(node) > UNSAVED_MAX {
+        if outdated && self.table.queue_unsaved(node) > UNSAVED_MAX {
             self.save_atimes(PER_BATCH);
         }
         Ok(())

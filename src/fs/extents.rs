@@ -242,6 +242,24 @@ impl Inner {
         Ok(found)
     }
 
+    /// The same of a locked inode that may be detached (O5).
+    pub(super) fn extents_of(
+        &self,
+        ino: Ino,
+        state: &State,
+        from: u64,
+        to: u64,
+        max: usize,
+    ) -> Result<Vec<Mapped>> {
+        match state.detached() {
+            Some(contents) if from < contents.len() as u64 => {
+                Ok(vec![Mapped::new(0, Extent::Inline(contents.to_vec()))])
+            }
+            Some(_) => Ok(Vec::new()),
+            None => self.extents_in(ino, from, to, max),
+        }
+    }
+
     /// The extent that ends exactly at `end`.
     fn extent_before(&self, ino: Ino, end: u64) -> Result<Option<Mapped>> {
         let Some(record) = self.tree.get(&extent_key(ino, end))? else { return Ok(None) };

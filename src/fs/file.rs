@@ -95,7 +95,7 @@ impl Fs {
         let size = file_of(&state)?.size;
         let len = size.saturating_sub(offset).min(out.len() as u64) as usize;
         if len > 0 {
-            let found = self.extents_in(ino, offset, offset + len as u64, usize::MAX)?;
+            let found = self.extents_of(ino, &state, offset, offset + len as u64, usize::MAX)?;
             if size < SMALL {
                 self.read_around(&found);
             }
@@ -532,7 +532,7 @@ impl Fs {
         }
         let mut at = offset;
         loop {
-            let extents = self.extents_in(ino, at, size, EXTENTS_PER_BATCH)?;
+            let extents = self.extents_of(ino, &state, at, size, EXTENTS_PER_BATCH)?;
             for m in &extents {
                 match (data, m.is_unwritten()) {
                     (true, true) => {}

@@ -273,21 +273,28 @@ impl Inner {
         self.table.node(ino)
     }
 
-    /// The node, locked for changes, its record read.
+    /// The node, locked for changes, its record read, and in the tree.
     fn lock<'n>(&self, node: &'n Node) -> Result<RwLockWriteGuard<'n, State>> {
+        let mut state = self.lock_in_memory(node)?;
+        self.attach(node, &mut state)?;
+        Ok(state)
+    }
+
+    /// The node, locked for what changes nothing but the node, its record read.
+    fn lock_in_memory<'n>(&self, node: &'n Node) -> Result<RwLockWriteGuard<'n, State>> {
         let mut state = node.state.write();
         state.load(&self.tree, node.ino)?;
         Ok(state)
     }
 
-    /// The node, locked for reading, its record read.
+    /// The node, locked for reading, its record read. It may be detached.
     fn lock_shared<'n>(&self, node: &'n Node) -> Result<RwLockReadGuard<'n, State>> {
         let state = node.state.read();
         if state.get().is_some() {
             return Ok(state);
         }
         drop(state);
-        let state = self.lock(node)?;
+        let state = self.lock_in_memory(node)?;
         Ok(RwLockWriteGuard::downgrade(state))
     }
 

@@ -64,6 +64,16 @@ pub(super) fn new_inode(kind: Kind, mode: u16, caller: &Caller) -> Inode {
     }
 }
 
+/// What is left of an inode that has lost a name.
+enum Left {
+    /// Its record.
+    Inode(Inode),
+    /// Its record and contents in memory: it was the last name, but it is in use.
+    Detached(Inode, Vec<u8>),
+    /// Nothing: it was the last name, nobody uses it, and one batch is enough to delete all that belongs to it.
+    Nothing,
+}
+
 /// A locked directory that a name is looked up in.
 struct Parent<'n> {
     node: &'n Node,
@@ -324,26 +334,24 @@ impl Fs {
         let child = self.node(entry.ino);
         let mut state = self.lock_named(&child)?;
         let mut above = parent.touched(caller.now)?;
-        let (inode, mut change) = self.unlinked(&child, &state, &mut above, caller)?;
+        let (left, mut change) = self.unlinked(&child, &state, &mut above, caller)?;
         change.batch.delete(&entry_key(parent.dir()?.entries, cookie));
         self.update(&mut change.batch, &node, &mut parent.state, above)?;
-        if self.set_unlinked(&child, &mut state, inode) {
+        if self.set_unlinked(&child, &mut state, left) {
             drop((state, parent));
             self.reclaim_if_unlinked(&child)?;
         }
         Ok(())
     }
 
-    /// Begins a change that takes one of its names from an inode, and takes it off the parent's counts. Returns the record that it has
-    /// then; without one, the change deletes it with all that belongs to it, since this was its last name, nobody uses it,
-    /// and one batch is enough.
+    /// Begins a change that takes one of its names from an inode, and takes it off the parent's counts. Returns what is left of it.
     fn unlinked(
         &self,
         node: &Node,
         state: &State,
         above: &mut Inode,
         caller: &Caller,
-    ) -> Result<(Option<Inode>, Remap)> {
+    ) -> Result<(Left, Remap)> {
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         if let Some(dir) = inode.dir {
             if dir.count > 0 {
@@ -357,39 +365,45 @@ impl Fs {
         }
         inode.ctime = caller.now;
         count_entry(above, false)?;
-        if inode.links == 0 && !self.table.is_referenced(node) {
-            let mut change = Remap::default();
-            // What cannot be read here does not keep a name from going. Counts of shared blocks may need space to change.
-            if let Ok(true) = self.collect_deletion(node.ino, &inode, EXTENTS_PER_BATCH, &mut change)
-                && change.shares.is_empty()
-            {
-                if self.is_unfinished(node.ino) {
-                    change.batch.delete(&orphan_key(node.ino));
-                }
-                return Ok((None, change));
+        // What cannot be read here does not keep a name from going.
+        let mut change = Remap::default();
+        if inode.links == 0 && self.table.is_referenced(node) {
+            if let Ok(Some(contents)) = self.collect_detachment(node.ino, &inode, &mut change) {
+                return Ok((Left::Detached(inode, contents), change));
             }
+        } else if inode.links == 0
+            && let Ok(true) = self.collect_deletion(node.ino, &inode, EXTENTS_PER_BATCH, &mut change)
+            // Counts of shared blocks may need space to change.
+            && change.shares.is_empty()
+        {
+            if self.is_unfinished(node.ino) {
+                change.batch.delete(&orphan_key(node.ino));
+            }
+            return Ok((Left::Nothing, change));
         }
         let mut change = Remap::default();
         if inode.links == 0 && !self.tree.defects().has(Defect::UnlinkWithoutMark) {
             change.batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
         }
         put_inode(&mut change.batch, node.ino, &inode);
-        Ok((Some(inode), change))
+        Ok((Left::Inode(inode), change))
     }
 
-    /// What [`Fs::unlinked`] began has been done; whether the inode may be still there, without a name.
-    fn set_unlinked(&self, node: &Node, state: &mut State, inode: Option<Inode>) -> bool {
-        match inode {
-            Some(inode) => {
+    /// What [`Fs::unlinked`] began has been done; whether the inode may be still in the tree, without a name.
+    fn set_unlinked(&self, node: &Node, state: &mut State, left: Left) -> bool {
+        match left {
+            Left::Inode(inode) => {
                 let orphan = inode.links == 0;
                 state.set(inode);
-                orphan
+                return orphan;
             }
-            None => {
-                self.set_deleted(node, state);
-                false
+            Left::Detached(inode, contents) => {
+                state.set_detached(inode, contents);
+                self.drop_if_unused(node, state);
             }
+            Left::Nothing => self.set_deleted(node, state),
         }
+        false
     }
 
     /// Moves a name, atomically.
@@ -491,7 +505,7 @@ impl Fs {
         let (mut source_state, mut other_state) = self.lock_two(&source, other.as_deref())?;
         let mut source_inode = source_state.get().ok_or(FsError::NotFound)?.clone();
         source_inode.ctime = now;
-        let mut other_inode = None;
+        let mut other_left = None;
         let mut victim = false;
         let new_cookie = match (&target, &other, other_state.as_ref()) {
             (Found::Entry(place, other_entry), Some(node), Some(state)) => {
@@ -508,10 +522,11 @@ impl Fs {
                     let back = Entry { name: name.to_vec(), ..other_entry.clone() };
                     self.put_entry(from.node, from_group, cookie, &back, &mut change.batch);
                     put_inode(&mut change.batch, node.ino, &inode);
-                    other_inode = Some(inode);
+                    other_left = Some(Left::Inode(inode));
                 } else {
                     let above = new_above.as_mut().unwrap_or(&mut old_above);
-                    (other_inode, change) = self.unlinked(node, state, above, caller)?;
+                    let (left, begun) = self.unlinked(node, state, above, caller)?;
+                    (other_left, change) = (Some(left), begun);
                     victim = true;
                 }
                 *place
@@ -548,8 +563,8 @@ impl Fs {
         }
         source_state.set(source_inode);
         source.set_seen_in(to_ino);
-        if let (Some(node), Some(state)) = (&other, &mut other_state)
-            && (self.set_unlinked(node, state, other_inode) && victim)
+        if let (Some(node), Some(state), Some(left)) = (&other, &mut other_state, other_left)
+            && (self.set_unlinked(node, state, left) && victim)
         {
             return Ok(Some(node.ino));
         }

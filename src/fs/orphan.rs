@@ -1,12 +1,16 @@
 //! Inodes without a name, and truncates that were interrupted.
 //!
-//! - **O1** An inode without a name has an orphan record, from the batch that took its last name to the one that deletes its record.
+//! - **O1** An inode without a name has an orphan record, from the batch that took its last name to the one that deletes its record;
+//!   unless it is detached.
 //! - **O2** It is deleted when nobody uses it: with its last name if a batch is enough, otherwise by the reclaimer, in batches of
 //!   several small ones or batch by batch.
 //! - **O3** What waits for the reclaimer is gone for everybody else, and only the reclaimer's queue knows its record. So it takes no
 //!   inode's lock, and whoever holds one can wait for it.
 //! - **O4** While extents of a file may lie behind its size although it was cut there, its orphan record says so, and it does not
 //!   grow before they are gone.
+//! - **O5** An inode that loses its last name while it is in use, and that memory can hold with all that belongs to it, is detached: the
+//!   batch deletes it from the tree, and its node has it alone. That is the common case, since the kernel forgets an inode only after
+//!   it has been unlinked. Who changes it attaches it before: a batch puts it back, with an orphan record.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -17,7 +21,7 @@ use super::extents::Remap;
 use super::file::{EXTENTS_PER_BATCH, in_smaller_batches, is_too_large};
 use super::format::*;
 use super::table::{Node, State};
-use super::{Fs, Inner};
+use super::{Fs, Inner, put_inode};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, thread};
 use crate::tree::Batch;
@@ -160,11 +164,15 @@ impl Inner {
     /// If an inode has no name left and nobody uses it, it is gone from now on, and waits to be deleted. Held on entry: no lock.
     pub(super) fn doom_if_unlinked(&self, node: &Arc<Node>) -> Result<bool> {
         let inode = {
-            let mut state = match self.lock(node) {
+            let mut state = match self.lock_in_memory(node) {
                 Ok(state) => state,
                 Err(FsError::NotFound) => return Ok(false),
                 Err(e) => return Err(e),
             };
+            if state.detached().is_some() {
+                self.drop_if_unused(node, &mut state);
+                return Ok(false);
+            }
             if !self.is_reclaimable(node, &state) {
                 if is_unlinked(&state) {
                     self.reclaimer.queue.lock().release_expected =
@@ -269,6 +277,61 @@ impl Inner {
         }
         remap.batch.delete(&inode_key(ino));
         Ok(true)
+    }
+
+    // -- detached inodes ------------------------------------------------------------------------------------------
+
+    /// Adds to a change what deletes an inode that is in use, and returns the contents, if memory can hold all that belongs to it (O5).
+    pub(super) fn collect_detachment(
+        &self,
+        ino: Ino,
+        inode: &Inode,
+        change: &mut Remap,
+    ) -> Result<Option<Vec<u8>>> {
+        let is_small = match inode.kind {
+            Kind::File => inode.blocks == 0 && !self.is_unfinished(ino),
+            Kind::Symlink => inode.size as usize == inode.target.len(),
+            _ => true,
+        };
+        if !is_small || inode.xattrs > 0 {
+            return Ok(None);
+        }
+        let mut contents = Vec::new();
+        if inode.kind == Kind::File && !inode.is_empty() {
+            let found = self.extents_in(ino, 0, u64::MAX, 2)?;
+            match found.into_iter().map(|m| m.extent).collect::<Vec<_>>().as_mut_slice() {
+                [] => {}
+                [Extent::Inline(bytes)] => contents = std::mem::take(bytes),
+                _ => return Ok(None),
+            }
+            if !contents.is_empty() {
+                change.batch.delete(&extent_key(ino, contents.len() as u64));
+            }
+        }
+        change.batch.delete(&inode_key(ino));
+        Ok(Some(contents))
+    }
+
+    /// Puts a locked inode back into the tree if it is detached (O5).
+    pub(super) fn attach(&self, node: &Node, state: &mut State) -> Result<()> {
+        let (Some(contents), Some(inode)) = (state.detached(), state.get()) else { return Ok(()) };
+        let mut batch = Batch::new();
+        batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
+        if !contents.is_empty() {
+            let extent = Extent::Inline(contents.to_vec());
+            batch.put_with(&extent_key(node.ino, contents.len() as u64), |record| extent.encode_into(record));
+        }
+        put_inode(&mut batch, node.ino, inode);
+        self.tree.apply(&batch)?;
+        state.set_attached();
+        Ok(())
+    }
+
+    /// A detached inode is gone when nobody uses it.
+    pub(super) fn drop_if_unused(&self, node: &Node, state: &mut State) {
+        if !self.table.is_referenced(node) {
+            let _ = state.set_gone();
+        }
     }
 
     /// The batch that deletes a locked inode has been applied.

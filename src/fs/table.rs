@@ -1,7 +1,7 @@
 //! The inodes in memory: one [`Node`] for each that is in use, with its lock and its record.
 //!
 //! - **I1** There is at most one node of an inode at a time; its record is the truth, and the tree has the same but for an atime
-//!   that is yet to be written.
+//!   that is yet to be written. Of a detached inode the tree has nothing (O5).
 //! - **I2** Locks are taken from the top of the directory tree downwards: a parent before its child; two parents of a rename
 //!   in the order of ancestry, otherwise by number; two children by number. Locks come before latches.
 
@@ -42,6 +42,8 @@ pub struct State {
     gone: bool,
     /// The tree has an older atime. Then the node waits in [`Table::take_unsaved`], which keeps it in memory.
     unsaved: bool,
+    /// The inode is detached: the tree has nothing of it any more, and a file's contents are these.
+    detached: Option<Vec<u8>>,
     /// Of a directory: it has been seen that numbers of its next births are not in use.
     pub births_are_free: bool,
 }
@@ -77,12 +79,12 @@ impl State {
         self.unsaved = false;
     }
 
-    /// Sets the atime in memory only; whether the tree had an older one already.
+    /// Sets the atime in memory only; whether the tree has an older one from now on, and had not before.
     pub fn touch(&mut self, now: Time) -> bool {
         if let Some(inode) = &mut self.inode {
             inode.atime = now;
         }
-        std::mem::replace(&mut self.unsaved, true)
+        self.detached.is_none() && !std::mem::replace(&mut self.unsaved, true)
     }
 
     /// Whether the tree has an older atime.
@@ -95,9 +97,27 @@ impl State {
         self.unsaved = false;
     }
 
+    /// The batch that deletes the inode has been applied, and from now on it is here alone.
+    pub fn set_detached(&mut self, inode: Inode, contents: Vec<u8>) {
+        self.set(inode);
+        self.detached = Some(contents);
+    }
+
+    /// The contents of a detached inode.
+    pub fn detached(&self) -> Option<&[u8]> {
+        self.detached.as_deref()
+    }
+
+    /// The tree has the inode again.
+    pub fn set_attached(&mut self) {
+        self.detached = None;
+        self.unsaved = false;
+    }
+
     /// The inode has been deleted, or will be; returns its record.
     pub fn set_gone(&mut self) -> Option<Inode> {
         self.gone = true;
+        self.detached = None;
         self.inode.take()
     }
 }

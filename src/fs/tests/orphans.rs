@@ -1,6 +1,7 @@
 //! Files that lost their names while they were in use, and what they leave behind.
 
 use super::*;
+use crate::storage::{Fault, FaultStorage, OpKind};
 
 /// Files that are in use, each with so many bytes.
 fn held(fs: &Fs, count: usize, len: usize) -> Vec<Ino> {
@@ -167,4 +168,123 @@ fn an_orphan_that_does_not_exist_does_not_keep_an_image_from_being_opened() {
         assert!(fs.lookup(ROOT, b"f0").is_ok());
         fs.close().unwrap();
     }
+}
+
+/// Whether the tree has anything of an inode.
+fn is_in_tree(fs: &Fs, ino: Ino) -> bool {
+    let mut cursor = fs.tree().cursor();
+    cursor.seek(&format::extent_key(ino, 0)).unwrap();
+    let has_contents = cursor.next().unwrap() && format::extent_end(ino, cursor.key()).is_some();
+    has_contents
+        || fs.tree().get(&format::inode_key(ino)).unwrap().is_some()
+        || fs.tree().get(&format::orphan_key(ino)).unwrap().is_some()
+}
+
+/// What `fsck` would call damage: records of inodes that have neither a name nor an orphan record.
+fn inodes(fs: &Fs) -> Vec<Ino> {
+    fs.tree().check().unwrap();
+    (1..100).map(|n| Ino::new(0, n)).filter(|ino| is_in_tree(fs, *ino)).collect()
+}
+
+#[test]
+fn a_small_file_that_is_in_use_leaves_the_tree_with_its_name_and_stays_whole() {
+    for len in [0, 1, 1500, 2048] {
+        let storage = image(64 << 20);
+        let fs = open_in_background(&storage);
+        let ino = held(&fs, 1, len)[0];
+        let before = fs.attributes(ino).unwrap();
+        unlink_all(&fs, 1);
+        assert!(!is_in_tree(&fs, ino), "it is deleted twice");
+        let after = fs.attributes(ino).unwrap();
+        assert_eq!(after, Attributes { links: 0, ctime: after.ctime, ..before });
+        assert_eq!(fs.read(ino, 0, 4096).unwrap(), vec![3; len]);
+        assert_eq!(fs.read(ino, 1000, 4096).unwrap(), vec![3; len.saturating_sub(1000)]);
+        assert_eq!(fs.seek(ino, 0, true).unwrap(), (len > 0).then_some(0));
+        assert_eq!(fs.seek(ino, 0, false).unwrap(), (len > 0).then_some(len as u64));
+        assert!(fs.list_xattrs(ino).unwrap().is_empty());
+        assert!(matches!(fs.link(ino, ROOT, b"again", &ME), Err(FsError::NotFound)));
+        // A time of access in memory must not bring back a part of it.
+        fs.set_atime_mode(Atime::Strict);
+        fs.touch_atime(ino, Time { seconds: 1_800_000_000, nanos: 0 }).unwrap();
+        fs.sync().unwrap();
+        assert_eq!(fs.attributes(ino).unwrap().atime.seconds, 1_800_000_000);
+        fs.release(ino, 1).unwrap();
+        assert!(is_gone(&fs, ino));
+        fs.close().unwrap();
+        let fs = open(&storage);
+        assert_eq!(inodes(&fs), [ROOT]);
+    }
+}
+
+#[test]
+fn a_small_file_that_is_changed_after_it_lost_its_name_is_an_orphan_again() {
+    let changes: [fn(&Fs, Ino) -> Result<()>; 6] = [
+        |fs, ino| fs.write(ino, 50, b"more", &ME),
+        |fs, ino| fs.write(ino, 5000, b"more", &ME),
+        |fs, ino| {
+            fs.set_attributes(ino, &SetAttributes { size: Some(10), ..Default::default() }, &ME).map(drop)
+        },
+        |fs, ino| {
+            fs.set_attributes(ino, &SetAttributes { mode: Some(0o600), ..Default::default() }, &ME).map(drop)
+        },
+        |fs, ino| fs.fallocate(ino, 0, 10_000, Fallocate::Allocate, &ME),
+        |fs, ino| fs.set_xattr(ino, b"user.a", b"b", SetXattr::Any, &ME),
+    ];
+    for (i, change) in changes.iter().enumerate() {
+        for close in [false, true] {
+            let storage = image(64 << 20);
+            let fs = open_in_background(&storage);
+            // One keeps its name: both must be the same afterwards.
+            let files = held(&fs, 2, 100);
+            fs.unlink(ROOT, b"f0", &ME).unwrap();
+            for ino in &files {
+                change(&fs, *ino).unwrap();
+            }
+            assert_eq!(orphans(&fs), 1, "change {i}");
+            let [unlinked, named] = [files[0], files[1]].map(|ino| fs.attributes(ino).unwrap());
+            assert_eq!(unlinked, Attributes { ino: files[0], links: 0, ..named }, "change {i}");
+            let [unlinked, named] = [files[0], files[1]].map(|ino| fs.read(ino, 0, 20_000).unwrap());
+            assert_eq!(unlinked, named, "change {i}");
+            end(fs, close);
+            let fs = open(&storage);
+            assert_eq!(inodes(&fs), [ROOT, files[1]], "change {i}");
+            assert_eq!(orphans(&fs), 0);
+        }
+    }
+}
+
+#[test]
+fn what_was_replaced_and_directories_and_links_in_use_leave_the_tree_with_their_names() {
+    let storage = image(64 << 20);
+    let fs = open_in_background(&storage);
+    let old = held(&fs, 1, 100)[0];
+    let new = create(&fs, ROOT, b"new", New::File, 0o644, &ME).unwrap();
+    fs.rename(ROOT, b"new", ROOT, b"f0", RenameMode::Replace, &ME).unwrap();
+    assert_eq!(fs.read(old, 0, 200).unwrap(), [3; 100], "who reads it reads on");
+    let dir = fs.create(ROOT, b"dir", New::Directory, 0o755, 0, &ME).unwrap().ino;
+    fs.rmdir(ROOT, b"dir", &ME).unwrap();
+    assert!(matches!(fs.create(dir, b"a", New::File, 0o644, 0, &ME), Err(FsError::NotFound)));
+    let link = fs.create(ROOT, b"link", New::Symlink(b"target"), 0o777, 0, &ME).unwrap().ino;
+    fs.unlink(ROOT, b"link", &ME).unwrap();
+    assert_eq!(fs.read_link(link).unwrap(), b"target");
+    assert_eq!((fs.attributes(dir).unwrap().links, fs.attributes(link).unwrap().links), (0, 0));
+    // A crash leaves nothing of them, whether or not they were attached again.
+    fs.set_attributes(link, &SetAttributes { uid: Some(7), ..Default::default() }, &ME).unwrap();
+    end(fs, false);
+    let fs = open(&storage);
+    assert_eq!(inodes(&fs), [ROOT, new]);
+}
+
+#[test]
+fn a_small_file_without_a_name_can_be_read_when_nothing_can_be_written_any_more() {
+    let storage = image(64 << 20);
+    let faults = Arc::new(FaultStorage::new(storage));
+    let fs = Fs::open(faults.clone(), &options()).unwrap();
+    let ino = held(&fs, 1, 100)[0];
+    unlink_all(&fs, 1);
+    faults.arm(Fault::nth(&[OpKind::Write, OpKind::WriteDurable, OpKind::Sync], 0).forever());
+    assert!(fs.sync().is_err());
+    assert_eq!(fs.read(ino, 0, 200).unwrap(), [3; 100]);
+    assert!(fs.write(ino, 0, b"x", &ME).is_err());
+    assert_eq!(fs.read(ino, 0, 200).unwrap(), [3; 100], "a change that failed changes nothing");
 }
