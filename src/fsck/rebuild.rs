@@ -297,7 +297,7 @@ fn search(
             // What lies behind the end of the file has never been there.
             let there = image.short.is_none_or(|held| offset < held);
             if !free && there && hole < offset + bytes.len() as u64 {
-                hole = image.storage().skip_hole(offset);
+                hole = image.storage().skip_hole(offset).unwrap_or(offset);
             }
             // What was never written holds no pages.
             let written = hole < offset + bytes.len() as u64;

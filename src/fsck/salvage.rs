@@ -208,7 +208,7 @@ fn survey(storage: &dyn Storage, len: u64, progress: &dyn Fn(Progress)) -> Resul
     let mut chunk = vec![0; CHUNK_SIZE];
     let mut at = LOG_OFFSET;
     loop {
-        at = storage.skip_hole(at) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        at = storage.skip_hole(at).unwrap_or(at) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
         if at + PAGE_SIZE as u64 > len {
             return Ok(Survey(found));
         }

@@ -31,9 +31,9 @@ impl Storage for Extended {
         if there.is_empty() { Ok(()) } else { self.below.read_at(offset, there) }
     }
 
-    fn skip_hole(&self, offset: u64) -> u64 {
-        let next = if offset < self.held { self.below.skip_hole(offset) } else { offset };
-        if next < self.held { next } else { self.len.max(offset) }
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
+        let next = if offset < self.held { self.below.skip_hole(offset)? } else { offset };
+        Some(if next < self.held { next } else { self.len.max(offset) })
     }
 
     fn forget_cached(&self) {

@@ -103,6 +103,10 @@ const OPERATION_PAUSE: Duration = Duration::from_millis(1);
 const OPERATION_MAX: Duration = Duration::from_secs(60);
 /// Frames that long scans use in turn.
 const RING: usize = 16;
+/// Chunks of which it is asked whether the host has space for them, for each that may be given back.
+const LOOKS_PER_PUNCH: usize = 16;
+/// So long closing gives free chunks back to the host; what is left is found when the image is opened next.
+const CLOSING_PUNCHES: Duration = Duration::from_secs(1);
 
 /// What became of a page that was not in the pool.
 enum Loaded<'p> {
@@ -147,6 +151,8 @@ pub struct Pool {
     ring: Mutex<VecDeque<FrameNo>>,
     prefetcher: Prefetcher,
     hand: AtomicUsize,
+    /// How far the image has been looked through for free chunks that the host has space for; `None`: to its end.
+    looked_at: Mutex<Option<u64>>,
     /// Frames that are dirty or set aside for transactions (P2).
     budget: AtomicUsize,
     dirty_max: usize,
@@ -629,9 +635,21 @@ impl Pool {
         true
     }
 
+    /// Looks at the next chunks of the image that the host has space for: they may be free since before it was opened. What was freed
+    /// just before it was closed or a crash came, and what was written and never committed, nobody else would give back.
+    fn look_for_free_chunks(&self, chunks: usize) {
+        let mut looked = self.looked_at.lock();
+        for _ in 0..chunks {
+            let Some(from) = *looked else { return };
+            let on_host = self.storage.skip_hole(from);
+            *looked = on_host.and_then(|offset| self.space.lock().note_on_host(offset));
+        }
+    }
+
     /// Gives free chunks back to the host, at most `max` of them; returns how many.
     pub fn punch(&self, max: usize) -> Result<usize> {
         self.writable()?;
+        self.look_for_free_chunks(max.saturating_mul(LOOKS_PER_PUNCH));
         for done in 0..max {
             let taken = self.space.lock().take_punchable();
             let Some(run) = taken else { return Ok(done) };
@@ -739,6 +757,9 @@ impl Pool {
         }
         let mut flusher = self.flusher.lock();
         self.log.commit(self.log.end())?;
+        self.reclaim();
+        let begun = Instant::now();
+        while begun.elapsed() < CLOSING_PUNCHES && self.punch(16).unwrap_or(0) > 0 {}
         self.checkpoint_with(&mut flusher, true)
     }
 }

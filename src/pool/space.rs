@@ -710,6 +710,20 @@ impl Space {
         }
     }
 
+    /// Tells of space that the host has at `offset`: if that chunk is free, the host may take it back. Returns where the next chunk
+    /// begins; `None` behind the last group.
+    pub fn note_on_host(&mut self, offset: u64) -> Option<u64> {
+        let block = BlockNo((offset / BLOCK_SIZE as u64).max(self.first_block()));
+        let chunk = self.chunk_of(block);
+        if chunk.0 / CHUNKS_PER_GROUP as u64 >= self.groups() as u64 {
+            return None;
+        }
+        if self.is_available(chunk) {
+            self.punchable.insert(chunk);
+        }
+        Some(self.chunk_run(chunk).end().offset())
+    }
+
     /// Takes a chunk that is available as a whole and that the host may take back; give it back when it is punched (S4).
     pub fn take_punchable(&mut self) -> Option<Run> {
         loop {

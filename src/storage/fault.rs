@@ -173,7 +173,7 @@ impl<S: Storage> Storage for FaultStorage<S> {
         self.inner.will_read(offset, len);
     }
 
-    fn skip_hole(&self, offset: u64) -> u64 {
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
         self.inner.skip_hole(offset)
     }
 

@@ -310,16 +310,13 @@ impl Storage for FileStorage {
         }
     }
 
-    fn skip_hole(&self, offset: u64) -> u64 {
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
         // A device's position is used by `len`, and a hole in it is not told.
         if self.is_device {
-            return offset;
+            return None;
         }
-        match sys::seek_data(&self.buffered, offset) {
-            Ok(Some(data)) => data.max(offset),
-            Ok(None) => self.len().unwrap_or(offset).max(offset),
-            Err(_) => offset,
-        }
+        let data = sys::seek_data(&self.buffered, offset).ok()?;
+        Some(data.or_else(|| self.len().ok())?.max(offset))
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {

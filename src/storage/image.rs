@@ -88,10 +88,13 @@ impl Image {
         Ok(())
     }
 
-    /// Where the next block lies that was ever written; `offset` itself if it lies in one, or if what was never written is not zero.
-    pub(super) fn skip_hole(&self, offset: u64) -> u64 {
-        if self.stale.is_some() || offset >= self.len {
-            return offset;
+    /// Where the next block lies that was ever written; `None` if what was never written is not zero.
+    pub(super) fn skip_hole(&self, offset: u64) -> Option<u64> {
+        if self.stale.is_some() {
+            return None;
+        }
+        if offset >= self.len {
+            return Some(offset);
         }
         let first = offset / BLOCK as u64;
         let chunk = first as usize / CHUNK_BLOCKS;
@@ -102,7 +105,7 @@ impl Image {
             present.map(move |(k, _)| (i * CHUNK_BLOCKS + k) as u64)
         });
         let next = blocks.find(|block| *block >= first);
-        next.map_or(self.len, |block| (block * BLOCK as u64).max(offset))
+        Some(next.map_or(self.len, |block| (block * BLOCK as u64).max(offset)))
     }
 
     /// Writes `bytes` at `offset`, and makes the image longer where needed. Fails with EFBIG beyond 4 TiB.

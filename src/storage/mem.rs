@@ -33,7 +33,7 @@ impl Storage for MemStorage {
         self.image.read().read(offset, buf)
     }
 
-    fn skip_hole(&self, offset: u64) -> u64 {
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
         self.image.read().skip_hole(offset)
     }
 

@@ -73,10 +73,10 @@ pub trait Storage: Send + Sync {
     /// Waits for nothing, and promises nothing.
     fn will_read(&self, _offset: u64, _len: u64) {}
 
-    /// An offset, at least `offset` and at most the greater of it and the length, before which from `offset` on there are only zeros.
-    /// It is `offset` itself where the host cannot tell more.
-    fn skip_hole(&self, offset: u64) -> u64 {
-        offset
+    /// An offset, at least `offset` and at most the greater of it and the length, before which from `offset` on there are only zeros
+    /// that take no space. `None` where the host cannot tell.
+    fn skip_hole(&self, _offset: u64) -> Option<u64> {
+        None
     }
 
     /// Writes all of `buf`. Durable after a [`Storage::sync`] that begins after this returns. A write past
@@ -129,7 +129,7 @@ impl<T: Storage + ?Sized> Storage for Arc<T> {
         (**self).will_read(offset, len);
     }
 
-    fn skip_hole(&self, offset: u64) -> u64 {
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
         (**self).skip_hole(offset)
     }
 

@@ -71,12 +71,12 @@ impl<S: Storage> Storage for OverlayStorage<S> {
         self.below.forget_cached();
     }
 
-    fn skip_hole(&self, offset: u64) -> u64 {
-        let below = self.below.skip_hole(offset);
-        match self.blocks.read().range(offset / BLOCK..).next() {
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
+        let below = self.below.skip_hole(offset)?;
+        Some(match self.blocks.read().range(offset / BLOCK..).next() {
             Some((block, _)) => below.min(block * BLOCK).max(offset),
             None => below,
-        }
+        })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {

@@ -438,7 +438,7 @@ impl Storage for Disk {
         self.below.read_at(offset, buf)
     }
 
-    fn skip_hole(&self, offset: u64) -> u64 {
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
         self.below.skip_hole(offset)
     }
 

@@ -252,6 +252,10 @@ impl Storage for SimStorage {
         state.live.read(offset, buf)
     }
 
+    fn skip_hole(&self, offset: u64) -> Option<u64> {
+        self.state.lock().live.skip_hole(offset)
+    }
+
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.operate(OpKind::Write, offset, buf.len() as u64, buf.into())
     }

@@ -283,6 +283,58 @@ fn freed_space_goes_back_to_the_host() {
     tree.check().unwrap();
 }
 
+/// Free chunks are not known to anybody who opens the image, but the host knows what it has.
+#[test]
+fn what_was_freed_or_given_up_before_the_image_was_opened_goes_back_to_the_host() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let size = 64u64 << 20;
+    std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+    let options = FormatOptions { size, log_size: Some(1 << 20), ..FormatOptions::default() };
+    let open_storage = || Arc::new(FileStorage::open(&path, OpenMode::ReadWrite).unwrap());
+    Tree::format(&*open_storage(), &options).unwrap();
+    let taken = || std::fs::metadata(&path).unwrap().blocks() * 512;
+    let write = |tree: &Tree, kept: bool| -> Vec<Run> {
+        let fill = |n| {
+            let run = tree.reserve_blocks(256).unwrap();
+            tree.write_blocks(run.start, &vec![7; run.len as usize * BLOCK_SIZE]).unwrap();
+            let mut batch = Batch::new();
+            batch.allocate(run);
+            batch.put(&key(n), &run.start.0.to_be_bytes());
+            if kept {
+                tree.apply(&batch).unwrap();
+            }
+            run
+        };
+        (0..20).map(fill).collect()
+    };
+    let tree = Tree::open(open_storage(), &quiet(100)).unwrap();
+    let kept = write(&tree, true);
+    tree.commit_all().unwrap();
+    let with_data = taken();
+    // Written, and then the process died.
+    write(&tree, false);
+    assert!(taken() >= with_data + (20 << 20));
+    drop(tree);
+    let tree = Tree::open(open_storage(), &quiet(100)).unwrap();
+    while tree.trim(3).unwrap() > 0 {}
+    // The host does not tell of what was allocated ahead and never written.
+    assert!(taken() <= with_data + (5 << 20), "{with_data} bytes and then {}", taken());
+    let mut block = vec![0; BLOCK_SIZE];
+    for run in &kept {
+        tree.read_blocks(run.start, &mut block).unwrap();
+        assert!(block.iter().all(|b| *b == 7), "data was given away");
+    }
+    // Freed just before it is closed.
+    let mut batch = Batch::new();
+    kept.iter().for_each(|run| batch.free(*run));
+    tree.apply(&batch).unwrap();
+    tree.close().unwrap();
+    assert!(taken() <= with_data - (14 << 20), "{with_data} bytes and then {}", taken());
+    Tree::open(open_storage(), &quiet(100)).unwrap().check().unwrap();
+}
+
 /// The host's disk is full, and what was deleted in the image has not been given back to it yet.
 #[test]
 fn what_was_freed_is_given_to_a_full_host_before_a_write_fails() {
