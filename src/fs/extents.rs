@@ -338,7 +338,7 @@ impl Inner {
             reads.push((parts[i].first, parts[i].at..end));
         }
         for (first, range) in reads[1..].iter().filter(|(_, range)| (range.len() as u64) < DIRECT_LEN_MIN) {
-            self.tree.will_read_blocks(*first, (range.len() / BLOCK_SIZE) as u32);
+            self.announce_piece(Run { start: *first, len: (range.len() / BLOCK_SIZE) as u32 }, out.len());
         }
         for (first, range) in reads {
             if self.read_contents(ino, first, &mut out[range.clone()]).is_err() {

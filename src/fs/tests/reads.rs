@@ -93,3 +93,32 @@ fn a_dead_block_that_cannot_be_read_is_no_loss() {
     let expected = |at: usize| if at / 4096 == 100 { 2 } else { 1 };
     assert!(bytes.iter().enumerate().all(|(at, b)| *b == expected(at)));
 }
+
+#[test]
+fn pieces_that_overwrites_have_moved_are_fetched_together_where_all_of_a_file_is_read() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = write_file(&fs, "f", &vec![7; 16 << 20]);
+    // The new blocks lie in the order of the overwrites, all over the file.
+    let overwritten: Vec<u64> = (0..400).map(|n| n * 7919 % 4096).collect();
+    overwritten.iter().for_each(|block| fs.write(ino, block * 4096, &[8; BLOCK_SIZE], &ME).unwrap());
+    fs.close().unwrap();
+
+    for (len, is_long) in [(1 << 20, true), (16 << 10, false)] {
+        let (fs, told) = cold(&storage);
+        for at in (0..16 << 20).step_by(len) {
+            let bytes = fs.read(ino, at as u64, len).unwrap();
+            let blocks = bytes.as_chunks::<BLOCK_SIZE>().0.iter().enumerate();
+            for (i, block) in blocks {
+                let expected = if overwritten.contains(&(at as u64 / 4096 + i as u64)) { 8 } else { 7 };
+                assert!(block.iter().all(|b| *b == expected));
+            }
+        }
+        let told = told.lock().unwrap();
+        let stretch = u64::from(STRETCH) * BLOCK_SIZE as u64;
+        let fetched = told.iter().filter(|(_, len)| *len == stretch).count();
+        // 400 blocks lie in four or five stretches.
+        assert_eq!(fetched, if is_long { fetched.clamp(4, 5) } else { 0 }, "reads of {len} bytes");
+        assert!(told.iter().all(|(offset, len)| *len < stretch || offset % stretch == 0));
+    }
+}
