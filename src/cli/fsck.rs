@@ -185,7 +185,7 @@ pub fn run(args: &Args) -> CliResult {
     let report =
         report.map_err(|e| Failure::new(OPERATIONAL, format_args!("{}: {e}", args.image.display())))?;
     if args.json {
-        print(OPERATIONAL, report.to_json())?;
+        print(OPERATIONAL, format_args!("{:#}", report.to_json()))?;
     } else {
         print(OPERATIONAL, report.to_string().trim_end())?;
     }

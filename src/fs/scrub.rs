@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 
 use super::error::{FsError, Result};
 use super::extents::BLOCK;
@@ -65,18 +66,17 @@ impl Scrub {
     }
 
     /// A JSON object with all of it.
-    pub fn json(&self) -> String {
+    pub fn to_json(&self) -> Value {
         let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        format!(
-            "{{\"run\":{},\"state\":\"{}\",\"running\":{},\"records\":{},\"inodes\":{},\"bytes\":{},\"damaged\":{}}}",
-            self.run,
-            self.state(),
-            self.running.load(Ordering::SeqCst),
-            of(&self.records),
-            of(&self.inodes),
-            of(&self.bytes),
-            of(&self.damaged)
-        )
+        json!({
+            "run": self.run,
+            "state": self.state(),
+            "running": self.running.load(Ordering::SeqCst),
+            "records": of(&self.records),
+            "inodes": of(&self.inodes),
+            "bytes": of(&self.bytes),
+            "damaged": of(&self.damaged),
+        })
     }
 }
 

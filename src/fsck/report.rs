@@ -1,6 +1,8 @@
 //! What a check found: problems with their places, counts, and how both are shown.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
+
+use serde_json::{Map, Value, json};
 
 use super::fix::Fix;
 use super::toll::Toll;
@@ -325,8 +327,7 @@ impl Report {
     }
 
     /// Everything as one JSON object.
-    pub fn to_json(&self) -> String {
-        let mut out = String::from("{\n");
+    pub fn to_json(&self) -> Value {
         let state = if self.left > 0 {
             "damaged"
         } else if self.repaired > 0 {
@@ -334,100 +335,71 @@ impl Report {
         } else {
             "clean"
         };
-        let _ = writeln!(out, "  \"state\": \"{state}\",\n  \"exit_code\": {},", self.exit_code());
-        let _ = writeln!(out, "  \"checked\": {},", self.checked);
-        let _ = writeln!(out, "  \"marked_as_damaged\": {},", self.marked);
-        match &self.replay {
-            Some(r) => {
-                let _ = writeln!(
-                    out,
-                    "  \"replay\": {{\"log_bytes\": {}, \"records\": {}, \"page_changes\": {}, \"pages_restored\": {}, \
-                     \"discarded_bytes\": {}, \"written\": {}}},",
-                    r.log_bytes, r.records, r.redone, r.repaired, r.discarded, self.replay_written
-                );
-            }
-            None => out.push_str("  \"replay\": null,\n"),
-        }
-        for (name, value) in [
-            ("inodes", self.inodes),
-            ("directories", self.directories),
-            ("names", self.names),
-            ("extents", self.extents),
-            ("xattrs", self.xattrs),
-            ("data_bytes", self.data_bytes),
-            ("tree_bytes", self.tree_bytes),
-            ("height", self.height as u64),
-            ("scrubbed_bytes", self.scrubbed_bytes),
-            ("lost_ranges", self.lost_ranges),
-            ("lost_bytes", self.lost_bytes),
-            ("lost_names", self.lost_names),
-            ("reconnected", self.reconnected),
-            ("problems_left", self.left),
-            ("problems_repaired", self.repaired),
-        ] {
-            let _ = writeln!(out, "  \"{name}\": {value},");
-        }
-        let lost: Vec<String> = self.lost.iter().map(place_json).collect();
-        let _ = writeln!(out, "  \"lost\": [{}],", lost.join(", "));
-        let toll = self.toll.map_or("null".to_string(), Toll::to_json);
-        let _ = writeln!(out, "  \"repair_would_lose\": {toll},");
-        let _ = writeln!(out, "  \"seconds\": {:.3},", self.seconds);
-        let counts: Vec<String> = self.counts.iter().map(|(k, n)| format!("\"{}\": {n}", k.name())).collect();
-        let _ = writeln!(out, "  \"counts\": {{{}}},", counts.join(", "));
-        let problems: Vec<String> = self.problems.iter().map(problem_json).collect();
-        match problems.is_empty() {
-            true => out.push_str("  \"problems\": []\n}\n"),
-            false => {
-                let _ = writeln!(out, "  \"problems\": [\n    {}\n  ]\n}}", problems.join(",\n    "));
-            }
-        }
-        out
+        let replay = |r: &RecoveryReport| {
+            json!({
+                "log_bytes": r.log_bytes,
+                "records": r.records,
+                "page_changes": r.redone,
+                "pages_restored": r.repaired,
+                "discarded_bytes": r.discarded,
+                "written": self.replay_written,
+            })
+        };
+        let counts = self.counts.iter().map(|(kind, n)| (kind.name().to_owned(), Value::from(*n)));
+        json!({
+            "state": state,
+            "exit_code": self.exit_code(),
+            "checked": self.checked,
+            "marked_as_damaged": self.marked,
+            "replay": self.replay.as_ref().map(replay),
+            "inodes": self.inodes,
+            "directories": self.directories,
+            "names": self.names,
+            "extents": self.extents,
+            "xattrs": self.xattrs,
+            "data_bytes": self.data_bytes,
+            "tree_bytes": self.tree_bytes,
+            "height": self.height,
+            "scrubbed_bytes": self.scrubbed_bytes,
+            "lost_ranges": self.lost_ranges,
+            "lost_bytes": self.lost_bytes,
+            "lost_names": self.lost_names,
+            "reconnected": self.reconnected,
+            "problems_left": self.left,
+            "problems_repaired": self.repaired,
+            "lost": self.lost.iter().map(place_json).collect::<Vec<_>>(),
+            "repair_would_lose": self.toll.map(Toll::to_json),
+            "seconds": (self.seconds * 1e3).round() / 1e3,
+            "counts": counts.collect::<Map<_, _>>(),
+            "problems": self.problems.iter().map(problem_json).collect::<Vec<_>>(),
+        })
     }
 }
 
-fn place_json(place: &Place) -> String {
-    format!("{{{}}}", place_fields(place).join(", "))
+/// What is known of a place.
+fn place_json(place: &Place) -> Map<String, Value> {
+    let fields: [(&str, Option<Value>); 7] = [
+        ("inode", place.ino.map(Value::from)),
+        ("path", place.path.as_deref().map(Value::from)),
+        ("page", place.page.map(|page| page.0.into())),
+        ("block", place.blocks.map(|run| run.start.0.into())),
+        ("blocks", place.blocks.map(|run| run.len.into())),
+        ("from", place.range.map(|range| range.0.into())),
+        ("to", place.range.map(|range| range.1.into())),
+    ];
+    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-fn problem_json(p: &Problem) -> String {
-    let mut fields = vec![format!("\"kind\": \"{}\"", p.kind.name())];
-    fields.append(&mut place_fields(&p.place));
-    fields.push(format!("\"what\": {}", json_string(&p.what)));
-    fields.push(match &p.repair {
-        Some(repair) => format!("\"repair\": {}", json_string(repair)),
-        None => "\"repair\": null".into(),
-    });
-    fields.push(format!("\"safe\": {}", p.safe));
-    fields.push(format!("\"repaired\": {}", p.outcome == Outcome::Repaired));
-    format!("{{{}}}", fields.join(", "))
-}
-
-fn place_fields(place: &Place) -> Vec<String> {
-    let mut fields = Vec::new();
-    fields.extend(place.ino.map(|i| format!("\"inode\": {i}")));
-    fields.extend(place.path.as_ref().map(|s| format!("\"path\": {}", json_string(s))));
-    fields.extend(place.page.map(|p| format!("\"page\": {}", p.0)));
-    fields.extend(place.blocks.map(|r| format!("\"block\": {}, \"blocks\": {}", r.start.0, r.len)));
-    fields.extend(place.range.map(|(a, b)| format!("\"from\": {a}, \"to\": {b}")));
+fn problem_json(p: &Problem) -> Map<String, Value> {
+    let mut fields = Map::from_iter([("kind".to_owned(), p.kind.name().into())]);
+    fields.extend(place_json(&p.place));
+    fields.extend([
+        ("what".to_owned(), p.what.as_str().into()),
+        ("repair".to_owned(), p.repair.as_deref().into()),
+        ("safe".to_owned(), p.safe.into()),
+        ("repaired".to_owned(), (p.outcome == Outcome::Repaired).into()),
+    ]);
     fields
-}
-
-fn json_string(s: &str) -> String {
-    let mut out = String::from("\"");
-    for c in s.chars() {
-        match c {
-            '"' | '\\' => {
-                out.push('\\');
-                out.push(c);
-            }
-            c if (c as u32) < 0x20 => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 impl fmt::Display for Report {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
+
 use super::Looked;
 use super::fix::Fix;
 use super::report::{ProblemKind, counted};
@@ -69,22 +71,20 @@ impl Toll {
         Some(toll)
     }
 
-    /// The fields of a JSON object.
-    pub(super) fn to_json(self) -> String {
-        format!(
-            "{{\"everything\": {}, \"key_ranges\": {}, \"log\": {}, \"records\": {}, \"names\": {}, \
-             \"contents\": {}, \"contested\": {}, \"reconnected\": {}, \"leaves_found\": {}, \"more\": {}}}",
-            self.everything,
-            self.key_ranges,
-            self.log,
-            self.records,
-            self.names,
-            self.contents,
-            self.contested,
-            self.reconnected,
-            self.leaves_found,
-            self.more
-        )
+    /// The same as a JSON object.
+    pub(super) fn to_json(self) -> Value {
+        json!({
+            "everything": self.everything,
+            "key_ranges": self.key_ranges,
+            "log": self.log,
+            "records": self.records,
+            "names": self.names,
+            "contents": self.contents,
+            "contested": self.contested,
+            "reconnected": self.reconnected,
+            "leaves_found": self.leaves_found,
+            "more": self.more,
+        })
     }
 }
 

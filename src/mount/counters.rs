@@ -1,8 +1,9 @@
 //! Counts of requests by kind, with latencies.
 
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+use serde_json::{Value, json};
 
 /// The kinds of requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +97,11 @@ impl Default for Counters {
     }
 }
 
+/// Rounded to a tenth.
+fn tenths(n: f64) -> f64 {
+    (n * 10.0).round() / 10.0
+}
+
 impl Counters {
     /// Counts a request that began at `started` and has just been answered.
     pub fn add(&self, request: Request, started: Instant, failed: bool) {
@@ -111,13 +117,12 @@ impl Counters {
 
     /// A JSON object with an object for each kind that has occurred: count, errors, and microseconds: mean, and the upper ends
     /// of the buckets in which the median, the 99th percentile and the maximum lie.
-    pub fn json(&self) -> String {
-        let mut out = String::from("{");
-        for (name, counter) in NAMES.iter().zip(&self.0) {
+    pub fn to_json(&self) -> Value {
+        let told = |(name, counter): (&&str, &Counter)| {
             let buckets: Vec<u64> = counter.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
             let count: u64 = buckets.iter().sum();
             if count == 0 {
-                continue;
+                return None;
             }
             let quantile = |part: f64| {
                 let rank = (count as f64 * part).ceil() as u64;
@@ -126,23 +131,18 @@ impl Counters {
                     seen += n;
                     seen >= rank
                 });
-                (1u64 << (bucket.unwrap_or(BUCKETS - 1) + 1)) as f64 / 1e3
+                tenths((1u64 << (bucket.unwrap_or(BUCKETS - 1) + 1)) as f64 / 1e3)
             };
-            let mean = counter.nanos.load(Ordering::Relaxed) as f64 / count as f64 / 1e3;
-            let errors = counter.errors.load(Ordering::Relaxed);
-            if out.len() > 1 {
-                out.push(',');
-            }
-            // Writing to a string cannot fail.
-            let _ = write!(
-                out,
-                "\"{name}\":{{\"count\":{count},\"errors\":{errors},\"mean_us\":{mean:.1},\"p50_us\":{:.1},\"p99_us\":{:.1},\"max_us\":{:.1}}}",
-                quantile(0.5),
-                quantile(0.99),
-                quantile(1.0)
-            );
-        }
-        out.push('}');
-        out
+            let of_one = json!({
+                "count": count,
+                "errors": counter.errors.load(Ordering::Relaxed),
+                "mean_us": tenths(counter.nanos.load(Ordering::Relaxed) as f64 / count as f64 / 1e3),
+                "p50_us": quantile(0.5),
+                "p99_us": quantile(0.99),
+                "max_us": quantile(1.0),
+            });
+            Some(((*name).to_owned(), of_one))
+        };
+        Value::Object(NAMES.iter().zip(&self.0).filter_map(told).collect())
     }
 }

@@ -226,6 +226,6 @@ mod tests {
         until("stopped");
         let progress = scrubber.progress();
         assert_eq!(progress.run, 2);
-        assert!(progress.json().contains("\"state\":\"stopped\""), "{}", progress.json());
+        assert_eq!(progress.to_json()["state"], "stopped");
     }
 }

@@ -1,5 +1,7 @@
 //! What a live mount tells about itself.
 
+use serde_json::json;
+
 use super::counters::Counters;
 use super::damage::{Damage, Scrubber};
 use super::volume::{Access, Volume};
@@ -10,14 +12,14 @@ const MESSAGE_MAX: usize = 1000;
 
 /// A JSON object: requests, the volume's own counters, damage met so far, whether changes are taken, and how far the last scrub is.
 pub fn report<V: Volume>(volume: &V, counters: &Counters, damage: &Damage, scrubber: &Scrubber) -> String {
-    format!(
-        "{{\"requests\":{},\"volume\":{},\"damage\":{},\"state\":{},\"scrub\":{}}}",
-        counters.json(),
-        volume.report(),
-        damage.count(),
-        serde_json::Value::from(state(volume.access(), damage.failure())),
-        scrubber.progress().json()
-    )
+    json!({
+        "requests": counters.to_json(),
+        "volume": volume.report(),
+        "damage": damage.count(),
+        "state": state(volume.access(), damage.failure()),
+        "scrub": scrubber.progress().to_json(),
+    })
+    .to_string()
 }
 
 /// Findings of a scrub from number `first` on, as many as fit into `room` bytes: a JSON array of objects with `path`, `inode`,
@@ -25,7 +27,7 @@ pub fn report<V: Volume>(volume: &V, counters: &Counters, damage: &Damage, scrub
 pub fn findings(scrub: &Scrub, first: u64, room: usize) -> String {
     let mut out = String::from("[");
     for finding in scrub.findings.lock().iter().skip(usize::try_from(first).unwrap_or(usize::MAX)) {
-        let json = serde_json::json!({
+        let json = json!({
             "path": finding.ino.map(|_| last_of(&finding.path)),
             "inode": finding.ino.map(|ino| ino.0),
             "from": finding.range.map(|r| r.0),

@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 
+use serde_json::{Value, json};
+
 use crate::fs::{
     Attributes, Caller, Cookie, Fallocate, Fs, FsError, Ino, Kind, New, RenameMode, Result, Scrub,
     SetAttributes, SetXattr, Time, Usage,
@@ -120,7 +122,7 @@ pub trait Volume: Send + Sync + 'static {
     /// Makes everything done so far durable.
     fn sync(&self) -> Result<()>;
     /// What the volume counts, as a JSON object, for people who watch it.
-    fn report(&self) -> String;
+    fn report(&self) -> Value;
     /// Whether changes are taken.
     fn access(&self) -> Access {
         Access::ReadWrite
@@ -258,7 +260,7 @@ impl Volume for Fs {
     fn sync(&self) -> Result<()> {
         Fs::sync(self)
     }
-    fn report(&self) -> String {
+    fn report(&self) -> Value {
         report(self)
     }
     fn access(&self) -> Access {
@@ -294,32 +296,30 @@ impl Volume for Fs {
     }
 }
 
-/// The engine's counters and the recovery report, as JSON.
-fn report(fs: &Fs) -> String {
+/// The engine's counters, as a JSON object.
+fn report(fs: &Fs) -> Value {
     let s = fs.tree().stats();
     let usage = Fs::usage(fs);
     let lookups = s.get_pages + s.scan_pages;
     let hits = 1.0 - s.pages_read as f64 / lookups.max(1) as f64;
-    format!(
-        "{{\"blocks\":{},\"free_blocks\":{},\"cache_size\":{},\"page_lookups\":{lookups},\"pages_read\":{},\
-         \"cache_hit_ratio\":{hits:.4},\"pages_written\":{},\"log_size\":{},\"log_end\":{},\"log_records\":{},\
-         \"log_syncs\":{},\"commits_waited\":{},\"checkpoints\":{},\"checkpoint_us\":{},\"splits\":{},\"merges\":{},\
-         \"latch_waits\":{},\"chunks_punched\":{}}}",
-        usage.blocks,
-        usage.free,
-        s.cache_size,
-        s.pages_read,
-        s.pages_written,
-        s.log_size,
-        s.log_end,
-        s.log_records,
-        s.log_groups,
-        s.log_commits,
-        s.checkpoints,
-        s.checkpoint_micros,
-        s.splits,
-        s.merges,
-        s.latch_waits,
-        s.punches
-    )
+    json!({
+        "blocks": usage.blocks,
+        "free_blocks": usage.free,
+        "cache_size": s.cache_size,
+        "page_lookups": lookups,
+        "pages_read": s.pages_read,
+        "cache_hit_ratio": (hits * 1e4).round() / 1e4,
+        "pages_written": s.pages_written,
+        "log_size": s.log_size,
+        "log_end": s.log_end,
+        "log_records": s.log_records,
+        "log_syncs": s.log_groups,
+        "commits_waited": s.log_commits,
+        "checkpoints": s.checkpoints,
+        "checkpoint_us": s.checkpoint_micros,
+        "splits": s.splits,
+        "merges": s.merges,
+        "latch_waits": s.latch_waits,
+        "chunks_punched": s.punches,
+    })
 }

@@ -31,7 +31,7 @@ fn both(storage: &Arc<MemStorage>) -> (Report, Toll, Report) {
 #[test]
 fn an_image_in_order_has_nothing_to_lose() {
     let report = look_at(&known().storage);
-    assert!(report.toll.is_none() && report.to_json().contains("\"repair_would_lose\": null"), "{report}");
+    assert!(report.toll.is_none() && report.to_json()["repair_would_lose"].is_null(), "{report}");
 }
 
 #[test]
@@ -44,11 +44,7 @@ fn the_only_leaf_takes_everything_with_it() {
     let said = looked.to_string();
     assert!(said.contains("all records, and with them all files and names, are lost"), "{said}");
     assert!(said.contains("a repair with -y would give up everything that the tree held"), "{said}");
-    assert!(
-        looked.to_json().contains("\"repair_would_lose\": {\"everything\": true"),
-        "{}",
-        looked.to_json()
-    );
+    assert_eq!(looked.to_json()["repair_would_lose"]["everything"], true);
     assert_eq!(listed(&looked, P::KeysLost), listed(&report, P::KeysLost), "{report}");
 }
 

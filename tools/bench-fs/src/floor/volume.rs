@@ -519,8 +519,8 @@ impl Volume for Floor {
         Ok(())
     }
 
-    fn report(&self) -> String {
-        "{}".to_owned()
+    fn report(&self) -> serde_json::Value {
+        serde_json::json!({})
     }
 
     fn grow(&self, _: u64) -> Result<()> {
