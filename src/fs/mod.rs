@@ -324,7 +324,15 @@ impl Fs {
     /// others it is ignored. A mode that is set by somebody unprivileged comes without sgid.
     pub fn set_attributes(&self, ino: Ino, change: &SetAttributes, caller: &Caller) -> Result<Attributes> {
         let node = self.node(ino);
-        let mut state = self.lock(&node)?;
+        let mut state = self.lock_in_memory(&node)?;
+        let of_nothing = SetAttributes { ctime: None, ..*change } == SetAttributes::default();
+        if let Some(inode) = state.get()
+            && (of_nothing && !caller.privileged && caller.uid != inode.uid)
+        {
+            // A kernel does not see to it that this comes from the owner, and also asks for it before it writes, which is no error.
+            return Ok(attributes(ino, inode));
+        }
+        self.attach(&node, &mut state)?;
         let shrinks = change.size.map(|size| self.begin_resize(&node, &mut state, size)).transpose()?;
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         let mut batch = Batch::new();
@@ -336,11 +344,6 @@ impl Fs {
         if let Some(mode) = change.mode {
             inode.mode = mode & if caller.privileged { 0o7777 } else { 0o5777 };
             self.chmod_acl(ino, &inode, &mut batch)?;
-        }
-        let of_nothing = SetAttributes { ctime: None, ..*change } == SetAttributes::default();
-        if of_nothing && !caller.privileged && caller.uid != inode.uid {
-            // A kernel does not see to it that this comes from the owner, and also asks for it before it writes, which is no error.
-            return Ok(attributes(ino, &inode));
         }
         let chowned = change.uid.is_some() || change.gid.is_some() || of_nothing;
         if chowned {

@@ -108,7 +108,7 @@ fn count_entry(dir: &mut Inode, comes: bool) -> Result<()> {
 
 impl Fs {
     fn parent_for_change<'n>(&self, node: &'n Node) -> Result<Parent<'n>> {
-        let parent = Parent { node, state: self.lock(node)? };
+        let parent = Parent { node, state: self.lock_in_memory(node)? };
         parent.dir()?;
         // A directory that has been removed but is still in use takes no new entries.
         if parent.inode()?.links == 0 { Err(FsError::NotFound) } else { Ok(parent) }
@@ -276,7 +276,7 @@ impl Fs {
             Found::Entry(..) => return Err(FsError::Exists),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
-        let mut state = self.lock(&child)?;
+        let mut state = self.lock_in_memory(&child)?;
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         if inode.kind == Kind::Directory {
             return Err(FsError::IsDirectory);

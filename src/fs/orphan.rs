@@ -315,6 +315,7 @@ impl Inner {
     /// Puts a locked inode back into the tree if it is detached (O5).
     pub(super) fn attach(&self, node: &Node, state: &mut State) -> Result<()> {
         let (Some(contents), Some(inode)) = (state.detached(), state.get()) else { return Ok(()) };
+        self.admit_change()?;
         let mut batch = Batch::new();
         batch.put(&orphan_key(node.ino), &Orphan::Unlinked.encode());
         if !contents.is_empty() {

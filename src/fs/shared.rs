@@ -259,9 +259,9 @@ impl Fs {
     ) -> Result<u64> {
         let (from_node, to_node) = (self.node(from), self.node(to));
         // By number (I2). Also the source is changed: its extents are marked as shared.
-        let first = if from < to { Some(self.lock(&from_node)?) } else { None };
-        let mut state = self.lock(&to_node)?;
-        let second = if from > to { Some(self.lock(&from_node)?) } else { None };
+        let mut first = if from < to { Some(self.lock_in_memory(&from_node)?) } else { None };
+        let mut state = self.lock_in_memory(&to_node)?;
+        let mut second = if from > to { Some(self.lock_in_memory(&from_node)?) } else { None };
         let source = first.as_ref().or(second.as_ref());
         let size = file_of(source.map_or(&*state, |s| s))?.size;
         file_of(&state)?;
@@ -272,6 +272,10 @@ impl Fs {
         }
         if len == 0 {
             return Ok(0);
+        }
+        self.attach(&to_node, &mut state)?;
+        if let Some(source) = first.as_mut().or(second.as_mut()) {
+            self.attach(&from_node, source)?;
         }
         let shares = offset % BLOCK == to_offset % BLOCK;
         let len = len.min(if shares { SHARED_AT_ONCE } else { COPIED_AT_ONCE });

@@ -97,7 +97,8 @@ impl Fs {
     /// Removes an attribute. An ACL that is not there is removed already.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8], caller: &Caller) -> Result<()> {
         let node = self.node(ino);
-        let mut state = self.lock(&node)?;
+        // What is detached has no attributes.
+        let mut state = self.lock_in_memory(&node)?;
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
         let mut batch = Batch::new();
         if !self.delete_xattr(ino, name, &mut inode, &mut batch)? {

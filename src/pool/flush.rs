@@ -42,6 +42,8 @@ pub struct Flusher {
 const PIECE: usize = 16;
 /// The same while somebody commits: the next commit's flush of the disk includes this piece.
 const PIECE_BESIDE_COMMITS: usize = 4;
+/// Free chunks of which the host is asked at a time whether it has space for them.
+const LOOKS: usize = 256;
 
 /// A copy of a page that is on its way home.
 struct Copy {
@@ -392,6 +394,7 @@ impl Pool {
                 continue;
             }
             self.reclaim();
+            self.look_for_free_chunks(LOOKS);
             let _ = self.punch(16);
             let mut progress = self.progress.lock();
             if !progress.asked && !self.stopping.load(Ordering::SeqCst) {

@@ -103,8 +103,6 @@ const OPERATION_PAUSE: Duration = Duration::from_millis(1);
 const OPERATION_MAX: Duration = Duration::from_secs(60);
 /// Frames that long scans use in turn.
 const RING: usize = 16;
-/// Chunks of which it is asked whether the host has space for them, for each that may be given back.
-const LOOKS_PER_PUNCH: usize = 16;
 /// So long closing gives free chunks back to the host; what is left is found when the image is opened next.
 const CLOSING_PUNCHES: Duration = Duration::from_secs(1);
 
@@ -151,8 +149,8 @@ pub struct Pool {
     ring: Mutex<VecDeque<FrameNo>>,
     prefetcher: Prefetcher,
     hand: AtomicUsize,
-    /// How far the image has been looked through for free chunks that the host has space for; `None`: to its end.
-    looked_at: Mutex<Option<u64>>,
+    /// Before this byte the image has been looked through for free chunks that the host has space for.
+    looked_at: AtomicU64,
     /// Frames that are dirty or set aside for transactions (P2).
     budget: AtomicUsize,
     dirty_max: usize,
@@ -635,21 +633,33 @@ impl Pool {
         true
     }
 
-    /// Looks at the next chunks of the image that the host has space for: they may be free since before it was opened. What was freed
-    /// just before it was closed or a crash came, and what was written and never committed, nobody else would give back.
-    fn look_for_free_chunks(&self, chunks: usize) {
-        let mut looked = self.looked_at.lock();
+    /// Asks the host about the next free chunks, at most so many: it may have space for some since before the image was opened. What was
+    /// freed just before it was closed or a crash came, and what was written and never committed, nobody else would give back.
+    /// Where damage has been met the bitmaps may be wrong, too: then only what is freed from now on goes back.
+    pub fn look_for_free_chunks(&self, chunks: usize) {
         for _ in 0..chunks {
-            let Some(from) = *looked else { return };
-            let on_host = self.storage.skip_hole(from);
-            *looked = on_host.and_then(|offset| self.space.lock().note_on_host(offset));
+            let from = self.looked_at.load(Ordering::SeqCst);
+            if from == u64::MAX || self.is_damaged() {
+                return;
+            }
+            let free = self.space.lock().available_chunk_from(from);
+            let on_host = free.and_then(|chunk| Some((chunk, self.storage.skip_hole(chunk.start.offset())?)));
+            let next = match on_host {
+                None => u64::MAX,
+                Some((chunk, data)) if data >= chunk.end().offset() => data,
+                Some((chunk, _)) => {
+                    self.space.lock().note_on_host(chunk);
+                    chunk.end().offset()
+                }
+            };
+            // A new group may have brought it back.
+            let _ = self.looked_at.compare_exchange(from, next, Ordering::SeqCst, Ordering::SeqCst);
         }
     }
 
     /// Gives free chunks back to the host, at most `max` of them; returns how many.
     pub fn punch(&self, max: usize) -> Result<usize> {
         self.writable()?;
-        self.look_for_free_chunks(max.saturating_mul(LOOKS_PER_PUNCH));
         for done in 0..max {
             let taken = self.space.lock().take_punchable();
             let Some(run) = taken else { return Ok(done) };
@@ -697,6 +707,7 @@ impl Pool {
                 return false;
             }
             self.reclaim();
+            self.look_for_free_chunks(usize::MAX);
             match self.punch(usize::MAX) {
                 Ok(0) => {}
                 given => return given.is_ok(),

@@ -326,7 +326,7 @@ impl Pool {
             ring: Mutex::new(VecDeque::new()),
             prefetcher: Prefetcher::default(),
             hand: AtomicUsize::new(0),
-            looked_at: Mutex::new(Some(0)),
+            looked_at: AtomicU64::new(0),
             budget: AtomicUsize::new(0),
             dirty_max: count / 4 * 3,
             log: Log::new(storage.clone(), place, incarnation, end, options.defects),

@@ -710,18 +710,22 @@ impl Space {
         }
     }
 
-    /// Tells of space that the host has at `offset`: if that chunk is free, the host may take it back. Returns where the next chunk
-    /// begins; `None` behind the last group.
-    pub fn note_on_host(&mut self, offset: u64) -> Option<u64> {
-        let block = BlockNo((offset / BLOCK_SIZE as u64).max(self.first_block()));
-        let chunk = self.chunk_of(block);
-        if chunk.0 / CHUNKS_PER_GROUP as u64 >= self.groups() as u64 {
-            return None;
-        }
+    /// The first chunk that is available as a whole, from the one on that holds this byte.
+    pub fn available_chunk_from(&self, offset: u64) -> Option<Run> {
+        let first = self.chunk_of(BlockNo((offset / BLOCK_SIZE as u64).max(self.first_block())));
+        let chunks = CHUNKS_PER_GROUP as u64;
+        let groups = first.0 / chunks..self.groups() as u64;
+        let roomy = groups.filter(|group| self.groups[*group as usize].count >= BLOCKS_PER_CHUNK);
+        let mut all = roomy.flat_map(|group| (group * chunks..(group + 1) * chunks).map(Chunk));
+        all.find(|chunk| *chunk >= first && self.is_available(*chunk)).map(|chunk| self.chunk_run(chunk))
+    }
+
+    /// The host has space for this chunk: if it is still available, the host may take that back.
+    pub fn note_on_host(&mut self, run: Run) {
+        let chunk = self.chunk_of(run.start);
         if self.is_available(chunk) {
             self.punchable.insert(chunk);
         }
-        Some(self.chunk_run(chunk).end().offset())
     }
 
     /// Takes a chunk that is available as a whole and that the host may take back; give it back when it is punched (S4).

@@ -235,6 +235,8 @@ impl Pool {
         }
         let lsn = reservation.commit(&mut [&mut frame], &body);
         self.space.lock().add_group(Bitmap(&frame), lsn);
+        // It may have been there before a crash, and have been written to.
+        self.looked_at.fetch_min(page.offset(), Ordering::SeqCst);
         Ok(true)
     }
 }

@@ -370,6 +370,7 @@ impl Tree {
     /// Gives free space back to the host, at most `chunks` chunks of 1 MiB; the background does the same when idle.
     pub fn trim(&self, chunks: usize) -> Result<usize> {
         self.pool.reclaim();
+        self.pool.look_for_free_chunks(chunks);
         self.pool.punch(chunks)
     }
 

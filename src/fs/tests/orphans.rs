@@ -288,3 +288,57 @@ fn a_small_file_without_a_name_can_be_read_when_nothing_can_be_written_any_more(
     assert!(fs.write(ino, 0, b"x", &ME).is_err());
     assert_eq!(fs.read(ino, 0, 200).unwrap(), [3; 100], "a change that failed changes nothing");
 }
+
+#[test]
+fn what_is_changed_without_a_name_does_not_use_up_what_is_kept_for_deletions() {
+    let storage = image(128 << 20);
+    let fs = open_in_background(&storage);
+    let victim = fs.create(ROOT, b"victim", New::File, 0o644, 0, &ME).unwrap().ino;
+    fs.write(victim, 0, &[1; 40_000], &ME).unwrap();
+    let files = held(&fs, 2000, 2048);
+    unlink_all(&fs, 2000);
+    // The space of those files is used by others.
+    let filler = create(&fs, ROOT, b"filler", New::File, 0o644, &ME).unwrap();
+    let mut at = 0;
+    for len in [1 << 20, 4096] {
+        while fs.write(filler, at, &vec![2; len], &ME).is_ok() {
+            at += len as u64;
+        }
+    }
+    let mut names = 0;
+    while create(&fs, ROOT, format!("n{names}").as_bytes(), New::File, 0o644, &ME).is_ok() {
+        names += 1;
+    }
+    let change = SetAttributes { mode: Some(0o600), ..Default::default() };
+    let attached = files.iter().filter(|ino| fs.set_attributes(**ino, &change, &ME).is_ok()).count();
+    assert!(attached < 150, "{attached} files came back into a full image");
+    assert!(matches!(fs.set_attributes(files[1999], &change, &ME), Err(FsError::NoSpace)));
+    assert_eq!(fs.read(files[1999], 0, 4096).unwrap(), [3; 2048]);
+    fs.unlink(ROOT, b"victim", &ME).unwrap();
+    fs.release(victim, 1).unwrap();
+    files.iter().for_each(|ino| fs.release(*ino, 1).unwrap());
+    fs.close().unwrap();
+}
+
+#[test]
+fn what_changes_nothing_of_a_file_without_a_name_writes_nothing() {
+    let storage = image(64 << 20);
+    let fs = open_in_background(&storage);
+    let ino = held(&fs, 1, 100)[0];
+    let dir = fs.create(ROOT, b"dir", New::Directory, 0o755, 0, &ME).unwrap().ino;
+    unlink_all(&fs, 1);
+    fs.rmdir(ROOT, b"dir", &ME).unwrap();
+    let end = fs.tree().stats().log_end;
+    assert_eq!(fs.copy_range(ino, 100, ino, 0, 50, &ME).unwrap(), 0);
+    assert!(matches!(fs.remove_xattr(ino, b"user.a", &ME), Err(FsError::NoAttribute)));
+    fs.remove_xattr(ino, b"system.posix_acl_access", &ME).unwrap();
+    assert!(matches!(fs.link(ino, ROOT, b"again", &ME), Err(FsError::NotFound)));
+    assert!(matches!(fs.create(dir, b"a", New::File, 0o644, 0, &ME), Err(FsError::NotFound)));
+    let other = Caller::new(7, 7, ME.now);
+    assert_eq!(fs.set_attributes(ino, &SetAttributes::default(), &other).unwrap().uid, 1000);
+    assert_eq!(fs.tree().stats().log_end, end);
+    // And a copy of its contents does.
+    assert_eq!(fs.copy_range(ino, 0, ino, 200, 50, &ME).unwrap(), 50);
+    assert_eq!(fs.read(ino, 200, 100).unwrap(), [3; 50]);
+    assert_eq!(orphans(&fs), 1);
+}

@@ -126,6 +126,7 @@ pub const ALPHABET: &[Operation] = &[
     Unlink("b"),
     Unlink("s"),
     Unlink("d/a"),
+    Open("d/a"),
     Rmdir("e"),
     Rename("a", "n", RenameMode::Replace),
     Rename("a", "b", RenameMode::Replace),
