@@ -280,7 +280,8 @@ impl Inner {
         Ok(state)
     }
 
-    /// The node, locked for what changes nothing but the node, its record read.
+    /// The node, locked for changes, its record read. It may be detached: who changes it in the tree attaches it before. What has a
+    /// name, or attributes, is not.
     fn lock_in_memory<'n>(&self, node: &'n Node) -> Result<RwLockWriteGuard<'n, State>> {
         let mut state = node.state.write();
         state.load(&self.tree, node.ino)?;

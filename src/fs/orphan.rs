@@ -298,14 +298,14 @@ impl Inner {
         }
         let mut contents = Vec::new();
         if inode.kind == Kind::File && !inode.is_empty() {
-            let found = self.extents_in(ino, 0, u64::MAX, 2)?;
-            match found.into_iter().map(|m| m.extent).collect::<Vec<_>>().as_mut_slice() {
-                [] => {}
-                [Extent::Inline(bytes)] => contents = std::mem::take(bytes),
+            let mut found = self.extents_in(ino, 0, u64::MAX, 2)?;
+            match (found.pop().map(|m| m.extent), found.is_empty()) {
+                (None, _) => {}
+                (Some(Extent::Inline(bytes)), true) => {
+                    change.batch.delete(&extent_key(ino, bytes.len() as u64));
+                    contents = bytes;
+                }
                 _ => return Ok(None),
-            }
-            if !contents.is_empty() {
-                change.batch.delete(&extent_key(ino, contents.len() as u64));
             }
         }
         change.batch.delete(&inode_key(ino));

@@ -395,7 +395,7 @@ impl Pool {
             }
             self.reclaim();
             self.look_for_free_chunks(LOOKS);
-            let _ = self.punch(16);
+            let _ = self.punch(super::PUNCHES);
             let mut progress = self.progress.lock();
             if !progress.asked && !self.stopping.load(Ordering::SeqCst) {
                 self.wanted.wait_for(&mut progress, Duration::from_millis(100));

@@ -103,6 +103,8 @@ const OPERATION_PAUSE: Duration = Duration::from_millis(1);
 const OPERATION_MAX: Duration = Duration::from_secs(60);
 /// Frames that long scans use in turn.
 const RING: usize = 16;
+/// Free chunks that are given back to the host at a time.
+const PUNCHES: usize = 16;
 /// So long closing gives free chunks back to the host; what is left is found when the image is opened next.
 const CLOSING_PUNCHES: Duration = Duration::from_secs(1);
 
@@ -768,9 +770,12 @@ impl Pool {
         }
         let mut flusher = self.flusher.lock();
         self.log.commit(self.log.end())?;
-        self.reclaim();
-        let begun = Instant::now();
-        while begun.elapsed() < CLOSING_PUNCHES && self.punch(16).unwrap_or(0) > 0 {}
+        // A repair, which has no threads, does not know yet which bitmaps are right.
+        if self.background {
+            self.reclaim();
+            let begun = Instant::now();
+            while begun.elapsed() < CLOSING_PUNCHES && self.punch(PUNCHES).unwrap_or(0) > 0 {}
+        }
         self.checkpoint_with(&mut flusher, true)
     }
 }
