@@ -13,7 +13,7 @@ use super::mkfs::Uuid;
 use super::{CliResult, Failure, bytes, print, size, status};
 use crate::fs::{Fs, FsError};
 use crate::mount::{control, mounts};
-use crate::page::superblock::{SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock, SuperblockError};
+use crate::page::superblock::{Missing, Superblock, SuperblockError, choose, read_copies};
 use crate::storage::{FileStorage, OpenError, OpenMode};
 use crate::tree::{Options, Tree};
 
@@ -45,37 +45,14 @@ pub fn open_to_look(image: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The newer of the superblocks that are valid, and the length of the file. One that says more than the file has counts only if the
-/// other one is none.
+/// The superblock that counts, and the length of the file.
 fn read_superblock(image: &Path) -> io::Result<Result<(Superblock, u64), SuperblockError>> {
     let mut file = open_to_look(image)?;
     let len = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
-    let (mut found, mut cut) = (None::<Superblock>, None::<Superblock>);
-    let (mut worst, mut unread) = (SuperblockError::NotAnImage, None);
-    let newer = |s: &Superblock, than: &Option<Superblock>| {
-        than.as_ref().is_none_or(|than| than.sequence < s.sequence)
-    };
-    for offset in SUPERBLOCK_OFFSETS {
-        let mut raw = [0; SUPERBLOCK_SIZE];
-        match file.read_exact_at(&mut raw, offset) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => continue,
-            // The other one may do.
-            Err(e) => {
-                unread.get_or_insert(e);
-                continue;
-            }
-        }
-        match Superblock::decode(&raw, u64::MAX) {
-            Ok(s) if s.size <= len && newer(&s, &found) => found = Some(s),
-            Ok(s) if s.size > len && newer(&s, &cut) => cut = Some(s),
-            Ok(_) => {}
-            Err(e) => worst = if worst == SuperblockError::NotAnImage { e } else { worst },
-        }
-    }
-    match (found.or(cut), unread) {
-        (None, Some(e)) => Err(e),
-        (found, _) => Ok(found.map(|s| (s, len)).ok_or(worst)),
+    match choose(read_copies(len, |at, bytes| file.read_exact_at(bytes, at)), len) {
+        Ok(superblock) => Ok(Ok((superblock, len))),
+        Err(Missing::Unreadable(e)) => Err(e),
+        Err(Missing::Unusable(reason)) => Ok(Err(reason)),
     }
 }
 

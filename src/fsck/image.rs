@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::node::Node;
-use crate::page::superblock::*;
+use crate::page::superblock::{self, *};
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::{Pool, PoolOptions, RecoveryReport};
 use crate::storage::{OverlayStorage, Storage};
@@ -78,27 +78,19 @@ pub(super) fn read_pages(storage: &dyn Storage, offset: u64, bytes: &mut [u8]) -
 }
 
 /// The two superblocks, as they are. The image may be longer than the file. One whose counters are spent is not believed.
-pub(super) fn read_superblocks(
-    storage: &dyn Storage,
-) -> Result<[std::result::Result<Superblock, SuperblockError>; 2]> {
+pub(super) fn read_superblocks(storage: &dyn Storage) -> Result<Copies> {
     let len = storage.len().map_err(|e| Error::io("reading the image's size", e))?;
-    let mut both = [Err(SuperblockError::NotAnImage), Err(SuperblockError::NotAnImage)];
-    for (found, at) in both.iter_mut().zip(SUPERBLOCK_OFFSETS) {
-        let mut bytes = [0; SUPERBLOCK_SIZE];
-        if at + SUPERBLOCK_SIZE as u64 > len {
-            continue;
-        }
-        *found = match storage.read_at(at, &mut bytes) {
-            Ok(()) => match Superblock::decode(&bytes, u64::MAX) {
-                Ok(superblock) if superblock.is_spent() => Err(SuperblockError::Damaged(
-                    "sequence number, LSNs or incarnation are greater than any use makes them",
-                )),
-                found => found,
-            },
-            Err(_) => Err(SuperblockError::Damaged("cannot be read")),
-        };
-    }
-    Ok(both)
+    let copies = read_copies(len, |at, bytes| storage.read_at(at, bytes));
+    let spent = "sequence number, LSNs or incarnation are greater than any use makes them";
+    Ok(copies.map(|copy| match copy {
+        Ok(superblock) if superblock.is_spent() => Err(SuperblockError::Damaged(spent).into()),
+        copy => copy,
+    }))
+}
+
+/// The superblock that counts, whether or not a repair is under way, and whatever the file's length.
+pub(super) fn newest(copies: &Copies) -> Option<&Superblock> {
+    superblock::newest(copies, u64::MAX)
 }
 
 /// What is written to it stays in memory.
@@ -134,12 +126,6 @@ fn whole_length(
     Ok((Arc::new(Extended::new(below.clone(), held, superblock.size)), Some(held)))
 }
 
-/// The superblock that counts, whether or not a repair is under way. Of two with the same number it is the first, as when the image
-/// is opened.
-pub(super) fn newest(both: &[std::result::Result<Superblock, SuperblockError>; 2]) -> Option<Superblock> {
-    both.iter().rev().filter_map(|s| s.as_ref().ok()).max_by_key(|s| s.sequence).cloned()
-}
-
 impl Image {
     /// Reads superblocks, doublewrite area and log. Nothing is written to the storage. `size`: what the image is believed to have,
     /// whatever the superblock says.
@@ -153,7 +139,7 @@ impl Image {
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
         let both = read_superblocks(&**below)?;
-        let Some(mut superblock) = newest(&both) else {
+        let Some(mut superblock) = newest(&both).cloned() else {
             return Image::salvage(below, &both, size, findings, progress);
         };
         if superblock.ro_compat != 0 {
@@ -202,13 +188,14 @@ impl Image {
     /// Reads an image without superblocks.
     fn salvage(
         below: &Arc<dyn Storage>,
-        both: &[std::result::Result<Superblock, SuperblockError>; 2],
+        both: &Copies,
         size: Option<u64>,
         findings: &mut Findings,
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
-        let newer = |s: &std::result::Result<Superblock, SuperblockError>| {
-            matches!(s, Err(SuperblockError::Version(_) | SuperblockError::Features(_)))
+        let newer = |copy: &std::result::Result<Superblock, Missing>| {
+            let Err(Missing::Unusable(reason)) = copy else { return false };
+            matches!(reason, SuperblockError::Version(_) | SuperblockError::Features(_))
         };
         let found = if both.iter().any(newer) { None } else { salvage::find(&**below, progress)? };
         let Some(Salvaged { mut superblock, seeds, log }) = found else {
@@ -339,11 +326,7 @@ impl Image {
     }
 }
 
-fn check_superblocks(
-    both: &[std::result::Result<Superblock, SuperblockError>; 2],
-    size: Option<u64>,
-    findings: &mut Findings,
-) -> Result<()> {
+fn check_superblocks(both: &Copies, size: Option<u64>, findings: &mut Findings) -> Result<()> {
     let name = ["superblock A", "superblock B"];
     for (i, found) in both.iter().enumerate() {
         let Err(reason) = found else { continue };

@@ -126,7 +126,7 @@ fn shaped(log_size: u64, doublewrite_pages: u32, len: u64, image: u64) -> Option
     uuid[..8].copy_from_slice(&image.to_be_bytes());
     let mut superblock = Superblock::of_new_image(uuid, len, log_size, doublewrite_pages);
     superblock.size = superblock.size.max(superblock.data_offset() + CHUNK_SIZE as u64);
-    Superblock::decode(&superblock.encode(), u64::MAX).ok()
+    Superblock::decode(&superblock.encode()).ok()
 }
 
 /// The identity in a whole bitmap page at its place, and the superblock's copy in it.

@@ -37,7 +37,7 @@ pub(super) fn resized(superblock: &Superblock, size: u64) -> Option<Superblock> 
     if !resized.is_data_page(resized.root) {
         resized.root = PageId(resized.bitmap_page(0).0 + 1);
     }
-    Superblock::decode(&resized.encode(), size).ok()
+    Superblock::decode(&resized.encode()).ok()
 }
 
 /// The size that counts instead of the one that the superblock says, if there is such a one.

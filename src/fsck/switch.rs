@@ -5,8 +5,9 @@
 //! 1. Pages of a new tree lie in free space and are synced: nothing refers to them.
 //! 2. Both superblocks are written, one after the other and synced, with the root, an empty log of a new incarnation, and the mark
 //!    that a repair is under way. From the first one on the new tree counts, and nobody opens the image.
-//! 3. The bitmap pages are written in place, and the doublewrite headers emptied, as is the log if it could not be replayed. A torn
-//!    page does not matter: while the mark stands, nobody believes any, and the next run writes them again.
+//! 3. The log is emptied if it could not be replayed or incarnations begin again, the bitmap pages are written in place, and the
+//!    doublewrite headers emptied. A torn page does not matter: while the mark stands, nobody believes any, and the next run writes
+//!    them again.
 //! 4. Both superblocks are written again without the mark. If the tree has lost something, another mark stays until records
 //!    say what: only the filesystem is kept from using the image then. And it is still marked as damaged.
 
@@ -160,7 +161,7 @@ fn clear_log(storage: &dyn Storage, superblock: &Superblock) -> Result<()> {
 }
 
 fn newest(storage: &dyn Storage) -> Result<Superblock> {
-    image::newest(&read_superblocks(storage)?).ok_or(FsckError::Changed)
+    image::newest(&read_superblocks(storage)?).cloned().ok_or(FsckError::Changed)
 }
 
 fn write_bitmaps(storage: &dyn Storage, superblock: &Superblock, target: &Target<'_>) -> Result<()> {

@@ -1,6 +1,8 @@
 //! The superblock: what the image is, where its parts lie, and where recovery begins. Two copies, written
 //! one after the other; the valid one with the greater sequence number counts.
 
+use std::io;
+
 use super::format::*;
 use super::ids::{Lsn, PageId};
 
@@ -126,9 +128,53 @@ pub enum SuperblockError {
     /// Needs features that this version does not have.
     #[error("it needs features that this program lacks ({0:#x})")]
     Features(u64),
-    /// Nothing is wrong with it, but the image has so many bytes, and the file fewer.
-    #[error("the file was cut: the image has {0} bytes")]
-    Short(u64),
+}
+
+/// Why there is no superblock to be had at one of its two places.
+#[derive(Debug, thiserror::Error)]
+pub enum Missing {
+    /// The medium does not give it.
+    #[error("cannot be read: {0}")]
+    Unreadable(io::Error),
+    /// It is none that can be used.
+    #[error(transparent)]
+    Unusable(#[from] SuperblockError),
+}
+
+/// What is found at the two places of superblocks, in their order.
+pub type Copies = [Result<Superblock, Missing>; 2];
+
+/// Reads both superblocks of a file or device of `len` bytes; `read` fills a buffer with what lies at an offset.
+pub fn read_copies(len: u64, read: impl Fn(u64, &mut [u8]) -> io::Result<()>) -> Copies {
+    SUPERBLOCK_OFFSETS.map(|at| {
+        let mut bytes = [0; SUPERBLOCK_SIZE];
+        if at + SUPERBLOCK_SIZE as u64 > len {
+            return Err(SuperblockError::NotAnImage.into());
+        }
+        read(at, &mut bytes).map_err(Missing::Unreadable)?;
+        Ok(Superblock::decode(&bytes)?)
+    })
+}
+
+/// The superblock that counts: of those that fit into `len` bytes the newest, of two with the same number the first. If none fits it may
+/// be one that says more.
+pub fn newest(copies: &Copies, len: u64) -> Option<&Superblock> {
+    let whole = copies.iter().rev().flatten();
+    whole.max_by_key(|superblock| (superblock.size <= len, superblock.sequence))
+}
+
+/// The superblock that counts, or why there is none: of two reasons the one that says more.
+pub fn choose(copies: Copies, len: u64) -> Result<Superblock, Missing> {
+    if let Some(superblock) = newest(&copies, len) {
+        return Ok(superblock.clone());
+    }
+    let says = |reason: &Missing| match reason {
+        Missing::Unreadable(_) => 2,
+        Missing::Unusable(SuperblockError::NotAnImage) => 0,
+        Missing::Unusable(_) => 1,
+    };
+    let reasons = copies.into_iter().rev().filter_map(Result::err);
+    Err(reasons.max_by_key(says).unwrap_or(SuperblockError::NotAnImage.into()))
 }
 
 impl Superblock {
@@ -160,7 +206,7 @@ impl Superblock {
     pub fn image(&self) -> u64 {
         get_u64(&self.uuid, 0)
     }
-    /// Whether a repair was begun and has not ended: only the checker may use the image.
+    /// Whether a repair was begun and has not ended: only the checker may use the filesystem.
     pub fn under_repair(&self) -> bool {
         self.lacks_bitmaps() || self.lacks_records()
     }
@@ -168,7 +214,7 @@ impl Superblock {
     pub fn lacks_bitmaps(&self) -> bool {
         self.incompat & INCOMPAT_BITMAPS != 0
     }
-    /// Whether a repair has not marked yet what was lost: only the checker may open the tree.
+    /// Whether a repair has not marked yet what was lost: the tree is whole, but only the checker may open a filesystem in it.
     pub fn lacks_records(&self) -> bool {
         self.incompat & INCOMPAT_RECORDS != 0
     }
@@ -273,11 +319,11 @@ impl Superblock {
         }
         let crc = crc32fast::hash(&b[..AT_CRC]);
         put_u32(&mut b, AT_CRC, crc);
-        Superblock::decode(&b, u64::MAX)
+        Superblock::decode(&b)
     }
 
-    /// Reads and checks a superblock; `len` is the length of the file or device.
-    pub fn decode(b: &[u8; SUPERBLOCK_SIZE], len: u64) -> Result<Superblock, SuperblockError> {
+    /// Reads and checks a superblock. Whether the file or device has the size that it says is not looked at.
+    pub fn decode(b: &[u8; SUPERBLOCK_SIZE]) -> Result<Superblock, SuperblockError> {
         use SuperblockError::*;
         if b[AT_MAGIC..AT_MAGIC + 8] != MAGIC {
             return Err(NotAnImage);
@@ -319,9 +365,6 @@ impl Superblock {
             clean: b[AT_CLEAN] != 0,
         };
         superblock.validate(b).map_err(Damaged)?;
-        if superblock.size > len {
-            return Err(Short(superblock.size));
-        }
         Ok(superblock)
     }
 

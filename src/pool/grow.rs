@@ -70,7 +70,7 @@ impl Pool {
             return Err(Error::Unusable(message));
         }
         let grown = Superblock { size, ..old.clone() };
-        Superblock::decode(&grown.encode(), size)
+        Superblock::decode(&grown.encode())
             .map_err(|error| Error::Unusable(format!("cannot grow so far: {error}")))?;
         let _site = site_scope("grow");
         let failed = |e| Error::Unusable(format!("making the image's file longer: {e}"));

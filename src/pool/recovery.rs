@@ -174,58 +174,35 @@ fn layout(options: &FormatOptions) -> Result<Superblock> {
             "an image cannot have {size} bytes, only {least} (with a log of {log_size}) to {IMAGE_SIZE_MAX}"
         )));
     }
-    Superblock::decode(&superblock.encode(), size)
+    Superblock::decode(&superblock.encode())
         .map_err(|e| Error::Unusable(format!("cannot make such an image: {e}")))
 }
 
 /// Reads the newer of the two superblocks that are whole.
 pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
     let len = storage.len().map_err(|e| Error::io("reading the image's size", e))?;
-    let mut best: Option<Superblock> = None;
-    let mut worst: Option<SuperblockError> = None;
-    let mut unread = None;
-    for at in SUPERBLOCK_OFFSETS {
-        let mut bytes = [0; SUPERBLOCK_SIZE];
-        if at + SUPERBLOCK_SIZE as u64 > len {
-            continue;
-        }
-        if let Err(e) = storage.read_at(at, &mut bytes) {
-            log::warn!("one of the two superblocks cannot be read ({e}). btfs fsck -p repairs it");
-            unread.get_or_insert(e);
-            continue;
-        }
-        match Superblock::decode(&bytes, len) {
-            Ok(s) if best.as_ref().is_none_or(|b| b.sequence < s.sequence) => best = Some(s),
-            Ok(_) => {}
-            // One that is whole tells more than one that is not.
-            Err(e) if matches!(e, SuperblockError::Short(_)) => worst = Some(e),
-            Err(e) if matches!(worst, None | Some(SuperblockError::NotAnImage)) => worst = Some(e),
-            Err(_) => {}
+    let copies = read_copies(len, |at, bytes| storage.read_at(at, bytes));
+    if newest(&copies, len).is_some() {
+        for reason in copies.iter().filter_map(|copy| copy.as_ref().err()) {
+            log::warn!(
+                "one of the two superblocks is of no use ({reason}): the other one counts. btfs fsck -p repairs it"
+            );
         }
     }
-    if let (Some(_), Some(SuperblockError::Damaged(reason))) = (&best, &worst) {
-        log::warn!(
-            "one of the two superblocks is damaged ({reason}): the other one is used. btfs fsck -p repairs it"
-        );
+    let superblock = choose(copies, len).map_err(|missing| match missing {
+        Missing::Unreadable(e) => Error::io("reading the superblock", e),
+        Missing::Unusable(SuperblockError::Damaged(reason)) => Error::corrupt("both superblocks", reason),
+        Missing::Unusable(SuperblockError::NotAnImage) => Error::Unusable("not a btfs image".into()),
+        Missing::Unusable(other) => Error::Unusable(format!("the image cannot be used: {other}")),
+    })?;
+    if superblock.size > len {
+        let reason = format!("it has {len} bytes, and the image says that it has {}", superblock.size);
+        return Err(Error::corrupt("the file was cut short", reason));
     }
-    if let Some(superblock) = best {
-        if superblock.lacks_bitmaps() {
-            return Err(Error::half_repaired());
-        }
-        return Ok(superblock);
+    if superblock.lacks_bitmaps() {
+        return Err(Error::half_repaired());
     }
-    if let Some(e) = unread {
-        return Err(Error::io("reading the superblock", e));
-    }
-    Err(match worst.unwrap_or(SuperblockError::NotAnImage) {
-        SuperblockError::Damaged(reason) => Error::corrupt("both superblocks", reason),
-        SuperblockError::Short(size) => {
-            let reason = format!("it has {len} bytes, and the image says that it has {size}");
-            Error::corrupt("the file was cut short", reason)
-        }
-        SuperblockError::NotAnImage => Error::Unusable("not a btfs image".into()),
-        other => Error::Unusable(format!("the image cannot be used: {other}")),
-    })
+    Ok(superblock)
 }
 
 impl Pool {

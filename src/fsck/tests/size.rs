@@ -14,7 +14,7 @@ pub fn superblocks(storage: &Arc<MemStorage>) -> (usize, [Superblock; 2]) {
     let both = SUPERBLOCK_OFFSETS.map(|at| {
         let mut bytes = [0; SUPERBLOCK_SIZE];
         storage.read_at(at, &mut bytes).unwrap();
-        Superblock::decode(&bytes, u64::MAX).unwrap()
+        Superblock::decode(&bytes).unwrap()
     });
     ((both[1].sequence > both[0].sequence) as usize, both)
 }

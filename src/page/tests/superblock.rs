@@ -105,7 +105,7 @@ fn refix(bytes: &mut [u8; SUPERBLOCK_SIZE]) {
 fn superblock_comes_back_as_it_was_written() {
     seeds(500, |rng| {
         let (superblock, len) = random_superblock(rng);
-        let read = Superblock::decode(&superblock.encode(), len).unwrap();
+        let read = Superblock::decode(&superblock.encode()).unwrap();
         assert_eq!(read, superblock);
         assert_eq!(read.image(), u64::from_be_bytes(superblock.uuid[..8].try_into().unwrap()));
         check_geometry(&read, len, rng);
@@ -115,12 +115,12 @@ fn superblock_comes_back_as_it_was_written() {
 #[test]
 fn every_flipped_bit_of_a_superblock_is_noticed() {
     seeds(3, |rng| {
-        let (superblock, len) = random_superblock(rng);
+        let (superblock, _) = random_superblock(rng);
         let bytes = superblock.encode();
         for bit in 0..512 * 8 {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            let result = Superblock::decode(&flipped, len);
+            let result = Superblock::decode(&flipped);
             if bit < 64 {
                 assert_eq!(result, Err(SuperblockError::NotAnImage), "bit {bit}");
             } else {
@@ -129,7 +129,7 @@ fn every_flipped_bit_of_a_superblock_is_noticed() {
         }
         let mut beyond = bytes;
         beyond[512..].fill(0xff);
-        assert_eq!(Superblock::decode(&beyond, len), Ok(superblock), "bytes behind the first sector count");
+        assert_eq!(Superblock::decode(&beyond), Ok(superblock), "bytes behind the first sector count");
     });
 }
 
@@ -172,7 +172,9 @@ fn hostile_superblock_never_leads_out_of_the_image() {
             len = rng.pick(&[u64::MAX, get_u64(&bytes, 144), len]);
         }
         refix(&mut bytes);
-        if let Ok(superblock) = Superblock::decode(&bytes, len) {
+        if let Ok(superblock) = Superblock::decode(&bytes)
+            && superblock.size <= len
+        {
             check_geometry(&superblock, len, rng);
             accepted += 1;
         }
@@ -187,7 +189,7 @@ fn superblock_that_contradicts_itself_or_the_limits_is_refused() {
         let refused = |change: fn(&mut Superblock), why: &str| {
             let mut superblock = good.clone();
             change(&mut superblock);
-            let result = Superblock::decode(&superblock.encode(), u64::MAX);
+            let result = Superblock::decode(&superblock.encode());
             assert!(matches!(result, Err(SuperblockError::Damaged(_))), "{why}");
         };
         refused(|s| s.log_size = LOG_SIZE_MIN - PAGE_SIZE as u64, "log too small");
@@ -209,40 +211,72 @@ fn superblock_that_contradicts_itself_or_the_limits_is_refused() {
             let value = get_u64(&bytes, field);
             put_u64(&mut bytes, field, value + PAGE_SIZE as u64);
             refix(&mut bytes);
-            assert!(Superblock::decode(&bytes, u64::MAX).is_err(), "field {field}");
+            assert!(Superblock::decode(&bytes).is_err(), "field {field}");
         }
     });
 }
 
 #[test]
-fn image_that_is_cut_off_is_refused() {
+fn the_newest_superblock_that_fits_counts_and_only_without_one_another() {
     seeds(50, |rng| {
-        let (superblock, _) = random_superblock(rng);
-        let bytes = superblock.encode();
-        assert!(Superblock::decode(&bytes, superblock.size).is_ok());
-        for len in [superblock.size - 1, superblock.size / 2, superblock.data_offset(), 512, 0] {
-            assert_eq!(Superblock::decode(&bytes, len), Err(SuperblockError::Short(superblock.size)));
+        let (older, _) = random_superblock(rng);
+        let grown = Superblock { size: older.size + PAGE_SIZE as u64, ..older.clone() };
+        let newer = Superblock { sequence: older.sequence + 1, ..grown };
+        for (a, b) in [(&older, &newer), (&newer, &older)] {
+            let copies: Copies = [Ok(a.clone()), Ok(b.clone())];
+            assert_eq!(newest(&copies, newer.size), Some(&newer));
+            assert_eq!(newest(&copies, newer.size - 1), Some(&older));
+            assert_eq!(
+                newest(&copies, older.size - 1),
+                Some(&newer),
+                "who is told that the file was cut hears by how much"
+            );
         }
+        let twin = Superblock { label: "twin".into(), ..older.clone() };
+        assert_eq!(newest(&[Ok(older.clone()), Ok(twin)], u64::MAX), Some(&older));
     });
+}
+
+#[test]
+fn without_a_superblock_the_reason_is_given_that_says_most() {
+    let image = [1; 2 * PAGE_SIZE];
+    let reason = |len: u64, broken: Option<u64>| {
+        let read = |at: u64, bytes: &mut [u8]| {
+            if broken == Some(at) {
+                return Err(std::io::Error::other("broken"));
+            }
+            bytes.copy_from_slice(&image[at as usize..at as usize + bytes.len()]);
+            // The second is damaged.
+            bytes[..8].copy_from_slice(if at > 0 { b"btfs\r\n\x1a\n" } else { b"no image" });
+            Ok(())
+        };
+        choose(read_copies(len, read), len).unwrap_err().to_string()
+    };
+    let len = image.len() as u64;
+    assert_eq!(reason(len, None), "checksum does not match");
+    assert_eq!(reason(PAGE_SIZE as u64, None), "the magic number is missing");
+    assert_eq!(reason(0, None), "the magic number is missing");
+    assert_eq!(reason(len, Some(0)), "cannot be read: broken");
+    assert_eq!(reason(len, Some(PAGE_SIZE as u64)), "cannot be read: broken");
 }
 
 #[test]
 fn other_versions_and_unknown_features_are_named() {
-    let (superblock, len) = random_superblock(&mut Rng::new(1));
+    let (superblock, _) = random_superblock(&mut Rng::new(1));
     let mut bytes = superblock.encode();
     put_u32(&mut bytes, 8, 2);
     refix(&mut bytes);
-    assert_eq!(Superblock::decode(&bytes, len), Err(SuperblockError::Version(2)));
+    assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Version(2)));
     put_u32(&mut bytes, 8, VERSION);
     put_u64(&mut bytes, 32, 1 << 40);
     refix(&mut bytes);
-    assert_eq!(Superblock::decode(&bytes, len), Err(SuperblockError::Features(1 << 40)));
+    assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Features(1 << 40)));
     put_u64(&mut bytes, 32, 0);
     put_u32(&mut bytes, 12, 4096);
     refix(&mut bytes);
-    assert!(matches!(Superblock::decode(&bytes, len), Err(SuperblockError::Damaged(_))));
+    assert!(matches!(Superblock::decode(&bytes), Err(SuperblockError::Damaged(_))));
     for bytes in [[0; SUPERBLOCK_SIZE], [0xff; SUPERBLOCK_SIZE], [b'b'; SUPERBLOCK_SIZE]] {
-        assert_eq!(Superblock::decode(&bytes, len), Err(SuperblockError::NotAnImage));
+        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::NotAnImage));
     }
 }
 

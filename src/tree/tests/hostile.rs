@@ -89,7 +89,7 @@ fn newest_superblock(image: &Image) -> Superblock {
     let decode = |at| {
         let mut bytes = [0; SUPERBLOCK_SIZE];
         image.read(at, &mut bytes).unwrap();
-        Superblock::decode(&bytes, SIZE).unwrap()
+        Superblock::decode(&bytes).unwrap()
     };
     SUPERBLOCK_OFFSETS.map(decode).into_iter().max_by_key(|s| s.sequence).unwrap()
 }
@@ -409,10 +409,10 @@ impl Forger<'_> {
     }
 }
 
-/// Uses an image, in one or two of many ways. What it returns does not matter.
-fn exercise(storage: Arc<MemStorage>, base: &Base, rng: &mut Rng) {
+/// Uses an image, in one or two of many ways. What that returns does not matter. Whether the image could be opened.
+fn exercise(storage: Arc<MemStorage>, base: &Base, rng: &mut Rng) -> bool {
     let options = quiet(40);
-    let Ok(tree) = Tree::open(storage.clone(), &options) else { return };
+    let Ok(tree) = Tree::open(storage.clone(), &options) else { return false };
     for _ in 0..3 {
         let _ = tree.get(&random_key(rng));
     }
@@ -428,7 +428,7 @@ fn exercise(storage: Arc<MemStorage>, base: &Base, rng: &mut Rng) {
     }
     assert!(tree.stats().cache_size <= options.cache_size as u64);
     if rng.chance(3, 4) {
-        return;
+        return true;
     }
     if rng.chance(1, 2) {
         let _ = tree.commit_all();
@@ -440,6 +440,7 @@ fn exercise(storage: Arc<MemStorage>, base: &Base, rng: &mut Rng) {
     if let Ok(tree) = Tree::open(storage, &options) {
         scan(&tree, rng);
     }
+    true
 }
 
 fn random_key(rng: &mut Rng) -> Vec<u8> {
@@ -559,6 +560,7 @@ fn run(bases: &[Base], images: u64) {
     let number = |name: &str| std::env::var(name).ok().map(|v| v.parse::<u64>().unwrap());
     let images = number("BTFS_IMAGES").unwrap_or(images);
     let seeds = number("BTFS_SEED").map_or(0..images, |seed| seed..seed + 1);
+    let mut opened = 0;
     let watch = Watch { seed: AtomicU64::new(0), done: AtomicBool::new(false) };
     std::thread::scope(|scope| {
         scope.spawn(|| watch.run());
@@ -569,9 +571,10 @@ fn run(bases: &[Base], images: u64) {
             let mut forger = Forger { base, image: base.image.clone(), rng: Rng::new(seed) };
             forger.forge();
             let mut rng = forger.rng;
-            exercise(Arc::new(MemStorage::from_image(forger.image)), base, &mut rng);
+            opened += u64::from(exercise(Arc::new(MemStorage::from_image(forger.image)), base, &mut rng));
         }
     });
+    assert!(opened > images / 4 || images < 100, "only {opened} of {images} images were used");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use btfs::Lsn;
 use btfs::page::op::{self, Op};
-use btfs::page::superblock::{LOG_OFFSET, SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock};
+use btfs::page::superblock::{LOG_OFFSET, Superblock, choose, read_copies};
 use btfs::storage::Image;
 use btfs::wal::format::{Header, Kind, RECORD_HEADER_SIZE};
 
@@ -80,12 +80,8 @@ impl LogBytes<'_> {
 
 /// The superblock that counts.
 pub fn superblock(image: &Image) -> Option<Superblock> {
-    let read = |at: &u64| {
-        let mut bytes = [0; SUPERBLOCK_SIZE];
-        image.read(*at, &mut bytes).ok()?;
-        Superblock::decode(&bytes, image.len()).ok()
-    };
-    SUPERBLOCK_OFFSETS.iter().rev().filter_map(read).max_by_key(|s| s.sequence)
+    let len = image.len();
+    choose(read_copies(len, |at, bytes| image.read(at, bytes)), len).ok()
 }
 
 /// What a transaction does, by the operations that only one kind has.

@@ -3,7 +3,7 @@
 use std::io;
 
 use btfs::PageId;
-use btfs::page::superblock::{SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock, SuperblockError};
+use btfs::page::superblock::{Missing, SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock, newest, read_copies};
 use btfs::page::{PAGE_SIZE, PageBytes};
 use btfs::storage::Storage;
 
@@ -14,7 +14,7 @@ pub struct Copy {
     /// Its bytes, or why they cannot be read.
     pub bytes: io::Result<[u8; SUPERBLOCK_SIZE]>,
     /// What they mean.
-    pub decoded: Result<Superblock, SuperblockError>,
+    pub decoded: Result<Superblock, Missing>,
 }
 
 /// An image, read only.
@@ -32,24 +32,14 @@ impl Image {
     /// Reads the superblocks. Fails only if the length cannot be found out.
     pub fn new(storage: Box<dyn Storage>) -> io::Result<Image> {
         let len = storage.len()?;
-        let read = |offset| {
+        let both = read_copies(len, |at, bytes| storage.read_at(at, bytes));
+        let superblock = newest(&both, len).cloned();
+        let copies = SUPERBLOCK_OFFSETS.into_iter().zip(both).map(|(offset, decoded)| {
             let mut bytes = [0; SUPERBLOCK_SIZE];
-            storage.read_at(offset, &mut bytes).map(|()| bytes)
-        };
-        let copies: Vec<Copy> = SUPERBLOCK_OFFSETS
-            .into_iter()
-            .map(|offset| {
-                let bytes = read(offset);
-                let decoded = match &bytes {
-                    Ok(bytes) => Superblock::decode(bytes, len),
-                    Err(_) => Err(SuperblockError::Damaged("it cannot be read")),
-                };
-                Copy { offset, bytes, decoded }
-            })
-            .collect();
-        // Of two with the same number the first counts, as in the engine.
-        let valid = copies.iter().filter_map(|c| c.decoded.as_ref().ok());
-        let superblock = valid.rev().max_by_key(|s| s.sequence).cloned();
+            let bytes = storage.read_at(offset, &mut bytes).map(|()| bytes);
+            Copy { offset, bytes, decoded }
+        });
+        let copies = copies.collect();
         Ok(Image { storage, len, copies, superblock })
     }
 

@@ -48,6 +48,9 @@ pub fn summarize(image: &Image, report: &mut Report) {
         report.problem("no superblock can be used");
         return;
     };
+    if s.size > image.len {
+        report.problem(format!("the file was cut: it has {} bytes, and the image {}", image.len, s.size));
+    }
     let uuid: String = s.uuid.iter().map(|b| format!("{b:02x}")).collect();
     report.line(format!("image         {} bytes, label {:?}, UUID {uuid}", s.size, s.label));
     report.line(format!("state         {}", state(s)));
