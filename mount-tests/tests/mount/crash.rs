@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         unpacked_and_synced_trees_survive_kills.limit(1200),
         writes_and_cuts_survive_kills.limit(1200),
         writes_and_cuts_survive_kills_with_writeback.options("writeback=on").limit(1200),
+        what_nobody_syncs_is_durable_after_the_commit_interval.options("commit=1"),
     ]
 }
 
@@ -268,8 +269,14 @@ fn change_until_the_end(path: &Path, log: &Path, first: u64) {
     }
 }
 
-/// After a kill each byte is one that it was at the last fsync or later, and the length is one that it had since.
+/// After a kill the contents are those of some moment since the last fsync.
 fn writes_and_cuts_survive_kills(mount: &mut Mount) {
+    kill_who_writes_and_cuts(mount, true);
+}
+
+/// With `whole` the contents after a kill must be those of one moment since the last fsync. Otherwise, where the kernel collects writes
+/// and sends them in pieces, each byte and the length may be of another one.
+fn kill_who_writes_and_cuts(mount: &mut Mount, whole: bool) {
     let (rounds, mut random) = rounds();
     let (path, log) = (mount.path("file"), mount.scratch.join("acknowledged"));
     File::create(&path).and_then(|file| file.sync_all()).expect("create");
@@ -307,6 +314,9 @@ fn writes_and_cuts_survive_kills(mount: &mut Mount) {
             "round {round}: length {}, not one of {lengths:?}",
             found.len()
         );
+        if whole && mount.peer == Peer::Btfs {
+            assert!(states.contains(&found), "round {round}: a request is there in part");
+        }
         for (at, byte) in found.iter().enumerate() {
             let possible = |state: &Vec<u8>| state.get(at).copied().unwrap_or(0) == *byte;
             assert!(
@@ -322,6 +332,21 @@ fn writes_and_cuts_survive_kills(mount: &mut Mount) {
     assert!(changes as u64 > rounds * 5, "only {changes} changes in {rounds} rounds");
 }
 
+fn what_nobody_syncs_is_durable_after_the_commit_interval(mount: &mut Mount) {
+    for round in 0..3 {
+        let contents = Random::new(round).bytes(100_000);
+        fs::create_dir(mount.path(format!("dir-{round}"))).expect("mkdir");
+        fs::write(mount.path(format!("dir-{round}/file")), &contents).expect("write");
+        std::thread::sleep(Duration::from_secs(4));
+        mount.kill();
+        mount.recover();
+        for before in 0..=round {
+            let found = fs::read(mount.path(format!("dir-{before}/file"))).expect("read");
+            assert!(found == Random::new(before).bytes(100_000), "the file of round {before}");
+        }
+    }
+}
+
 fn writes_and_cuts_survive_kills_with_writeback(mount: &mut Mount) {
-    writes_and_cuts_survive_kills(mount);
+    kill_who_writes_and_cuts(mount, false);
 }

@@ -693,18 +693,20 @@ fn copies_and_renames_leave_room_for_deleting() {
         .step_by(250)
         .for_each(|n| fs.write(base, n * BLOCK, &vec![1; 250 * BLOCK_SIZE], &ME).unwrap());
     let fill = file(&fs, b"fill");
+    let eat = file(&fs, b"eat");
     while fs.write(fill, fs.attributes(fill).unwrap().size, &[2; BLOCK_SIZE], &ME).is_ok() {}
-    let eat = file_or_none(&fs, b"eat");
     let mut rng = Rng::new(2);
-    let mut copies = 0;
-    if let Some(eat) = eat {
-        for n in 0..200_000 {
-            let copied = fs.copy_range(base, rng.below(blocks) * BLOCK, eat, n * 2 * BLOCK, BLOCK, &ME);
-            match copied {
-                Ok(_) => copies += 1,
-                Err(FsError::NoSpace) => break,
-                Err(e) => panic!("{e}"),
+    let (mut copies, mut renames) = (0, 0);
+    let mut refused = false;
+    for n in 0..200_000 {
+        let copied = fs.copy_range(base, rng.below(blocks) * BLOCK, eat, n * 2 * BLOCK, BLOCK, &ME);
+        match copied {
+            Ok(_) => copies += 1,
+            Err(FsError::NoSpace) => {
+                refused = true;
+                break;
             }
+            Err(e) => panic!("{e}"),
         }
     }
     let long = [b'n'; 250];
@@ -715,21 +717,18 @@ fn copies_and_renames_leave_room_for_deleting() {
         } else {
             [&(n - 1).to_be_bytes().map(|b| b | 0x80), &long[..]].concat()
         };
-        if fs.rename(ROOT, &from, ROOT, &name, RenameMode::Replace, &ME).is_err() {
-            break;
+        match fs.rename(ROOT, &from, ROOT, &name, RenameMode::Replace, &ME) {
+            Ok(_) => renames += 1,
+            Err(FsError::NoSpace) => break,
+            Err(e) => panic!("{e}"),
         }
     }
-    println!("{copies} copies, {:?}", fs.usage());
+    println!("{copies} copies, {renames} renames, {:?}", fs.usage());
+    assert!(refused && copies > 0 && renames > 0, "{copies} copies, {renames} renames, refused: {refused}");
     fs.unlink(ROOT, b"fill", &ME).unwrap();
-    if eat.is_some() {
-        fs.unlink(ROOT, b"eat", &ME).unwrap();
-    }
+    fs.unlink(ROOT, b"eat", &ME).unwrap();
     create(&fs, ROOT, b"new", New::File, 0o644, &ME).unwrap();
     fs.close().unwrap();
-}
-
-fn file_or_none(fs: &Fs, name: &[u8]) -> Option<Ino> {
-    create(fs, ROOT, name, New::File, 0o644, &ME).ok()
 }
 
 #[test]

@@ -149,7 +149,11 @@ fn check(tree: Arc<Tree>, expected: &Model) {
     let expected: Vec<(u32, u8)> = expected.iter().map(|(n, b)| (*n, *b)).collect();
     assert_eq!(scan(&tree, true), expected);
     let Ok(tree) = Arc::try_unwrap(tree) else { panic!("the tree is still in use") };
+    let storage = tree.pool.storage().clone();
     tree.close().unwrap();
+    let again = Tree::open(storage, &options()).unwrap();
+    again.check().unwrap();
+    assert_eq!(scan(&again, true), expected, "after a reopening");
 }
 
 fn model(keys: impl IntoIterator<Item = u32>, byte: u8) -> Model {
@@ -512,15 +516,24 @@ fn every_callback_is_called_after_a_failed_write() {
         let nth = ::shuttle::rand::Rng::gen_range(&mut ::shuttle::rand::thread_rng(), 0..3);
         storage.arm(Fault::nth(&[OpKind::WriteDurable], nth));
         let called = Arc::new(::shuttle::sync::atomic::AtomicU32::new(0));
+        let promised = Arc::new(::shuttle::sync::Mutex::new(Vec::new()));
         let commit = |n| {
-            let called = called.clone();
+            let (called, promised) = (called.clone(), promised.clone());
             spawn(&tree, move |t| {
-                let mut batch = Batch::new();
-                batch.put(&key(n), &value(2));
-                for _ in 0..2 {
-                    let _ = t.apply(&batch);
-                    let called = called.clone();
-                    t.commit_then(false, Box::new(move |_| _ = called.fetch_add(1, Ordering::SeqCst)));
+                for byte in 2..4 {
+                    let mut batch = Batch::new();
+                    batch.put(&key(n), &value(byte));
+                    let applied = t.apply(&batch).is_ok();
+                    let (called, promised) = (called.clone(), promised.clone());
+                    t.commit_then(
+                        false,
+                        Box::new(move |result| {
+                            called.fetch_add(1, Ordering::SeqCst);
+                            if applied && result.is_ok() {
+                                promised.lock().unwrap().push((n, byte));
+                            }
+                        }),
+                    );
                 }
             })
         };
@@ -529,6 +542,11 @@ fn every_callback_is_called_after_a_failed_write() {
         join(threads);
         drop(tree);
         assert_eq!(called.load(Ordering::SeqCst), 6);
+        storage.disarm();
+        let found: Model = scan(&Tree::open(storage, &options()).unwrap(), true).into_iter().collect();
+        for (n, byte) in promised.lock().unwrap().iter() {
+            assert!(found[n] >= *byte, "key {n} was to have {byte} at least: {found:?}");
+        }
     });
 }
 

@@ -39,7 +39,7 @@ pub fn run(storage: Arc<MemStorage>, mode: u8) -> Result<Verdict, String> {
     if !is_tree {
         written.clear();
     }
-    read_back(&fs, &written)?;
+    read_back(&fs, &written, &mut met)?;
     if mode & 2 != 0 && fs.tree().set_read_only(true).is_ok() {
         let _ = fs.tree().set_read_only(false);
     }
@@ -54,7 +54,7 @@ pub fn run(storage: Arc<MemStorage>, mode: u8) -> Result<Verdict, String> {
         let _ = fs.close();
     }
     if let Ok(fs) = Fs::open(storage, &options()) {
-        read_back(&fs, &written)?;
+        read_back(&fs, &written, &mut met)?;
         walk(&fs, &mut met);
         let _ = fs.close();
     } else {

@@ -257,17 +257,19 @@ fn change_xattrs(fs: &Fs, ino: Ino, met: &mut Met) {
     met.note("attributes", fs.set_attributes(ino, &change, &ME));
 }
 
-/// What was written is read back as it was, or not at all.
+/// What was written is read back as it was, or not at all, which counts as damage: the name may have been taken away by what was done
+/// to forged directories.
 ///
 /// # Errors
 /// Something else was read.
-pub fn read_back(fs: &Fs, written: &[Written]) -> Result<(), String> {
+pub fn read_back(fs: &Fs, written: &[Written], met: &mut Met) -> Result<(), String> {
     for (name, bytes) in written {
-        // The name may have been taken away by what was done to forged directories.
-        let Ok(ino) = fs.lookup(ROOT, name) else { continue };
-        if let Ok(read) = fs.read(ino, 0, bytes.len() + 1)
-            && read != **bytes
-        {
+        let read = fs.lookup(ROOT, name).and_then(|ino| Ok((ino, fs.read(ino, 0, bytes.len() + 1)?)));
+        let Ok((ino, read)) = read else {
+            met.damage.get_or_insert_with(|| format!("{} is gone", name.escape_ascii()));
+            continue;
+        };
+        if read != **bytes {
             let same = read.iter().zip(bytes.iter()).take_while(|(a, b)| a == b).count();
             return Err(format!(
                 "{} (inode {}) has {} bytes, of which the first {same} are what was written",
