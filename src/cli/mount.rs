@@ -201,7 +201,7 @@ fn create(args: &Args) -> Result<(), Failure> {
     }
     .map_or(Ok(()), |overwrite| {
         let format = mkfs::default_options(args.size).map_err(|e| Failure::new(status::SYSTEM, e))?;
-        mkfs::create(&args.image, &format, overwrite)
+        mkfs::create(&args.image, &format, overwrite).map_err(|e| Failure { status: status::MOUNT, ..e })
     });
     if made.is_err() && made_dir {
         // The error that is told is the one that matters.

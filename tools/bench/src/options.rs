@@ -40,8 +40,8 @@ pub struct Options {
     #[arg(long, value_name = "MIB")]
     memory_limit: Option<u64>,
 
-    /// The cache of each engine that has one, in MiB; the default holds all engines' data of a million records
-    /// [default: 512; half of --memory-limit if that is given]
+    /// The cache of each engine that has one, in MiB; the default holds what any row leaves of a million records, changed but
+    /// not written home [default: 1024; half of --memory-limit if that is given]
     #[arg(long, value_name = "MIB")]
     cache: Option<u64>,
 
@@ -118,7 +118,7 @@ impl Options {
         }
         let memory_limit = self.memory_limit.or(self.large.then_some(1024)).map(|mib| mib * MIB);
         let cache_size =
-            self.cache.map_or(memory_limit.map_or(512 * MIB, |limit| limit / 2), |mib| mib * MIB);
+            self.cache.map_or(memory_limit.map_or(1024 * MIB, |limit| limit / 2), |mib| mib * MIB);
         if cache_size < MIB {
             return Err("--cache must be at least 1".to_owned());
         }
