@@ -293,6 +293,12 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     done(unsafe { libc::kill(pid, signal) })
 }
 
+/// Takes a mount away without asking its filesystem anything, which may not answer.
+pub fn detach(point: &Path) -> io::Result<()> {
+    // SAFETY: the path ends with a zero byte.
+    done(unsafe { libc::umount2(c(point).as_ptr(), libc::MNT_DETACH) })
+}
+
 /// Whether the tests run as root.
 pub fn is_root() -> bool {
     // SAFETY: no pointers, cannot fail.

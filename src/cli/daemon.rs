@@ -21,18 +21,15 @@ impl Parent {
     }
 
     /// Everything works: the parent may end, and the terminal is let go.
+    ///
+    /// # Errors
+    /// `BrokenPipe` if the parent is there no more; the terminal could not be let go.
     pub fn ready(self) -> io::Result<()> {
         notify_systemd();
         let Some(pipe) = self.0 else { return Ok(()) };
-        std::env::set_current_dir("/")?;
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        for fd in 0..3 {
-            // SAFETY: dup2 onto the standard descriptors, which nothing in this process owns as a value.
-            if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        File::from(pipe).write_all(&[0])
+        let let_go = let_go_of_terminal();
+        File::from(pipe).write_all(&[0])?;
+        let_go
     }
 
     /// It failed: the parent prints the message and ends with the status. In the foreground the caller does so.
@@ -46,6 +43,18 @@ impl Parent {
         }
         failure
     }
+}
+
+fn let_go_of_terminal() -> io::Result<()> {
+    std::env::set_current_dir("/")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for fd in 0..3 {
+        // SAFETY: dup2 onto the standard descriptors, which nothing in this process owns as a value.
+        if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Splits off a process that goes on in the background. Returns there; the parent ends inside, with the status that the child

@@ -115,6 +115,8 @@ pub fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
 pub const FINISHING: Duration = Duration::from_secs(15);
 /// The same for somebody who only wants to know how the image is.
 const GLANCE: Duration = Duration::from_secs(1);
+/// What daemons are called: by btfs itself, and by mount(8).
+const DAEMONS: [&str; 2] = ["btfs", "mount.fuse.btfs"];
 
 /// Opens an image. umount(8) returns before the daemon has written everything: if a daemon has the image and no mount shows it, this
 /// waits until it has finished, with so much patience.
@@ -124,7 +126,7 @@ pub fn open_released(image: &Path, mode: OpenMode, patience: Duration) -> Result
     loop {
         match FileStorage::open(image, mode) {
             Err(OpenError::InUse { holder: Some(holder), .. })
-                if holder.name == "btfs"
+                if DAEMONS.contains(&&*holder.name)
                     && begun.elapsed() < patience
                     && mounts::find_source(&path).is_none() =>
             {
@@ -226,7 +228,7 @@ pub fn resize(args: &ResizeArgs) -> CliResult {
         live(image)?;
         return Ok(0);
     }
-    let storage = match FileStorage::open(image, OpenMode::ReadWrite) {
+    let storage = match open_released(image, OpenMode::ReadWrite, FINISHING) {
         Ok(storage) => storage,
         Err(e @ OpenError::InUse { .. }) => {
             let path = image.canonicalize().unwrap_or_else(|_| image.clone());

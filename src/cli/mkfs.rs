@@ -17,6 +17,8 @@ use crate::tree::{FormatOptions, Tree};
 const SIZE: u64 = 64 << 30;
 /// Bytes at the beginning of a device that must be zero unless overwriting is asked for.
 const PROBED: usize = 1 << 20;
+/// A smaller file is not what somebody has made as a place for an image.
+const IMAGE_MIN: u64 = 2 << 20;
 
 /// Make an image with an empty filesystem.
 #[derive(Parser, Clone, Debug)]
@@ -196,7 +198,7 @@ enum Existing {
     Nothing,
     /// A file or device without contents, of this size.
     Empty(u64),
-    /// Something that must not be overwritten without being asked to; a device's size.
+    /// Something that must not be overwritten without being asked to, and its size, if an image can have it.
     InUse {
         what: &'static str,
         size: Option<u64>,
@@ -227,23 +229,22 @@ fn existing(image: &Path) -> io::Result<Existing> {
     if metadata.is_file() && metadata.len() == 0 {
         return Ok(Existing::Empty(0));
     }
+    if !is_device {
+        let size = metadata.len();
+        return Ok(match metadata.blocks() {
+            // A file that has been given its size and nothing else.
+            0 => Existing::Empty(size),
+            _ => Existing::InUse { what: "already exists", size: (size >= IMAGE_MIN).then_some(size) },
+        });
+    }
     let mut file = File::open(image)?;
     let mut head = vec![0; PROBED];
     let read = read_up_to(&mut file, &mut head)?;
-    let empty = head[..read].iter().all(|b| *b == 0);
-    if is_device {
-        let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
-        return Ok(if empty {
-            Existing::Empty(size)
-        } else {
-            Existing::InUse { what: "the device has contents", size: Some(size) }
-        });
-    }
-    // A file that has been given its size and nothing else.
-    if metadata.blocks() == 0 {
-        return Ok(Existing::Empty(metadata.len()));
-    }
-    Ok(Existing::InUse { what: "already exists", size: None })
+    let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
+    Ok(match head[..read].iter().all(|b| *b == 0) {
+        true => Existing::Empty(size),
+        false => Existing::InUse { what: "the device has contents", size: Some(size) },
+    })
 }
 
 fn read_up_to(file: &mut File, buf: &mut [u8]) -> io::Result<usize> {
@@ -281,6 +282,10 @@ mod tests {
         assert_eq!(run(&args(false)).unwrap(), 0);
         assert!(run(&args(false)).unwrap_err().message.contains("already exists; -F overwrites it"));
         assert_eq!(run(&args(true)).unwrap(), 0);
+        // Made anew it keeps its size, if nobody says another.
+        let args: Vec<std::ffi::OsString> = vec!["mkfs.btfs".into(), "-qF".into(), image.clone().into()];
+        assert_eq!(run(&Args::try_parse_from(args).unwrap()).unwrap(), 0);
+        assert_eq!(fs::metadata(&image).unwrap().len(), 64 << 20);
     }
 
     /// The message with which these arguments are refused; the last one is the image.

@@ -97,7 +97,7 @@ fn parse_options(lists: &[String], sloppy: bool) -> Result<MountOptions, Failure
 pub fn run_helper(args: HelperArgs) -> CliResult {
     let lists = args.options.iter().flat_map(|list| list.split(','));
     if lists.clone().any(|o| o == "remount") {
-        return remount(&args.dir, lists);
+        return remount(&args, lists);
     }
     let options = parse_options(&args.options, args.sloppy)?;
     if args.fake {
@@ -112,12 +112,16 @@ pub fn run_helper(args: HelperArgs) -> CliResult {
 }
 
 /// The flags of a mount are the kernel's: mount(8) tells it, without asking us again.
-fn remount<'a>(dir: &Path, options: impl Iterator<Item = &'a str>) -> CliResult {
+fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> CliResult {
+    let dir = &args.dir;
     // Those of the table of mounts come along.
     let name = |o: &str| o.split('=').next().map(str::to_owned).unwrap_or_default();
     let of_the_kernel = ["user_id", "group_id", "fd", "rootmode", "max_read", "blksize", "seclabel"];
     let kept: Vec<&str> = options.filter(|o| !of_the_kernel.contains(&&*name(o))).collect();
-    parse_options(&[kept.join(",")], false)?;
+    parse_options(&[kept.join(",")], args.sloppy)?;
+    if args.fake {
+        return Ok(0);
+    }
     let lasting = ["commit", "cache_size", "threads", "writeback", "errors", "strictatime"];
     let lasting: Vec<&str> = kept.iter().copied().filter(|o| lasting.contains(&&*name(o))).collect();
     if !lasting.is_empty() {
@@ -266,8 +270,14 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
         Ok(mounted) => mounted,
         Err(failure) => return Err(parent.failed(failure)),
     };
-    if let Err(e) = parent.ready() {
-        log::warn!("letting go of the terminal: {e}");
+    match parent.ready() {
+        // Who wanted the mount was ended while it was made, and believes that there is none.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+            log::warn!("{}: unmounted, since nobody waits for the mount any more", dir.display());
+            mounts::unmount(&dir, true).map_err(|e| Failure::new(status::MOUNT, e))?;
+        }
+        Err(e) => log::warn!("letting go of the terminal: {e}"),
+        Ok(()) => {}
     }
     mounted.serve().map_err(|e| {
         log::error!("{}: {e}", image.display());
@@ -381,11 +391,12 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     if !waited.map_err(fail)? {
         return synced.map_or_else(|e| Err(fail(e)), |()| Ok(0));
     }
-    if dead || mounted.read_only {
+    if dead {
         return Ok(0);
     }
     let (superblock, _) = image::superblock(image)?;
-    if !superblock.clean {
+    // What was mounted read-only may have been left by a crash before.
+    if !superblock.clean && !mounted.read_only {
         return Err(Failure::new(
             status::SYSTEM,
             format_args!(

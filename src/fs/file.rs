@@ -104,13 +104,18 @@ impl Fs {
         Ok(len)
     }
 
-    /// Writes. Clears suid and sgid unless the caller is privileged. After an error a part of a write that is longer than 1 MiB, or
-    /// than 64 KiB in a full image, may have been done.
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
+    /// Writes, and returns how many bytes: fewer than there are if an error came behind them, which whoever writes the rest is told.
+    /// Clears suid and sgid unless the caller is privileged. What touches no more than 1 MiB of blocks, or 64 KiB in a full image
+    /// or a file in many small pieces, is written as a whole or not at all.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<usize> {
         checked_end(offset, data.len() as u64)?;
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
-        self.write_locked(&node, &mut state, offset, data, caller)
+        let mut done = 0;
+        match self.write_locked(&node, &mut state, offset, data, caller, &mut done) {
+            Err(e) if done == 0 => Err(e),
+            _ => Ok(done),
+        }
     }
 }
 
@@ -137,7 +142,8 @@ impl Piece<'_> {
 }
 
 impl Inner {
-    /// Writes to a file that is locked for changes, in pieces that end at multiples of the block size.
+    /// Writes to a file that is locked for changes, in pieces that end at multiples of the block size, and counts in `done` the bytes
+    /// that are written, also before an error.
     pub(super) fn write_locked(
         &self,
         node: &Node,
@@ -145,16 +151,17 @@ impl Inner {
         offset: u64,
         data: &[u8],
         caller: &Caller,
+        done: &mut usize,
     ) -> Result<()> {
         if offset + data.len() as u64 > file_of(state)?.size {
             self.finish_cut(node, state)?;
         }
         self.strip_capability(node, state)?;
-        let (mut done, mut limit) = (0, WRITE_MAX);
-        while done < data.len() {
-            let rest = Piece { offset: offset + done as u64, data: &data[done..], urgent: false };
+        let mut limit = WRITE_MAX;
+        while *done < data.len() {
+            let rest = Piece { offset: offset + *done as u64, data: &data[*done..], urgent: false };
             let piece = rest.first(limit - rest.offset % BLOCK);
-            done += match self.write_piece(node, state, piece, caller) {
+            *done += match self.write_piece(node, state, piece, caller) {
                 Err(FsError::NoSpace) => self.write_urgently(node, state, rest, caller)?,
                 // The free blocks lie in so many pieces that a small cache has no room for all their records at once.
                 Err(e) if limit > BLOCK && is_too_large(&e) => {
@@ -575,7 +582,7 @@ impl Inner {
         for (from, to) in edges {
             let to = to.min(size);
             if from < to && !self.extents_in(node.ino, from, to, 1)?.is_empty() {
-                self.write_locked(node, state, from, &vec![0; (to - from) as usize], caller)?;
+                self.write_locked(node, state, from, &vec![0; (to - from) as usize], caller, &mut 0)?;
             }
         }
         let mut at = first;

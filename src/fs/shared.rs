@@ -227,9 +227,9 @@ impl Inner {
         let mut done = 0;
         while done < len {
             let piece = (len - done).min(COPY_MAX) as usize;
-            let copied = self
-                .read_extents(from, offset + done, &mut bytes[..piece], piece)
-                .and_then(|()| self.write_locked(to, state, to_offset + done, &bytes[..piece], caller));
+            let copied = self.read_extents(from, offset + done, &mut bytes[..piece], piece).and_then(|()| {
+                self.write_locked(to, state, to_offset + done, &bytes[..piece], caller, &mut 0)
+            });
             if copied.is_err() {
                 return (done, copied);
             }

@@ -533,10 +533,19 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let mut caller = self.caller(req);
         caller.privileged = !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // What the kernel has collected was written earlier; it sets the time of that.
-        caller.keeps_times = self.options.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let result = self.volume.write(ino(n), offset, data, &caller);
+        let collected = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        caller.keeps_times = self.options.writeback && collected;
+        let mut result = self.volume.write(ino(n), offset, data, &caller);
+        // Of what it has collected the kernel never writes a rest again: it must meet the error now.
+        while let Ok(done) = result
+            && done < data.len()
+            && collected
+        {
+            let rest = self.volume.write(ino(n), offset + done as u64, &data[done..], &caller);
+            result = rest.map(|more| done + more);
+        }
         match &result {
-            Ok(()) => reply.written(data.len() as u32),
+            Ok(done) => reply.written(*done as u32),
             Err(e) => reply.error(self.refuse(e, Request::Write, ino(n))),
         }
         run.done(&result);

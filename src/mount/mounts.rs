@@ -211,6 +211,11 @@ pub struct Mounted {
 }
 
 impl Mounted {
+    /// Whether both are the same filesystem. The number of a device is not enough: another mount may have got it meanwhile.
+    fn is_of(&self, other: &Mounted) -> bool {
+        self.fs_type == FS_TYPE && self.device == other.device && self.source == other.source
+    }
+
     /// Names are bytes: those of other filesystems, too, which anybody may have mounted.
     fn parse(line: &[u8]) -> Option<Mounted> {
         let words = |part: &[u8]| part.split(|b| *b == b' ').map(<[u8]>::to_vec).collect::<Vec<_>>();
@@ -243,7 +248,11 @@ fn unescaped(bytes: &[u8]) -> PathBuf {
 
 /// The mount of btfs at a directory, also if its daemon is dead. With several on top of each other, the upper one.
 pub fn find(dir: &Path) -> Option<Mounted> {
-    let dir = absolute(dir).ok()?;
+    at(&absolute(dir).ok()?)
+}
+
+/// The same for a path that [`absolute`] has made. Asks no filesystem.
+pub fn at(dir: &Path) -> Option<Mounted> {
     let found = table(Path::new("/proc/self")).into_iter().rfind(|m| m.dir == dir);
     found.filter(|m| m.fs_type == FS_TYPE)
 }
@@ -253,19 +262,16 @@ pub fn find_source(image: &Path) -> Option<Mounted> {
     table(Path::new("/proc/self")).into_iter().rfind(|m| m.fs_type == FS_TYPE && m.source == image)
 }
 
-/// Where the filesystem with this device number is mounted, those above others behind them.
-pub fn of_device(device: &str) -> Vec<Mounted> {
+/// Where this filesystem is mounted, those above others behind them.
+pub fn places(mounted: &Mounted) -> Vec<Mounted> {
     let mut mounts = table(Path::new("/proc/self"));
-    mounts.retain(|m| m.device == device && m.fs_type == FS_TYPE);
+    mounts.retain(|m| m.is_of(mounted));
     mounts
 }
 
 /// Where else the filesystem of a mount that was taken away is mounted: here, or where another process lives.
 pub fn elsewhere(gone: &Mounted) -> Option<String> {
-    let at = |process: &Path| {
-        let same = |m: &Mounted| m.device == gone.device && m.fs_type == FS_TYPE;
-        table(process).into_iter().find(same).map(|m| m.dir)
-    };
+    let at = |process: &Path| table(process).into_iter().find(|m| m.is_of(gone)).map(|m| m.dir);
     if let Some(dir) = at(Path::new("/proc/self")) {
         return Some(format!("at {}", dir.display()));
     }

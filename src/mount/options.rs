@@ -101,12 +101,15 @@ impl MountOptions {
             ("allow_root", None) => self.allow_root = true,
             ("remount", None) => self.remount = true,
             // Always on, or for mount(8) itself and systemd.
-            ("default_permissions" | "defaults" | "auto" | "noauto" | "user" | "users" | "nouser", None) => {}
+            ("default_permissions" | "defaults" | "auto" | "noauto", None) => {}
+            ("user" | "nouser" | "users" | "nousers" | "owner" | "noowner" | "group" | "nogroup", None) => {}
             (
                 "nofail" | "_netdev" | "async" | "silent" | "loud" | "nomand" | "noiversion" | "nolazytime",
                 None,
             ) => {}
-            ("user", Some(_)) => {}
+            ("user" | "uhelper", Some(_)) => {}
+            // It says no more than `noatime` in front of it; alone it would ask for what there is not.
+            ("nodiratime", None) if self.flags.no_atime => {}
             (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
             ("writeback", Some("on")) => self.writeback = true,
             ("writeback", Some("off")) => self.writeback = false,
@@ -168,7 +171,9 @@ mod tests {
 
     #[test]
     fn a_line_of_fstab_is_understood() {
-        let o = parsed("rw,noatime,nofail,x-systemd.automount,allow_other,commit=30,cache_size=64M").unwrap();
+        let line =
+            "rw,noatime,nodiratime,nofail,owner,x-systemd.automount,allow_other,commit=30,cache_size=64M";
+        let o = parsed(line).unwrap();
         assert!(o.flags.no_atime && o.flags.allow_other && !o.flags.read_only);
         assert_eq!((o.commit.as_secs(), o.cache_size), (30, Some(64 << 20)));
         assert_eq!(o.atime, Atime::None);

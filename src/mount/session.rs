@@ -64,6 +64,8 @@ impl<V: Volume> Mount<V> {
         options: &MountOptions,
     ) -> Result<Mount<V>, SessionError> {
         let volume = Arc::new(volume);
+        // While nobody answers yet: older C libraries ask the filesystem about the last part of a path whose links they resolve.
+        let dir = &mounts::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let mut flags = options.flags.clone();
         flags.allow_other |= options.allow_root;
         let flusher = match options.writeback.then(Flusher::start).transpose() {
@@ -96,7 +98,7 @@ impl<V: Volume> Mount<V> {
                 return Err(close(volume).err().unwrap_or(SessionError::Fuse(e)));
             }
         };
-        let mounted = mounts::find(dir);
+        let mounted = mounts::at(dir);
         if let Some(mounted) = &mounted {
             mounts::set_read_ahead(mounted, READ_AHEAD_KIB);
         }
@@ -150,7 +152,7 @@ fn wait_for_signals(mounted: Option<&Mounted>, dir: &Path) {
         // It may be mounted at several places, and none of them need be the first one any more.
         let places = mounted.map_or_else(
             || vec![dir.to_owned()],
-            |m| mounts::of_device(&m.device).into_iter().map(|place| place.dir).collect(),
+            |m| mounts::places(m).into_iter().map(|place| place.dir).collect(),
         );
         if places.is_empty() {
             log::info!("{signal}: no longer mounted here; this ends when nobody uses it any more");

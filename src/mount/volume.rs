@@ -91,8 +91,8 @@ pub trait Volume: Send + Sync + 'static {
     }
     /// Reads; fewer bytes than asked for only at the file's end. `reply` gets the bytes, once, unless there was an error.
     fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R>;
-    /// Writes all of `data`.
-    fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()>;
+    /// Writes; how many bytes. Fewer than there are only if an error came behind them.
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<usize>;
     /// Allocates, punches or zeroes.
     fn fallocate(&self, ino: Ino, offset: u64, len: u64, mode: Fallocate, caller: &Caller) -> Result<()>;
     /// Finds data or a hole.
@@ -119,8 +119,6 @@ pub trait Volume: Send + Sync + 'static {
     fn usage(&self) -> Usage;
     /// Makes everything done so far durable, and calls back then; waits for nothing, unless nobody else does and it `may_wait`.
     fn sync_then(&self, may_wait: bool, callback: Callback);
-    /// Makes everything done so far durable.
-    fn sync(&self) -> Result<()>;
     /// What the volume counts, as a JSON object, for people who watch it.
     fn report(&self) -> Value;
     /// Whether changes are taken.
@@ -219,7 +217,7 @@ impl Volume for Fs {
             Ok(reply(&buffer[..n]))
         })
     }
-    fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<usize> {
         Fs::write(self, ino, offset, data, caller)
     }
     fn fallocate(&self, ino: Ino, offset: u64, len: u64, mode: Fallocate, caller: &Caller) -> Result<()> {
@@ -256,9 +254,6 @@ impl Volume for Fs {
     }
     fn sync_then(&self, may_wait: bool, callback: Callback) {
         self.tree().commit_then(may_wait, Box::new(|result| callback(result.map_err(FsError::from))));
-    }
-    fn sync(&self) -> Result<()> {
-        Fs::sync(self)
     }
     fn report(&self) -> Value {
         report(self)

@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::Duration;
 
 pub fn cases() -> Vec<Case> {
     let by_user = |case: Case, name| case.by_user(name);
@@ -23,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         mount_8_and_fstab_work,
         mkfs_8_and_fsck_8_work_without_a_terminal,
         umount_8_can_be_followed_at_once_by_a_mount,
+        a_daemon_of_mount_8_is_waited_for,
         a_daemon_told_to_end_loses_nothing,
         a_busy_mount_is_not_unmounted,
         a_foreground_daemon_ends_with_the_mount,
@@ -217,6 +219,30 @@ fn umount_8_can_be_followed_at_once_by_a_mount(mount: &mut Mount) {
         mount.mount();
         assert!(fs::read(mount.path("file")).expect("read") == bytes, "round {round}");
     }
+}
+
+fn a_daemon_of_mount_8_is_waited_for(mount: &mut Mount) {
+    mount.only_btfs();
+    need_helpers(mount);
+    mount.unmount();
+    let by_mount_8 = |mount: &Mount| {
+        let mut command = Command::new("mount");
+        command.args(["-t", "fuse.btfs"]).arg(&mount.image).arg(&mount.point);
+        command
+    };
+    must(&mut by_mount_8(mount));
+    fs::write(mount.path("file"), "text").expect("write");
+    let daemon = mount.daemon();
+    sys::kill(daemon, libc::SIGSTOP).expect("stop");
+    sys::detach(&mount.point).expect("umount");
+    let mut next = by_mount_8(mount).spawn().expect("mount starts");
+    std::thread::sleep(Duration::from_secs(1));
+    let early = next.try_wait().expect("wait");
+    sys::kill(daemon, libc::SIGCONT).expect("continue");
+    assert_eq!(early, None, "the mount does not wait for a daemon that has not finished");
+    assert!(next.wait().expect("wait").success(), "no mount when the daemon has finished");
+    mount.set_mounted(true);
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
 }
 
 fn a_daemon_told_to_end_loses_nothing(mount: &mut Mount) {

@@ -122,7 +122,7 @@ fn changes_take_capabilities_away() {
     let chown = SetAttributes { uid: Some(5), ..SetAttributes::default() };
     type Change<'a> = &'a dyn Fn(&Fs) -> Result<()>;
     let changes: [Change<'_>; 4] = [
-        &|fs| fs.write(ino, 0, b"x", &root),
+        &|fs| fs.write(ino, 0, b"x", &root).map(drop),
         &|fs| fs.set_attributes(ino, &resize, &root).map(|_| ()),
         &|fs| fs.set_attributes(ino, &chown, &root).map(|_| ()),
         &|fs| fs.fallocate(ino, 0, 10_000, Fallocate::Allocate, &root),

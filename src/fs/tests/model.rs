@@ -400,7 +400,7 @@ impl Run {
         let byte = self.rng.below(255) as u8 + 1;
         let data: Vec<u8> = (0..len).map(|i| byte.wrapping_add(i as u8 % 7)).collect();
         let real = match choice {
-            0..4 => self.fs().write(ino, offset, &data, &ME),
+            0..4 => self.fs().write(ino, offset, &data, &ME).map(|done| assert_eq!(done, data.len())),
             4 => {
                 let change = SetAttributes { size: Some(offset), ..SetAttributes::default() };
                 self.fs().set_attributes(ino, &change, &ME).map(|_| ())

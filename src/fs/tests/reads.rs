@@ -101,7 +101,7 @@ fn pieces_that_overwrites_have_moved_are_fetched_together_where_all_of_a_file_is
     let ino = write_file(&fs, "f", &vec![7; 16 << 20]);
     // The new blocks lie in the order of the overwrites, all over the file.
     let overwritten: Vec<u64> = (0..400).map(|n| n * 7919 % 4096).collect();
-    overwritten.iter().for_each(|block| fs.write(ino, block * 4096, &[8; BLOCK_SIZE], &ME).unwrap());
+    overwritten.iter().for_each(|block| assert!(fs.write(ino, block * 4096, &[8; BLOCK_SIZE], &ME).is_ok()));
     fs.close().unwrap();
 
     for (len, is_long) in [(1 << 20, true), (16 << 10, false)] {

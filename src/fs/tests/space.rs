@@ -25,7 +25,7 @@ fn fill(fs: &Fs, ino: Ino, piece: usize) -> u64 {
     let mut at = fs.attributes(ino).unwrap().size;
     loop {
         match fs.write(ino, at, &data, &ME) {
-            Ok(()) => at += piece as u64,
+            Ok(done) => at += done as u64,
             Err(FsError::NoSpace) => return fs.attributes(ino).unwrap().size,
             Err(e) => panic!("{e}"),
         }
@@ -144,7 +144,7 @@ fn all_of_a_full_image_can_be_overwritten_in_small_pieces_at_random() {
 fn full_of_contents_and_names(storage: &Arc<MemStorage>, count: u64) -> (Fs, Vec<Ino>) {
     let fs = open_in_background(storage);
     let files: Vec<Ino> = (0..count).map(|i| file(&fs, format!("f{i}").as_bytes())).collect();
-    files.iter().for_each(|ino| fs.write(*ino, 0, &[1; 1536 << 10], &ME).unwrap());
+    files.iter().for_each(|ino| assert!(fs.write(*ino, 0, &[1; 1536 << 10], &ME).is_ok()));
     fill(&fs, file(&fs, b"filler"), 4096);
     for i in 0.. {
         match create(&fs, ROOT, format!("name {i}").as_bytes(), New::File, 0o644, &ME) {
@@ -173,7 +173,8 @@ fn a_full_image_can_be_overwritten_while_somebody_reads_slowly() {
                 slow.unwrap();
             }
         });
-        let result = (0..300).try_for_each(|n| fs.write(files[0], (n * 41 % 384) * 4096, &[2; 4096], &ME));
+        let result =
+            (0..300).try_for_each(|n| fs.write(files[0], (n * 41 % 384) * 4096, &[2; 4096], &ME).map(drop));
         done.store(true, Ordering::SeqCst);
         result.unwrap();
     });
@@ -230,7 +231,7 @@ fn an_overwrite_of_64_kib_of_a_full_image_is_one_record_wherever_it_begins() {
     let filler = file(&fs, b"filler");
     fill(&fs, filler, 4096);
     // Until only the reserve is left.
-    (0..4000).for_each(|i| fs.write(filler, i * 3 % 4000 * 8192, &[1; 4096], &ME).unwrap());
+    (0..4000).for_each(|i| assert!(fs.write(filler, i * 3 % 4000 * 8192, &[1; 4096], &ME).is_ok()));
     for offset in [0, 4096, 61_440, 65_536 + 30_000] {
         fs.sync().unwrap();
         let before = fs.tree().stats().log_records;
@@ -280,7 +281,7 @@ fn many_small_files_fill_the_image_and_all_can_be_deleted() {
             }
             let ino = fs.lookup(ROOT, names[i].as_bytes()).unwrap();
             match fs.write(ino, 0, &data, &ME) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(FsError::NoSpace) => break,
                 Err(e) => panic!("{e}"),
             }
@@ -648,7 +649,7 @@ fn a_full_image_in_small_pieces_can_be_emptied() {
         let fs = open(&storage);
         let (vm, other) = (file(&fs, b"vm"), file(&fs, b"other"));
         let blocks = size / BLOCK_SIZE as u64 / 4 * 3;
-        (0..blocks / 256).for_each(|n| fs.write(vm, n << 20, &vec![1; 1 << 20], &ME).unwrap());
+        (0..blocks / 256).for_each(|n| assert!(fs.write(vm, n << 20, &vec![1; 1 << 20], &ME).is_ok()));
         let mut rng = Rng::new(1);
         for _ in 0..blocks / 5 {
             fs.write(vm, rng.below(blocks / 256 * 256) * BLOCK, &[2; BLOCK_SIZE], &ME).unwrap();
@@ -682,6 +683,22 @@ fn a_full_image_in_small_pieces_can_be_emptied() {
     }
 }
 
+/// As write(2) counts: what comes before an error is done, and said to be.
+#[test]
+fn a_write_that_fills_the_image_says_how_far_it_came() {
+    let storage = image(48 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"own");
+    fs.write(ino, 0, &[1; 512 << 10], &ME).unwrap();
+    let fill = file(&fs, b"fill");
+    while fs.write(fill, fs.attributes(fill).unwrap().size, &[2; BLOCK_SIZE], &ME).is_ok() {}
+    let done = fs.write(ino, 0, &[3; 1 << 20], &ME).unwrap();
+    assert!((512 << 10..1 << 20).contains(&done), "{done} bytes");
+    assert_eq!(fs.attributes(ino).unwrap().size, done as u64);
+    assert!(fs.read(ino, 0, 1 << 20).unwrap() == vec![3; done]);
+    fs.close().unwrap();
+}
+
 /// Copies and renames take no blocks for contents, but records.
 #[test]
 fn copies_and_renames_leave_room_for_deleting() {
@@ -691,7 +708,7 @@ fn copies_and_renames_leave_room_for_deleting() {
     let blocks = 4000;
     (0..blocks)
         .step_by(250)
-        .for_each(|n| fs.write(base, n * BLOCK, &vec![1; 250 * BLOCK_SIZE], &ME).unwrap());
+        .for_each(|n| assert!(fs.write(base, n * BLOCK, &vec![1; 250 * BLOCK_SIZE], &ME).is_ok()));
     let fill = file(&fs, b"fill");
     let eat = file(&fs, b"eat");
     while fs.write(fill, fs.attributes(fill).unwrap().size, &[2; BLOCK_SIZE], &ME).is_ok() {}

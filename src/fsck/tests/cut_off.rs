@@ -56,7 +56,7 @@ fn rot(storage: &Arc<MemStorage>, leaves: &[PageId]) {
 /// So many files with so many bytes: a block, or so few that they lie in the tree; and the leaves that hold nothing but extents.
 fn with_extents(count: u64, len: usize) -> (Arc<MemStorage>, Vec<Ino>, Vec<PageId>) {
     let (storage, fs, inos) = files(count);
-    inos.iter().for_each(|ino| fs.write(*ino, 0, &[7; 4096][..len], &ME).unwrap());
+    inos.iter().for_each(|ino| assert!(fs.write(*ino, 0, &[7; 4096][..len], &ME).is_ok()));
     fs.close().unwrap();
     let leaves = leaves_of_extents(&storage);
     (storage, inos, leaves)

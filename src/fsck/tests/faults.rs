@@ -51,16 +51,16 @@ fn step(fs: &Fs, n: u64) -> Outcome {
         0 => {
             let ino = fs.create(here, format!("new{n}").as_bytes(), New::File, 0o600, 0, &ME)?.ino;
             let written = fs.write(ino, 0, &bytes(n, 30_000), &ME);
-            fs.release(ino, 1).and(written)
+            fs.release(ino, 1).and(written.map(drop))
         }
-        1 => fs.write(file()?, 5_000, &bytes(n, 150_000), &ME),
+        1 => fs.write(file()?, 5_000, &bytes(n, 150_000), &ME).map(drop),
         2 => {
             let change = SetAttributes { size: Some(n * 100), mode: Some(0o600), ..SetAttributes::default() };
             fs.set_attributes(file()?, &change, &ME).map(drop)
         }
         3 => fs.unlink(here, &name(n * 5 + 2), &ME),
         4 => fs.rename(here, &name(n * 11), there, format!("moved{n}").as_bytes(), RenameMode::Replace, &ME),
-        5 => fs.write(file()?, 100, &bytes(n, 700), &ME),
+        5 => fs.write(file()?, 100, &bytes(n, 700), &ME).map(drop),
         6 => {
             let ino = fs.create(here, format!("dir{n}").as_bytes(), New::Directory, 0o755, 0, &ME)?.ino;
             fs.release(ino, 1)?;
@@ -96,7 +96,7 @@ fn step(fs: &Fs, n: u64) -> Outcome {
             }
             let ino = fs.create(ROOT, name, New::File, 0o600, 0, &ME)?.ino;
             let written = fs.write(ino, 0, &vec![n as u8; 3 << 20], &ME);
-            fs.release(ino, 1).and(written)
+            fs.release(ino, 1).and(written.map(drop))
         }
     }
 }

@@ -110,7 +110,7 @@ impl World {
         let data: Vec<u8> = (0..len).map(|i| byte.wrapping_add((i % 7) as u8)).collect();
         let size = SetAttributes { size: Some(offset), ..SetAttributes::default() };
         let _ = match self.rng.below(10) {
-            0..5 => self.fs.write(ino, offset, &data, &ME),
+            0..5 => self.fs.write(ino, offset, &data, &ME).map(drop),
             5 => self.fs.set_attributes(ino, &size, &ME).map(|_| ()),
             6 => self.fs.fallocate(ino, offset, len, Fallocate::PunchHole, &ME),
             7 => self.fs.fallocate(ino, offset, len, Fallocate::ZeroRange, &ME),

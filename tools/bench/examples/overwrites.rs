@@ -66,7 +66,7 @@ impl OutOfPlace {
 
 impl Target for OutOfPlace {
     fn overwrite(&mut self, block: u64, bytes: &[u8]) -> Result<()> {
-        Ok(self.0.write(self.1, block * BLOCK as u64, bytes, &ME)?)
+        Ok(self.0.write(self.1, block * BLOCK as u64, bytes, &ME).map(drop)?)
     }
     fn sync(&mut self) -> Result<()> {
         Ok(self.0.sync()?)

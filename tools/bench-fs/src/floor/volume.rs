@@ -437,7 +437,7 @@ impl Volume for Floor {
         }
     }
 
-    fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<()> {
+    fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<usize> {
         let node = self.0.node(ino)?;
         let mut state = node.state.write();
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::FileTooLarge)?;
@@ -450,7 +450,7 @@ impl Volume for Floor {
             _ => return Err(FsError::Invalid),
         }
         state.touch(caller.now);
-        Ok(())
+        Ok(data.len())
     }
 
     fn fallocate(&self, ino: Ino, offset: u64, len: u64, mode: Fallocate, _: &Caller) -> Result<()> {
@@ -513,10 +513,6 @@ impl Volume for Floor {
 
     fn sync_then(&self, _may_wait: bool, callback: Callback) {
         callback(Ok(()));
-    }
-
-    fn sync(&self) -> Result<()> {
-        Ok(())
     }
 
     fn report(&self) -> serde_json::Value {

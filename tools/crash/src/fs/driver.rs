@@ -233,7 +233,7 @@ impl Driver {
         let moment = self.tick();
         let _site = site_scope("data");
         match self.fs()?.write(ino, 3000, &stamped(ino, moment.write, 3000, 9000), &moment.caller()) {
-            Ok(()) | Err(FsError::NoSpace | FsError::Invalid | FsError::IsDirectory) => Ok(()),
+            Ok(_) | Err(FsError::NoSpace | FsError::Invalid | FsError::IsDirectory) => Ok(()),
             Err(e) => Err(e.to_string()),
         }
     }

@@ -177,7 +177,8 @@ impl Request {
                 fs.rename(*parent, name, *new_parent, new_name, *mode, caller)
             }
             Request::Write(ino, offset, len) => {
-                fs.write(*ino, *offset, &stamped(*ino, moment.write, *offset, *len), caller)
+                let written = fs.write(*ino, *offset, &stamped(*ino, moment.write, *offset, *len), caller);
+                written.and_then(|done| if (done as u64) < *len { Err(FsError::NoSpace) } else { Ok(()) })
             }
             Request::Truncate(ino, size) => {
                 set(*ino, SetAttributes { size: Some(*size), ..SetAttributes::default() })
