@@ -84,12 +84,8 @@ pub struct UmountArgs {
 
 fn parse_options(lists: &[String], sloppy: bool) -> Result<MountOptions, Failure> {
     let mut options = MountOptions::default();
-    for option in lists.iter().flat_map(|list| list.split(',')) {
-        match options.parse(option) {
-            Ok(()) => {}
-            Err(crate::mount::OptionError::Unknown(_)) if sloppy => {}
-            Err(e) => return Err(Failure::new(status::USAGE, e)),
-        }
+    for list in lists {
+        options.parse(list, sloppy).map_err(|e| Failure::new(status::USAGE, e))?;
     }
     Ok(options)
 }
@@ -131,15 +127,25 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
             lasting.join(",")
         ));
     }
-    let read_only = kept.iter().rfind(|o| matches!(**o, "ro" | "rw")) == Some(&"ro");
+    let access = kept.iter().rfind(|o| matches!(**o, "ro" | "rw"));
     if mounts::find(dir).is_none() {
         return Err(Failure::new(status::MOUNT, mounts::MountError::NotMounted { dir: dir.into() }));
+    }
+    // The kernel would call it writable, and every write would fail.
+    if access == Some(&"rw") && super::watch::report(dir)?["state"] == "ro" {
+        return Err(Failure::new(
+            status::MOUNT,
+            format_args!(
+                "{}: the image was opened for reading only; unmount it, and mount it again",
+                dir.display()
+            ),
+        ));
     }
     let mut flags = vec!["remount"];
     let known =
         ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime"];
     flags.extend(kept.iter().filter(|o| known.contains(*o)));
-    if read_only {
+    if access == Some(&"ro") {
         // What has been acknowledged until now is on disk before the mount says that it changes nothing.
         File::open(dir)
             .and_then(|f| f.sync_all())

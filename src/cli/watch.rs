@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{CliResult, Failure, print, status};
 use crate::fs::Scrub;
-use crate::mount::{control, mounts};
+use crate::mount::{ENDING, control, mounts};
 
 /// A line of results.
 macro_rules! say {
@@ -100,11 +100,8 @@ const DAMAGED: u8 = 4;
 /// Exit status if somebody stopped it, as of fsck(8).
 const STOPPED: u8 = 32;
 
-/// Signals that end a scrub.
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
-
 /// What a live mount tells about itself.
-fn report(dir: &Path) -> Result<Value, Failure> {
+pub(super) fn report(dir: &Path) -> Result<Value, Failure> {
     let report = control::stats(dir).map_err(|e| fail(dir, &e))?;
     serde_json::from_str(&report)
         .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: its report: {e}", dir.display())))

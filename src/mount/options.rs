@@ -73,9 +73,13 @@ impl MountOptions {
         self.threads.unwrap_or_else(|| processors().clamp(2, 16))
     }
 
-    /// Adds the options of one comma-separated list. Later ones overrule earlier ones.
-    pub fn parse(&mut self, list: &str) -> Result<(), OptionError> {
-        list.split(',').filter(|o| !o.is_empty()).try_for_each(|option| self.parse_one(option))
+    /// Adds the options of one comma-separated list. Later ones overrule earlier ones. With `sloppy` those that are not known are passed
+    /// over.
+    pub fn parse(&mut self, list: &str, sloppy: bool) -> Result<(), OptionError> {
+        list.split(',').filter(|o| !o.is_empty()).try_for_each(|option| match self.parse_one(option) {
+            Err(OptionError::Unknown(_)) if sloppy => Ok(()),
+            parsed => parsed,
+        })
     }
 
     fn parse_one(&mut self, option: &str) -> Result<(), OptionError> {
@@ -165,7 +169,7 @@ mod tests {
 
     fn parsed(list: &str) -> Result<MountOptions, OptionError> {
         let mut options = MountOptions::default();
-        options.parse(list)?;
+        options.parse(list, false)?;
         Ok(options)
     }
 

@@ -40,15 +40,13 @@ pub struct Mount<V: Volume> {
     dir: PathBuf,
 }
 
-/// Signals that end a mount in order.
-fn ending() -> SigSet {
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
-}
+/// Signals that end a mount in order, and a scrub.
+pub const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Keeps signals away from all threads that are started from here on, so that only the one that waits for them gets them. To be
 /// called before any thread exists.
 pub fn block_signals() -> nix::Result<()> {
-    let mut set = ending();
+    let mut set: SigSet = ENDING.into_iter().collect();
     // A reader of our output that has gone is noticed by the write that fails.
     set.add(Signal::SIGPIPE);
     set.thread_block()
@@ -147,8 +145,8 @@ fn close<V: Volume>(volume: Arc<V>) -> Result<(), SessionError> {
 /// alone at the first signal, and detached at the second. Where the system does not tell what is mounted, it is sought at `dir`.
 fn wait_for_signals(mounted: Option<&Mounted>, dir: &Path) {
     let mut asked = false;
-    loop {
-        let Ok(signal) = ending().wait() else { return };
+    let ending: SigSet = ENDING.into_iter().collect();
+    while let Ok(signal) = ending.wait() {
         // It may be mounted at several places, and none of them need be the first one any more.
         let places = mounted.map_or_else(
             || vec![dir.to_owned()],

@@ -122,8 +122,8 @@ fn a_remount_refuses_what_it_does_not_know(mount: &mut Mount) {
     let remount = |options: &str| {
         mount.said_by(Command::new("mount").arg("-o").arg(format!("remount,{options}")).arg(&mount.point))
     };
-    let (status, said) = remount("bogus");
-    assert!(!status.success() && said.contains("unknown mount option `bogus`"), "{said}");
+    let said = remount_says(mount, "bogus");
+    assert!(said.contains("unknown mount option `bogus`"), "{said}");
     let (status, said) = remount("commit=1,noatime");
     assert!(status.success() && said.contains("commit=1 can change only when"), "{status}: {said}");
     let (status, said) = remount("ro");
@@ -132,6 +132,25 @@ fn a_remount_refuses_what_it_does_not_know(mount: &mut Mount) {
     let (status, said) = remount("rw");
     assert!(status.success(), "{said}");
     fs::write(mount.path("file"), "text").expect("write");
+    // An image that was opened for reading only would stay so under a mount that is called writable.
+    mount.unmount();
+    let (status, said) = mount.try_mount("ro");
+    assert!(status.success(), "{said}");
+    mount.set_mounted(true);
+    let said = remount_says(mount, "rw");
+    assert!(said.contains("opened for reading only"), "{said}");
+    let line = fs::read_to_string("/proc/mounts").expect("the table of mounts");
+    let line = line.lines().find(|line| line.contains(&*mount.point.to_string_lossy())).expect("the mount");
+    assert!(line.contains(" ro,"), "{line}");
+}
+
+/// What a remount that fails has to say.
+fn remount_says(mount: &Mount, options: &str) -> String {
+    let mut command = Command::new("mount");
+    command.arg("-o").arg(format!("remount,{options}")).arg(&mount.point);
+    let (status, said) = mount.said_by(&mut command);
+    assert!(!status.success(), "remount,{options}: {said}");
+    said
 }
 
 fn output_that_cannot_be_written_is_an_error_and_no_panic(mount: &mut Mount) {
