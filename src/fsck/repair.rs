@@ -287,8 +287,8 @@ impl History {
     ) -> Result<bool> {
         if !looked.findings.allowed(options) {
             use ProblemKind::*;
-            let kinds = [BlocksFree, Bitmap, PageLsn, RepairUnfinished];
-            if kinds.iter().all(|kind| !looked.findings.counts.contains_key(kind)) {
+            let wrong = |kind| looked.findings.counts.contains_key(kind);
+            if !looked.image.repair_unfinished && ![BlocksFree, Bitmap, PageLsn].iter().any(wrong) {
                 return Ok(false);
             }
             looked.claims.keep(&looked.image);

@@ -163,6 +163,31 @@ fn what_a_cut_off_repair_leaves_is_not_clean_at_boot() {
     });
 }
 
+/// The bitmaps are written once; what else there is to do waits for a user, and keeps nothing busy at boot.
+#[test]
+fn a_safe_repair_of_what_was_cut_off_writes_the_bitmaps_once() {
+    let sequence = |storage: &Arc<MemStorage>| {
+        super::super::image::newest(&super::super::image::read_superblocks(&**storage).unwrap())
+            .unwrap()
+            .sequence
+    };
+    let (storage, _) = without_extents(4096);
+    let mut switched = 0;
+    cut_everywhere(&storage.image(), |left, about| {
+        let storage = Arc::new(MemStorage::from_image(left));
+        let (before, mut report) = (sequence(&storage), check(storage.clone(), &SAFE).unwrap());
+        if report.left == 0 || report.count(ProblemKind::RepairUnfinished) == 0 {
+            return;
+        }
+        let after = sequence(&storage);
+        assert!(after - before <= 4, "{about}: {before}, {after}: {report}");
+        switched += (after > before) as u64;
+        report = check(storage.clone(), &SAFE).unwrap();
+        assert!(report.left > 0 && sequence(&storage) == after, "{about}: {report}");
+    });
+    assert!(switched > 0);
+}
+
 /// The first run replays the log, and so the image could be closed in order.
 #[test]
 fn damage_that_a_safe_repair_leaves_is_found_again_at_the_next_boot() {
