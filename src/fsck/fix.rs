@@ -79,6 +79,27 @@ pub(super) enum Fix {
 }
 
 impl Fix {
+    /// Whether this is for the image as a whole. There are few of these that differ.
+    pub fn is_for_all(&self) -> bool {
+        use Fix::*;
+        matches!(
+            self,
+            Superblock(_)
+                | Superblocks
+                | Extend(_)
+                | ImageSize(_)
+                | Rehash
+                | Doublewrite(_)
+                | Bitmaps
+                | Tree
+                | Finish
+                | State(_)
+                | Root
+                | Contested
+                | SharedCounts
+        )
+    }
+
     /// Whether `-p` does this: nothing that a user could miss goes.
     pub fn is_safe(&self) -> bool {
         use Fix::*;

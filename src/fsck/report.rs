@@ -508,6 +508,8 @@ pub(super) struct Findings {
     pub unsafe_fixes: u64,
     /// Names that a later round will have to delete.
     pub names_later: u64,
+    /// Those of `fixes` that are for the whole image.
+    whole: Vec<Fix>,
 }
 
 /// Fixes that one round collects; others wait for the next. (Tests shall have several rounds.)
@@ -521,8 +523,15 @@ impl Findings {
         let safe = !fixes.is_empty() && fixes.iter().all(Fix::is_safe);
         self.unsafe_fixes += (!fixes.is_empty() && !safe) as u64;
         self.list(kind, place, what, &fixes, safe);
-        if self.fixes.len() + fixes.len() <= FIXES_MAX {
+        // What is for the whole image is found last, and what is for records relies on it: it always has room, once.
+        let one = match &fixes[..] {
+            [fix] if fix.is_for_all() => Some(fix),
+            _ => None,
+        };
+        let new = one.filter(|fix| !self.whole.contains(fix)).cloned();
+        if self.fixes.len() + fixes.len() <= FIXES_MAX || new.is_some() {
             self.fixes.extend(fixes);
+            self.whole.extend(new);
         } else {
             self.more = true;
         }

@@ -210,6 +210,38 @@ fn a_repair_has_as_many_rounds_as_there_is_to_do() {
     assert!(look_at(&k.storage).is_clean());
 }
 
+/// What repairs records needs bitmaps that are right, however many records there are.
+#[test]
+fn bitmaps_come_first_however_much_there_is_to_do() {
+    use crate::fs::format::{Extent, Orphan, extent_end, extent_key, orphan_key};
+    for whole in [false, true] {
+        let k = known();
+        let before = model(&k.storage);
+        forge(&k.storage, |tree, batch| {
+            for i in 0..700 {
+                batch.put(&orphan_key(crate::fs::Ino(100_000 + i)), &Orphan::Unlinked.encode());
+                if batch.len() == 50 {
+                    tree.apply(batch).unwrap();
+                    batch.clear();
+                }
+            }
+            if whole {
+                let (key, record) = records(tree, &extent_key(k.file, 0)[..9]).remove(0);
+                let end = extent_end(k.file, &key).unwrap();
+                batch.free(Extent::decode(k.file, end, &record).unwrap().run().unwrap());
+            }
+        });
+        if !whole {
+            let id = superblock(&*k.storage).bitmap_page(0);
+            k.storage.write_at(id.offset() + 700, b"rot").unwrap();
+        }
+        let report = check(k.storage.clone(), &ALL).unwrap();
+        assert_eq!((report.left, report.count(ProblemKind::Orphan)), (0, 700), "{report}");
+        assert!(look_at(&k.storage).is_clean());
+        assert!(difference(&before, &k.storage).0.is_empty());
+    }
+}
+
 #[test]
 fn a_log_is_replayed_for_good() {
     let storage = Arc::new(MemStorage::new(SIZE));
