@@ -21,6 +21,7 @@ use crate::fs::format::*;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::node::{Node, NodeBuilder, NodeSpec, separator};
+use crate::page::superblock::INCOMPAT_RECORDS;
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::storage::Storage;
 
@@ -38,7 +39,7 @@ pub(super) struct Source {
 pub(super) struct From<'a> {
     pub image: &'a Image,
     pub structure: &'a Structure,
-    /// The pages of the old tree, if all of them are known.
+    /// The pages of the old tree, as far as they were reached.
     pub pages: Option<&'a Claims>,
 }
 
@@ -70,6 +71,7 @@ pub(super) fn rebuild(
         groups: image.superblock.groups,
         levels: Vec::new(),
         end,
+        unmarked: !lost.is_empty(),
     };
     // Without superblocks these come first, and names when they are there.
     let unfinished = image.seed_lost && image.salvaged;
@@ -382,12 +384,19 @@ struct Build<'a> {
     groups: u32,
     levels: Vec<Level>,
     end: Lsn,
+    /// Something is lost, and no mark says so yet.
+    unmarked: bool,
 }
 
 impl Build<'_> {
     fn page(&mut self) -> Result<PageId> {
         loop {
             if let Some(id) = self.places.next(self.groups) {
+                // Where no bitmap says that this page was free, the next run takes it for a leaf of the old tree if this one is cut
+                // off. Then it does not miss what is lost: the mark tells that something is.
+                if !self.places.careful && std::mem::take(&mut self.unmarked) {
+                    switch::mark(self.storage, |superblock| superblock.incompat |= INCOMPAT_RECORDS)?;
+                }
                 self.pages.claim(id.run());
                 return Ok(id);
             }

@@ -204,7 +204,7 @@ impl History {
         if !looked.is_sound() {
             if options.repair == Repair::All {
                 self.did = true;
-                let pages = looked.pages.as_ref().filter(|_| looked.structure.sound);
+                let pages = looked.pages.as_ref();
                 let from = rebuild::From { image: &looked.image, structure: &looked.structure, pages };
                 let lost = rebuild::rebuild(&**storage, &from, progress)?;
                 self.replayed = true;

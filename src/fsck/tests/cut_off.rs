@@ -5,7 +5,8 @@ use super::*;
 use crate::fs::format::*;
 use crate::fs::{Fs, New, ROOT};
 use crate::page::format::*;
-use crate::page::node::Node;
+use crate::page::node::{Node, NodeBuilder, NodeSpec};
+use crate::page::superblock::SUPERBLOCK_OFFSETS;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
 use crate::storage::{Fault, FaultStorage, Image as Bytes, MemStorage, OpKind};
 use crate::tree::{Batch, Options as TreeOptions};
@@ -28,7 +29,7 @@ fn files(count: u64) -> (Arc<MemStorage>, Fs, Vec<Ino>) {
 }
 
 /// Leaves that hold nothing but extents.
-fn leaves_of_extents(storage: &Arc<MemStorage>) -> Vec<PageId> {
+pub fn leaves_of_extents(storage: &Arc<MemStorage>) -> Vec<PageId> {
     let s = crate::pool::read_superblock(&**storage).unwrap();
     let tag = extent_key(ROOT, 0)[0];
     let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
@@ -47,14 +48,14 @@ fn leaves_of_extents(storage: &Arc<MemStorage>) -> Vec<PageId> {
     found
 }
 
-fn rot(storage: &Arc<MemStorage>, leaves: &[PageId]) {
+pub fn rot(storage: &Arc<MemStorage>, leaves: &[PageId]) {
     for id in leaves {
         storage.write_at(id.offset() + 200, &[0x55; 64]).unwrap();
     }
 }
 
 /// So many files with so many bytes: a block, or so few that they lie in the tree; and the leaves that hold nothing but extents.
-fn with_extents(count: u64, len: usize) -> (Arc<MemStorage>, Vec<Ino>, Vec<PageId>) {
+pub fn with_extents(count: u64, len: usize) -> (Arc<MemStorage>, Vec<Ino>, Vec<PageId>) {
     let (storage, fs, inos) = files(count);
     inos.iter().for_each(|ino| assert!(fs.write(*ino, 0, &[7; 4096][..len], &ME).is_ok()));
     fs.close().unwrap();
@@ -96,15 +97,88 @@ fn cut_everywhere(image: &Bytes, mut f: impl FnMut(Bytes, &str)) {
 
 #[test]
 fn what_a_cut_off_repair_knew_to_be_lost_is_lost_after_the_next_one() {
-    for len in [4096, 100] {
+    for (len, bitmap) in [(4096, true), (100, true), (4096, false), (100, false)] {
         let (storage, inos) = without_extents(len);
+        if !bitmap {
+            // Nothing tells a page of the new tree from one of the old.
+            let id = crate::pool::read_superblock(&*storage).unwrap().bitmap_page(0);
+            storage.write_at(id.offset() + 700, b"rot").unwrap();
+        }
         cut_everywhere(&storage.image(), |left, about| {
             let storage = Arc::new(MemStorage::from_image(left));
             let report = check(storage.clone(), &ALL).unwrap();
+            let about = format!("{len} bytes, bitmap {bitmap}, {about}");
             assert_eq!(report.left, 0, "{about}: {report}");
             assert_eq!(zeros(&storage, &inos), 0, "{about}: {report}");
         });
     }
+}
+
+/// An inner page that a lost write has left as it was leads to leaves behind its own range, and not to the newer ones there.
+#[test]
+fn leaves_that_a_stale_page_leads_to_are_kept() {
+    let (storage, inos, leaves) = with_extents(1500, 100);
+    let mut superblock = crate::pool::read_superblock(&*storage).unwrap();
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    storage.read_at(superblock.root.offset(), &mut page[..]).unwrap();
+    let old = page.clone();
+    let (old, lsn) = (Node(&old), page_lsn(&page));
+    let at = (0..old.count()).find(|i| old.child(*i) == leaves[0]).unwrap();
+    assert!(old.level() == 1 && at + 3 < old.count());
+    let low = old.key(at).to_vec();
+    let mut write = |id: PageId, level, low: &[u8], high: Option<&[u8]>, children: &[(Vec<u8>, PageId)]| {
+        let image = superblock.image();
+        let spec = NodeSpec { id, image, level, flags: 0, low, high, right: PageId::NONE };
+        let mut builder = NodeBuilder::new(&mut page, spec);
+        children.iter().for_each(|(key, id)| assert!(builder.push(key, &id.0.to_be_bytes())));
+        builder.finish();
+        set_page_lsn(&mut page, lsn);
+        seal(&mut page);
+        storage.write_at(id.offset(), &page[..]).unwrap();
+    };
+    let children: Vec<_> = (0..old.count()).map(|i| (old.key(i).to_vec(), old.child(i))).collect();
+    let last =
+        PageId(superblock.bitmap_page(0).0 + (superblock.group_blocks(0) / BLOCKS_PER_PAGE) as u64 - 1);
+    let (right, root) = (last, PageId(last.0 - 1));
+    // The stale page does not know the leaf behind the one that is damaged.
+    let stale: Vec<_> =
+        children.iter().enumerate().filter(|(i, _)| *i != at + 1).map(|(_, c)| c.clone()).collect();
+    write(superblock.root, 1, &[], None, &stale);
+    write(right, 1, &low, None, &children[at..]);
+    write(root, 2, &[], None, &[(Vec::new(), superblock.root), (low.clone(), right)]);
+    let mut leaf: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    storage.read_at(leaves[0].offset(), &mut leaf[..]).unwrap();
+    let gone: Vec<Ino> = (0..Node(&leaf).count())
+        .filter_map(|i| match AnyKey::parse(&Node(&leaf).key(i)) {
+            Some(AnyKey::Extent(ino, _)) => Some(ino),
+            _ => None,
+        })
+        .collect();
+    rot(&storage, &leaves[..1]);
+    superblock.root = root;
+    for at in SUPERBLOCK_OFFSETS {
+        storage.write_at(at, &superblock.encode()).unwrap();
+        superblock.sequence += 1;
+    }
+    let found = look_at(&storage);
+    let report = check(storage.clone(), &ALL).unwrap();
+    for report in [&found, &report] {
+        assert_eq!(
+            (report.count(ProblemKind::KeysLost), report.count(ProblemKind::State)),
+            (1, 0),
+            "{report}"
+        );
+    }
+    assert_eq!(report.left, 0, "{report}");
+    let fs = Fs::open(storage.clone(), &options()).unwrap();
+    for ino in inos {
+        let read = fs.read(ino, 0, 100);
+        assert!(
+            read.is_err() == gone.contains(&ino) && read.is_ok_and(|b| b == [7; 100]) != gone.contains(&ino)
+        );
+    }
+    fs.close().unwrap();
+    assert!(look_at(&storage).is_clean());
 }
 
 /// A new tree that lacks extents reads as zeros where they were, until records say what is lost: nobody is to read it before.
