@@ -24,9 +24,8 @@ pub(super) struct Slot {
     /// What its record says.
     pub links: u32,
     pub kind: Kind,
-    /// It is marked as an orphan: unlinked, or being cut.
+    /// It is marked as an orphan that is unlinked.
     pub unlinked: bool,
-    pub cut: bool,
 }
 
 /// What is known of a directory beyond that.
@@ -129,6 +128,8 @@ struct Contents {
     from_start: bool,
     /// Bytes of pieces of a link's target.
     target: u64,
+    /// What lies between two extents of a file, in bytes, where leaves are missing that may have held others.
+    gaps: Vec<(u64, u64)>,
 }
 
 /// Runs the pass.
@@ -207,11 +208,7 @@ impl Pass<'_> {
     }
 
     fn bad(&mut self, kind: Problem, place: Place, key: &[u8], what: impl std::fmt::Display) {
-        let mut hex = String::new();
-        for b in key.iter().take(32) {
-            let _ = std::fmt::Write::write_fmt(&mut hex, format_args!("{b:02x}"));
-        }
-        let what = format!("{what} (key {hex})");
+        let what = format!("{what} (key {})", hex(key));
         self.findings.add(kind, place, what, vec![Fix::Delete(key.to_vec())]);
     }
 
@@ -226,7 +223,6 @@ impl Pass<'_> {
         match orphan {
             Orphan::Unlinked => slot.unlinked = true,
             Orphan::Truncated { size } => {
-                slot.cut = true;
                 if slot.kind != Kind::File || self.size_of(ino)? != Some(size) {
                     let what = "it is marked as being cut, but is not a file of that size";
                     let fixes = vec![Fix::Delete(key.to_vec())];
@@ -266,7 +262,7 @@ impl Pass<'_> {
             self.found.dirs.push(Dir { ino, info });
         }
         self.found.group_max = self.found.group_max.max(groups);
-        let slot = Slot { ino, links: inode.links, kind: inode.kind, unlinked: false, cut: false };
+        let slot = Slot { ino, links: inode.links, kind: inode.kind, unlinked: false };
         self.found.slots.push(slot);
         let xattrs = self.xattrs(ino, inode.kind)?;
         let contents = self.contents(ino, &inode)?;
@@ -319,35 +315,26 @@ impl Pass<'_> {
 
     /// Where leaves are missing, contents may be. What is not there must not pass for a hole, which reads as zeros.
     fn lost_ranges(&mut self, ino: Ino, inode: &Inode, contents: &Contents, blocks: u64) {
-        // If all blocks are there, only contents that lay in the tree itself can be missing.
         let missing = blocks < inode.blocks;
-        if !missing && contents.from_start {
-            return;
-        }
         let what = "contents may be lost where there are holes now";
-        if self.structure.gaps.is_empty() || self.image.half_repaired {
-            // An earlier run, which was cut off, may have known where.
+        if contents.gaps.is_empty() || self.image.half_repaired {
+            // An earlier run, which was cut off, may have known where. If all blocks are there, it was in the tree itself.
             let to = match missing {
                 true if contents.mapped < inode.size.div_ceil(BLOCK) => inode.size,
-                false if self.image.half_repaired => inode.size.min(INLINE_MAX as u64),
+                false if self.image.half_repaired && !contents.from_start => {
+                    inode.size.min(INLINE_MAX as u64)
+                }
                 _ => 0,
             };
             if to > 0 {
                 let fixes = vec![Fix::LoseRange(ino, 0, to)];
                 self.findings.add(Problem::Lost, Place::range(ino.0, 0, to), what, fixes);
             }
-            return;
         }
-        let last = if missing { u64::MAX } else { INLINE_MAX as u64 };
-        let (first, last) = (extent_key(ino, 0), extent_key(ino, last));
-        // They lie in key order.
-        let gaps = &self.structure.gaps;
-        let begin = gaps.partition_point(|gap| gap.high.as_ref().is_some_and(|high| **high <= *first));
-        for gap in gaps[begin..].iter().take_while(|gap| *gap.low <= *last) {
-            let (from, to) = match missing {
-                true => range_of(gap, ino, inode.size),
-                false => (0, inode.size.min(INLINE_MAX as u64)),
-            };
+        // Also if all blocks are there: what was lost before has none, and the record that says so may have been in a leaf that is
+        // missing. How far in front of the gap such a record began is not known.
+        for (from, to) in &contents.gaps {
+            let (from, to) = (*from, inode.size.min(*to));
             if from < to {
                 let place = Place::range(ino.0, from, to);
                 self.findings.add(Problem::Lost, place, what, vec![Fix::LoseRange(ino, from, to)]);
@@ -492,10 +479,18 @@ impl Pass<'_> {
     fn contents(&mut self, ino: Ino, inode: &Inode) -> Result<Contents> {
         let mut contents = Contents::default();
         let mut behind: Option<u64> = None;
+        // They lie in key order.
+        let gaps = &self.structure.gaps;
+        let (first, last) = (extent_key(ino, 0), extent_key(ino, u64::MAX));
+        let begin = gaps.partition_point(|gap| gap.high.as_ref().is_some_and(|high| **high <= *first));
+        let mut gaps = gaps[begin..].iter().take_while(|gap| *gap.low <= *last).peekable();
         while let Some((owner, end)) = self.extents.ahead
             && owner == ino
         {
             let key = self.extents.records.key().to_vec();
+            while let Some(gap) = gaps.next_if(|gap| gap.high.as_ref().is_some_and(|high| *high <= key)) {
+                contents.gaps.push((contents.block_end, end_of(gap, ino)));
+            }
             match inode.kind {
                 Kind::File => match Extent::decode(ino, end, self.extents.records.value()) {
                     Ok(extent) => {
@@ -504,7 +499,13 @@ impl Pass<'_> {
                             behind = Some(end);
                         }
                     }
-                    Err(e) => self.bad(Problem::Record, Place::ino(ino.0), &key, e),
+                    Err(e) => {
+                        // Nobody knows how much of what is in front of its end it held.
+                        let what = format!("{e} (key {})", hex(&key));
+                        let lost = Fix::LoseRange(ino, contents.block_end, end);
+                        let fixes = vec![lost, Fix::Delete(key.clone())];
+                        self.findings.add(Problem::Record, Place::ino(ino.0), what, fixes);
+                    }
                 },
                 Kind::Symlink => {
                     let len = self.extents.records.value().len() as u64;
@@ -519,6 +520,7 @@ impl Pass<'_> {
             }
             self.extents.step(key[0])?;
         }
+        contents.gaps.extend(gaps.map(|gap| (contents.block_end, end_of(gap, ino))));
         if let Some(end) = behind
             && inode.links > 0
             && !self.is_being_cut(ino)?
@@ -593,21 +595,21 @@ impl Pass<'_> {
     }
 }
 
-/// The bytes of a file whose extents would lie in a gap between leaves.
-fn range_of(gap: &Gap, ino: Ino, size: u64) -> (u64, u64) {
-    let end_in = |key: &[u8]| match AnyKey::parse(key) {
-        Some(AnyKey::Extent(owner, end)) if owner == ino => Some(end),
-        _ => None,
-    };
+/// The end of what extents of a file may have held that lay in a gap between leaves.
+fn end_of(gap: &Gap, ino: Ino) -> u64 {
+    let Some(high) = &gap.high else { return u64::MAX };
     // A fence is often cut short: zeros behind it make it whole.
-    let whole = |key: &[u8]| {
-        let mut key = key.to_vec();
-        key.resize(17, 0);
-        key
-    };
-    let from = end_in(&whole(&gap.low)).unwrap_or(0);
-    let to = gap.high.as_ref().and_then(|high| end_in(&whole(high))).unwrap_or(u64::MAX);
-    (from.saturating_sub(EXTENT_BLOCKS_MAX as u64 * BLOCK), to.min(size))
+    let mut key = high.clone();
+    key.resize(17, 0);
+    match AnyKey::parse(&key) {
+        Some(AnyKey::Extent(owner, end)) if owner == ino => end,
+        _ => u64::MAX,
+    }
+}
+
+/// The beginning of a key as it is shown.
+fn hex(key: &[u8]) -> String {
+    key.iter().take(32).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Whether an extent holds contents; others are set aside, and read as zeros.

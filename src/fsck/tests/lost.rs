@@ -251,3 +251,57 @@ fn contents_that_can_be_read_are_not_given_up_for_want_of_space() {
         assert!(fs.read(ino, 0, data.len()).unwrap() == data);
     }
 }
+
+/// What a record held that means nothing any more is not known; it is not taken for a hole.
+#[test]
+fn an_extent_that_cannot_be_read_costs_what_lies_in_front_of_it() {
+    let (storage, fs, [small, large]) = files();
+    fs.write(small, 0, &[7; 100], &ME).unwrap();
+    fs.write(large, 0, &[7; 4096], &ME).unwrap();
+    fs.set_attributes(large, &SetAttributes { size: Some(10 << 20), ..SetAttributes::default() }, &ME)
+        .unwrap();
+    fs.close().unwrap();
+    forge(&storage, |tree, batch| {
+        let (key, _, _) = first_extent(tree, small);
+        batch.put(&key, &[9; 30]);
+        batch.put(&extent_key(large, 8 << 20), &[9; 30]);
+    });
+    let found = look_at(&storage);
+    assert_eq!(found.counts, [(ProblemKind::Record, 2)], "{found}");
+    repaired(&storage, &found);
+    check(storage.clone(), &ALL).unwrap();
+    let fs = open(&storage);
+    assert!(is_lost(fs.read(small, 0, 1)) && is_lost(fs.read(small, 99, 1)));
+    assert_eq!(fs.read(large, 0, 4096).unwrap(), [7; 4096]);
+    assert!(is_lost(fs.read(large, 4096, 1)) && is_lost(fs.read(large, (8 << 20) - 1, 1)));
+    assert_eq!(fs.read(large, 8 << 20, 4096).unwrap(), [0; 4096]);
+}
+
+/// What an earlier repair has given up has no blocks that would be missed.
+#[test]
+fn what_was_lost_before_is_lost_when_its_record_is() {
+    const MIB: u64 = 1 << 20;
+    for blocks in [false, true] {
+        let (storage, inos, _) = super::cut_off::with_extents(1500, 100);
+        let file = inos[700];
+        let fs = open(&storage);
+        fs.set_attributes(file, &SetAttributes { size: Some(20 * MIB), ..SetAttributes::default() }, &ME)
+            .unwrap();
+        if blocks {
+            fs.write(file, 10 * MIB, &[7; 4096], &ME).unwrap();
+        }
+        fs.close().unwrap();
+        forge(&storage, |_, batch| {
+            batch.put(&extent_key(file, 8 * MIB), &Extent::Lost { len: 4 * MIB }.encode());
+        });
+        super::cut_off::rot(&storage, &super::cut_off::leaves_of_extents(&storage));
+        let report = check(storage.clone(), &ALL).unwrap();
+        assert_eq!(report.left, 0, "{report}");
+        let fs = open(&storage);
+        for at in [0, 4 * MIB, 6 * MIB, 8 * MIB - 1] {
+            assert!(is_lost(fs.read(file, at, 1)), "{at}: {report}");
+        }
+        fs.close().unwrap();
+        assert!(look_at(&storage).is_clean());
+    }
+}
