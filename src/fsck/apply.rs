@@ -20,6 +20,8 @@ use crate::tree::{Batch, Tree};
 const BATCH_MAX: usize = 64;
 /// The directory for what has lost its name.
 const LOST_FOUND: &[u8] = b"lost+found";
+/// Names that are tried where one is taken.
+const NAMES_MAX: u32 = 1000;
 
 /// What became of it.
 #[derive(Default)]
@@ -281,26 +283,55 @@ impl Apply<'_> {
     fn lost_found(&mut self) -> Result<Option<(Ino, Inode)>> {
         let Some(root) = self.inode(ROOT)? else { return Ok(None) };
         let Some(info) = root.dir else { return Ok(None) };
-        let hash = name_hash(&self.seed, LOST_FOUND) << 8;
-        for slot in 0..SLOTS {
-            let record = self.tree.get(&entry_key(info.entries, Cookie(hash | slot)))?;
-            if let Some(entry) = record.and_then(|r| Entry::decode(ROOT, &r).ok())
-                && entry.name == LOST_FOUND
-            {
-                let inode = self.inode(entry.ino)?.filter(|inode| inode.dir.is_some());
-                return Ok(inode.map(|inode| (entry.ino, inode)));
+        // What is no directory keeps its name.
+        for name in names(LOST_FOUND) {
+            match self.named(info.entries, &name)? {
+                Some(there) => {
+                    if let Some(inode) = self.inode(there)?.filter(|inode| inode.dir.is_some()) {
+                        return Ok(Some((there, inode)));
+                    }
+                }
+                None => {
+                    let group = self.group()?;
+                    let info = DirInfo { entries: group, births: group, next: 1, parent: ROOT, count: 0 };
+                    let new = directory(info, 0o700, 2);
+                    let ino = self.birth(ROOT, root, &name, new.clone())?;
+                    return Ok(ino.map(|ino| (ino, new)));
+                }
             }
         }
-        let group = self.group()?;
-        let info = DirInfo { entries: group, births: group, next: 1, parent: ROOT, count: 0 };
-        let new = directory(info, 0o700, 2);
-        let ino = self.birth(ROOT, root, LOST_FOUND, new.clone())?;
-        Ok(ino.map(|ino| (ino, new)))
+        Ok(None)
     }
 
-    /// Makes a directory in another one.
+    /// What a name in a group leads to.
+    fn named(&self, group: u64, name: &[u8]) -> Result<Option<Ino>> {
+        let hash = name_hash(&self.seed, name) << 8;
+        for slot in 0..SLOTS {
+            let record = self.tree.get(&entry_key(group, Cookie(hash | slot)))?;
+            if let Some(entry) = record.and_then(|r| Entry::decode(ROOT, &r).ok())
+                && entry.name == name
+            {
+                return Ok(Some(entry.ino));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A name that is free in a group, this one or one made of it, and a place for it.
+    fn free_name(&self, group: u64, name: &[u8]) -> Result<Option<(Vec<u8>, Key)>> {
+        for name in names(name) {
+            let same = |r: &[u8]| Entry::decode(ROOT, r).is_ok_and(|e| e.name == name);
+            if let Some(key) = self.place(&name, |place| entry_key(group, Cookie(place)), same)? {
+                return Ok(Some((name, key)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes a directory in another one, with this name or one made of it.
     fn birth(&mut self, parent: Ino, mut above: Inode, name: &[u8], new: Inode) -> Result<Option<Ino>> {
         let Some(dir) = &mut above.dir else { return Ok(None) };
+        let Some((name, key)) = self.free_name(dir.entries, name)? else { return Ok(None) };
         // One look for many births.
         let last = match self.last_born.get(&dir.births) {
             Some(last) => Some(*last),
@@ -314,31 +345,22 @@ impl Apply<'_> {
         self.last_born.insert(dir.births, dir.next);
         dir.next += 1;
         dir.count += 1;
-        let group = dir.entries;
         above.links += 1;
-        let same = |r: &[u8]| Entry::decode(ROOT, r).is_ok_and(|e| e.name == name);
-        let Some(key) = self.place(name, |place| entry_key(group, Cookie(place)), same)? else {
-            return Ok(None);
-        };
-        self.batch.put(&key, &Entry { ino, kind: Kind::Directory, name: name.to_vec() }.encode());
+        self.batch.put(&key, &Entry { ino, kind: Kind::Directory, name }.encode());
         self.batch.put(&inode_key(parent), &above.encode());
         self.batch.put(&inode_key(ino), &new.encode());
         self.flush()?;
         Ok(Some(ino))
     }
 
-    /// Gives an inode the name `#number` in `lost+found`.
+    /// Gives an inode the name `#number` in `lost+found`, or one made of it.
     fn reconnect(&mut self, ino: Ino, links: u32) -> Result<()> {
         let Some((home, mut above)) = self.lost_found()? else { return Ok(()) };
         let Some(mut inode) = self.inode(ino)?.filter(|_| ino != home) else { return Ok(()) };
-        let name = format!("#{}", ino.0).into_bytes();
         let Some(dir) = &mut above.dir else { return Ok(()) };
-        let group = dir.entries;
+        let name = format!("#{}", ino.0).into_bytes();
+        let Some((name, key)) = self.free_name(dir.entries, &name)? else { return Ok(()) };
         dir.count += 1;
-        let same = |r: &[u8]| Entry::decode(ROOT, r).is_ok_and(|e| e.name == name);
-        let Some(key) = self.place(&name, |place| entry_key(group, Cookie(place)), same)? else {
-            return Ok(());
-        };
         inode.links = links;
         if let Some(dir) = &mut inode.dir {
             dir.parent = home;
@@ -530,6 +552,7 @@ impl Apply<'_> {
                 (ino, Xattr::decode(ino, &record).ok().and_then(|xattr| xattr.run()))
             }
             Some(AnyKey::Extent(ino, end)) => {
+                // What it may have held has been marked as lost by a step before this one.
                 let Ok(extent) = Extent::decode(ino, end, &record) else { return Ok(()) };
                 if self.inode(ino)?.is_none_or(|inode| inode.kind != Kind::File) {
                     return Ok(());
@@ -575,6 +598,14 @@ impl Apply<'_> {
         }
         Ok(())
     }
+}
+
+/// A name, and those that stand for it where it is taken: `name.1` and so on.
+fn names(name: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    (0..NAMES_MAX).map(move |n| match n {
+        0 => name.to_vec(),
+        n => [name, format!(".{n}").as_bytes()].concat(),
+    })
 }
 
 /// Whether a record of this key may name blocks, which its inode counts.

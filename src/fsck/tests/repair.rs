@@ -359,3 +359,43 @@ fn what_lost_its_name_is_found_in_lost_and_found() {
     assert_eq!(found, [(k.other, b"other".to_vec())], "names below a lost directory are kept");
     assert_eq!(fs.read(k.other, 0, 5000).unwrap(), [8; 4096]);
 }
+
+/// What a user has named so keeps its name.
+#[test]
+fn what_lost_its_name_gets_another_one_where_that_is_taken() {
+    use crate::fs::format::{Cookie, Entry, Inode, entry_key, inode_key};
+    use crate::fs::{New, name_hash};
+    for directory in [false, true] {
+        let k = known();
+        let fs = Fs::open(k.storage.clone(), &options()).unwrap();
+        let new = if directory { New::Directory } else { New::File };
+        let home = fs.create(ROOT, b"lost+found", new, 0o755, 0, &ME).unwrap().ino;
+        fs.release(home, 1).unwrap();
+        if directory {
+            for name in [format!("#{}", k.other.0), format!("#{}.1", k.other.0)] {
+                let ino = fs.create(home, name.as_bytes(), New::File, 0o755, 0, &ME).unwrap().ino;
+                fs.release(ino, 1).unwrap();
+            }
+        }
+        fs.close().unwrap();
+        forge(&k.storage, |tree, batch| {
+            let inner = Inode::decode(k.inner, &tree.get(&inode_key(k.inner)).unwrap().unwrap()).unwrap();
+            let group = inner.dir.unwrap().entries;
+            let hash = name_hash(&tree.hash_seed(), b"other") << 8;
+            let key = entry_key(group, Cookie(hash));
+            assert_eq!(Entry::decode(ROOT, &tree.get(&key).unwrap().unwrap()).unwrap().ino, k.other);
+            batch.delete(&key);
+        });
+        forge_inode(&k.storage, k.inner, |i| i.dir.as_mut().unwrap().count = 0);
+        let report = check(k.storage.clone(), &ALL).unwrap();
+        assert_eq!((report.left, report.reconnected), (0, 1), "{report}");
+        assert!(look_at(&k.storage).is_clean());
+        let fs = Fs::open(k.storage, &options()).unwrap();
+        assert_eq!(fs.lookup(ROOT, b"lost+found").unwrap(), home);
+        let (dir, name) = match directory {
+            false => (fs.lookup(ROOT, b"lost+found.1").unwrap(), format!("#{}", k.other.0)),
+            true => (home, format!("#{}.2", k.other.0)),
+        };
+        assert_eq!(fs.lookup(dir, name.as_bytes()).unwrap(), k.other);
+    }
+}
