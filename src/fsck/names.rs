@@ -91,7 +91,8 @@ pub(super) fn check_names(
 fn groups(inodes: &Inodes, findings: &mut Findings) -> Vec<u32> {
     let dirs = &inodes.dirs;
     let mut by_births: Vec<u32> = (0..dirs.len() as u32).collect();
-    by_births.sort_unstable_by_key(|i| dirs[*i as usize].info.births);
+    // Of two with the same group the first one keeps it, in every run.
+    by_births.sort_unstable_by_key(|i| (dirs[*i as usize].info.births, *i));
     for pair in by_births.windows(2) {
         let (a, b) = (&dirs[pair[0] as usize], &dirs[pair[1] as usize]);
         if a.info.births == b.info.births {
@@ -100,7 +101,7 @@ fn groups(inodes: &Inodes, findings: &mut Findings) -> Vec<u32> {
         }
     }
     let mut by_group = by_births;
-    by_group.sort_unstable_by_key(|i| dirs[*i as usize].info.entries);
+    by_group.sort_unstable_by_key(|i| (dirs[*i as usize].info.entries, *i));
     for pair in by_group.windows(2) {
         let (a, b) = (&dirs[pair[0] as usize], &dirs[pair[1] as usize]);
         if a.info.entries == b.info.entries {
@@ -124,6 +125,7 @@ impl Names<'_> {
         let found = self.by_group.get(at).map(|i| *i as usize).filter(|i| dirs[*i].info.entries == group);
         self.group = Some((group, found));
         self.hash = 0;
+        self.same_hash.clear();
         found
     }
 
@@ -370,13 +372,19 @@ impl Names<'_> {
 
     fn unnamed(&mut self, slot: Slot) {
         let place = || Place::ino(slot.ino.0);
+        let seen = self.inodes.find_dir(slot.ino).map(|dir| self.seen[dir]);
+        let links = seen.map_or(1, |seen| 2 + seen.subdirs);
         if slot.links > 0 {
             let what = "it has no name";
-            let links = match self.inodes.find_dir(slot.ino) {
-                Some(dir) => 2 + self.seen[dir].subdirs,
-                None => 1,
-            };
             self.findings.add(Problem::Unnamed, place(), what, vec![Fix::Reconnect(slot.ino, links)]);
+        } else if seen.is_some_and(|seen| seen.entries > 0) {
+            // A directory is unlinked when it is empty.
+            let what = "it has neither name nor links, but entries";
+            let mut fixes = vec![Fix::Reconnect(slot.ino, links)];
+            if slot.unlinked {
+                fixes.insert(0, Fix::Delete(orphan_key(slot.ino).to_vec()));
+            }
+            self.findings.add(Problem::Orphan, place(), what, fixes);
         } else if !slot.unlinked {
             let what = "it has neither name nor links, and is not marked as an orphan";
             self.findings.add(Problem::Orphan, place(), what, vec![Fix::Orphan(slot.ino)]);

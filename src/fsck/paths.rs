@@ -12,6 +12,8 @@ use crate::fs::format::*;
 
 /// Directories on the way to the root, at the most.
 const DEPTH_MAX: usize = 1000;
+/// Bytes of a path that are shown: those at its end.
+const SHOWN_MAX: usize = 4096;
 
 /// Fills in the paths of the places' inodes, as far as they have any. Two passes over the names.
 pub(super) fn name<'p>(
@@ -75,17 +77,26 @@ fn path(names: &BTreeMap<u64, Option<(u64, Vec<u8>)>>, ino: u64) -> Option<Strin
         return Some("/".into());
     }
     let mut parts = Vec::new();
-    let mut at = ino;
+    let (mut at, mut depth, mut len) = (ino, 0, 0);
     while at != ROOT.0 {
         let (parent, name) = names.get(&at)?.as_ref()?;
-        parts.push(escaped(name));
+        if len <= SHOWN_MAX {
+            let name = escaped(name);
+            len += 1 + name.len();
+            parts.push(name);
+        }
         at = *parent;
-        if parts.len() > DEPTH_MAX {
+        depth += 1;
+        if depth > DEPTH_MAX {
             return None;
         }
     }
+    let cut = len > SHOWN_MAX;
+    if cut {
+        parts.pop();
+    }
     parts.reverse();
-    Some(format!("/{}", parts.join("/")))
+    Some(format!("{}/{}", if cut { "…" } else { "" }, parts.join("/")))
 }
 
 /// A name as it is shown: bytes that are not printable as `\xNN`.

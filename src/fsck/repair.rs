@@ -377,7 +377,11 @@ fn rotten_waits(options: &Options<'_>, looked: &Looked) -> bool {
 /// the tree itself lies there, and the shared ones move.
 fn contested(looked: &Looked, fixes: &mut Vec<Fix>) -> Result<()> {
     let runs = &looked.shared.contested;
-    let overlaps = |run: Run| runs.iter().any(|r| r.start < run.end() && run.start < r.end());
+    // Ascending, and none overlaps another.
+    let overlaps = |run: Run| {
+        let next = runs.partition_point(|r| r.end() <= run.start);
+        runs.get(next).is_some_and(|r| r.start < run.end())
+    };
     let (mut own, mut shared) = (Vec::new(), Vec::new());
     let mut records = Records::new(&looked.image, &looked.structure.leaves, &xattr_key(Ino(0), 0)[..1])?;
     while records.next()? {

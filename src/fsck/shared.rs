@@ -117,7 +117,10 @@ fn normal(counts: &[(Run, u32)]) -> Vec<(Run, u32)> {
     let mut merged: Vec<(Run, u32)> = Vec::new();
     for &(run, count) in counts {
         match merged.last_mut() {
-            Some((last, n)) if last.end() == run.start && *n == count => last.len += run.len,
+            // Forged ones may be longer than any run.
+            Some((last, n)) if last.end() == run.start && *n == count && run.len <= u32::MAX - last.len => {
+                last.len += run.len
+            }
             _ => merged.push((run, count)),
         }
     }

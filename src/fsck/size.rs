@@ -122,6 +122,7 @@ impl Used {
                 &mut report,
                 how,
             )?;
+            shared.check(image, &mut claims, &mut findings);
         }
         Ok(Used { claims, whole })
     }

@@ -187,6 +187,66 @@ fn names_at_wrong_places() {
     expect(&k.storage, &[(P::EntryStray, 1)]);
 }
 
+/// A name is there once if another directory has it, too.
+#[test]
+fn names_at_wrong_places_in_two_directories() {
+    let k = known();
+    forge(&k.storage, |tree, batch| {
+        let (_, entry) = entry_of(tree, k.dir, b"file");
+        let (first, second) = (group_of(tree, k.dir), group_of(tree, k.inner));
+        assert!(first < second);
+        for (key, entry) in [
+            (entry_key(first, Cookie(u64::MAX << 8 >> 1)), entry.clone()),
+            (entry_key(second, Cookie(0)), entry.clone()),
+        ] {
+            batch.put(&key, &entry.encode());
+        }
+        batch.delete(&entry_of(tree, k.dir, b"file").0);
+    });
+    forge_inode(&k.storage, k.inner, |i| i.dir.as_mut().unwrap().count += 1);
+    forge_inode(&k.storage, k.file, |i| i.links += 1);
+    expect(&k.storage, &[(P::EntryHash, 2)]);
+}
+
+#[test]
+fn an_unlinked_directory_that_is_not_empty() {
+    for marked in [true, false] {
+        let k = known();
+        forge(&k.storage, |tree, batch| {
+            batch.delete(&entry_of(tree, k.dir, b"inner").0);
+            if marked {
+                batch.put(&orphan_key(k.inner), &Orphan::Unlinked.encode());
+            }
+        });
+        forge_inode(&k.storage, k.inner, |i| i.links = 0);
+        forge_inode(&k.storage, k.dir, |i| {
+            i.links -= 1;
+            i.dir.as_mut().unwrap().count -= 1;
+        });
+        expect(&k.storage, &[(P::Orphan, 1)]);
+        let all = super::Options { repair: super::Repair::All, force: true, ..Default::default() };
+        super::check(k.storage.clone(), &all).unwrap();
+        let path = format!("/lost+found/#{}/other", k.inner.0);
+        assert!(model(&k.storage).contains_key(&path), "{path}");
+    }
+}
+
+#[test]
+fn the_path_of_what_lies_deep_is_cut_short() {
+    let k = known();
+    let fs = crate::fs::Fs::open(k.storage.clone(), &options()).unwrap();
+    let mut at = k.dir;
+    for _ in 0..20 {
+        at = fs.create(at, &[b'd'; 250], crate::fs::New::Directory, 0o755, 0, &ME).unwrap().ino;
+        fs.release(at, 1).unwrap();
+    }
+    fs.close().unwrap();
+    forge_inode(&k.storage, at, |i| i.links = 5);
+    let report = expect(&k.storage, &[(P::Links, 1)]);
+    let path = report.problems[0].place.path.clone().unwrap();
+    assert!(path.starts_with("…/d") && path.len() > 3000 && path.len() < 4100, "{path}");
+}
+
 #[test]
 fn directories_in_the_wrong_place() {
     let k = known();
@@ -420,4 +480,13 @@ fn counts_of_shared_blocks() {
         batch.put(&shared_key(run.end().0), &Shared { len: 1, count: 2 }.encode());
     });
     expect(&k.storage, &[(P::SharedCount, 1)]);
+    // Two that are one, and longer than any.
+    let k = known();
+    forge(&k.storage, |_, batch| {
+        for n in 1..3 {
+            let shared = Shared { len: u32::MAX, count: 2 };
+            batch.put(&shared_key(n * u32::MAX as u64), &shared.encode());
+        }
+    });
+    expect(&k.storage, &[(P::SharedCount, 2)]);
 }
