@@ -76,8 +76,8 @@ pub struct Key {
     len: u8,
 }
 
-/// The longest key.
-const KEY_CAPACITY: usize = 17;
+/// Bytes of the longest key.
+pub const KEY_CAPACITY: usize = 17;
 
 impl Key {
     fn new(tag: u8) -> Key {

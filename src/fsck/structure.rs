@@ -8,7 +8,7 @@ use super::fix::Fix;
 use super::image::{Image, PageError};
 use super::report::{Findings, Place, ProblemKind, Report};
 use super::{Progress, Stage};
-use crate::fs::format::AnyKey;
+use crate::fs::format::{AnyKey, KEY_CAPACITY};
 use crate::page::format::{PAGE_SIZE, page_lsn};
 use crate::page::node::Node;
 use crate::page::{Lsn, PageBytes, PageId};
@@ -329,6 +329,11 @@ impl Walk<'_> {
             if until.is_some_and(|until| node.low() >= until) || node.high().is_some_and(|high| high <= low) {
                 return Next::Missing;
             }
+        }
+        // Children's keys are kept, each with the prefix, which takes hardly any room in the page.
+        if node.level() > 0 && node.prefix().len() > KEY_CAPACITY {
+            self.add(ProblemKind::PageFence, id, "what its keys begin with is longer than any key");
+            return Next::Missing;
         }
         self.take(id, low.max(node.low()), node, below);
         let Some(high) = node.high() else {

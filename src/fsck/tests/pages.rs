@@ -156,6 +156,39 @@ fn links_and_fences_that_do_not_fit() {
     expect(&storage, &[]);
 }
 
+/// An inner page whose keys begin with the same thousand bytes names hundreds of children in 16 KiB, and each key would be kept whole.
+#[test]
+fn keys_with_an_impossible_prefix_are_not_kept() {
+    let (storage, root, leaves) = two_levels();
+    let sound = superblock(&storage);
+    let far = PageId(sound.size / PAGE_SIZE as u64 - 1);
+    static LOW: [u8; 1000] = [0xf0; 1000];
+    let (low, high) = (&LOW[..], [&LOW[..], &[0xff]].concat());
+    let mut bytes: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    let spec = NodeSpec {
+        id: far,
+        image: sound.image(),
+        level: 1,
+        flags: 0,
+        low: &low,
+        high: Some(&high),
+        right: root,
+    };
+    let mut builder = NodeBuilder::new(&mut bytes, spec);
+    assert!(builder.push(low, &leaves[0].0.to_be_bytes()));
+    for n in 0..500u16 {
+        let key = [low, &n.to_be_bytes()].concat();
+        assert!(builder.push(&key, &leaves[0].0.to_be_bytes()));
+    }
+    builder.finish();
+    set_page_lsn(&mut bytes, sound.checkpoint);
+    write(&storage, far, bytes);
+    rebuild(&storage, root, |spec| (spec.high, spec.right) = (Some(low), far));
+    let report = look_at(&storage);
+    assert_eq!((report.count(P::PageFence), report.count(P::PageTwice)), (1, 0), "{report}");
+    repaired(&storage, &report);
+}
+
 /// A leaf whose low fence is too low, and which has a record that belongs to the leaf before it.
 #[test]
 fn keys_that_lie_behind_greater_ones() {
