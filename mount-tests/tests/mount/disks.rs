@@ -2,7 +2,7 @@
 
 use btfs_mount_tests::cases;
 use btfs_mount_tests::manifest::Manifest;
-use btfs_mount_tests::mount::Mount;
+use btfs_mount_tests::mount::{Mount, binary, wait_until};
 use btfs_mount_tests::random::Random;
 use btfs_mount_tests::runner::{Case, not_run};
 use btfs_mount_tests::shell::{must, outcome};
@@ -18,6 +18,8 @@ pub fn cases() -> Vec<Case> {
         a_full_disk_of_ext4_costs_only_what_needs_space,
         a_full_disk_of_tmpfs_costs_only_what_needs_space,
         an_image_cut_short_is_named_and_gives_no_wrong_data,
+        a_disk_that_fails_ends_writing_and_not_reading,
+        a_disk_that_fails_ends_the_daemon_where_that_is_asked_for,
         an_image_on_ext2_without_allocation_in_advance_keeps_its_files,
         an_image_on_vfat_without_holes_keeps_its_files,
         an_image_on_tmpfs_keeps_its_files,
@@ -192,6 +194,60 @@ fn a_full_disk_of_ext4_costs_only_what_needs_space(mount: &mut Mount) {
 
 fn a_full_disk_of_tmpfs_costs_only_what_needs_space(mount: &mut Mount) {
     full_disk(mount, "tmpfs");
+}
+
+/// Mounts an image of 200 MiB so that every write behind its first half fails, as on a disk that is broken there, and meets that: what was
+/// synced before is in the file `kept`.
+fn write_until_the_disk_fails(mount: &mut Mount, options: &str) {
+    mount.only_btfs();
+    mount.unmount();
+    fs::remove_file(&mount.image).expect("unlink");
+    mount.format_with_size("200M");
+    let script = "ulimit -f 102400; exec \"$0\" mount -o \"$1\" \"$2\" \"$3\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script]).arg(binary()).arg(options).arg(&mount.image).arg(&mount.point);
+    let (status, said) = mount.said_by(&mut command);
+    assert!(status.success(), "{said}");
+    mount.set_mounted(true);
+    fs::write(mount.path("kept"), Random::new(1).bytes(5 << 20)).expect("write");
+    File::open(mount.path("kept")).and_then(|file| file.sync_all()).expect("fsync");
+    let large = File::create(mount.path("large")).expect("create");
+    let piece = Random::new(2).bytes(1 << 20);
+    // Behind the write that fails, or at it.
+    let written = (0..200u64).map_while(|n| large.write_all_at(&piece, n << 20).ok()).count();
+    assert!((50..150).contains(&written), "{written} MiB were taken");
+    large.sync_all().expect_err("what could not be written is called durable");
+}
+
+fn kept_is_whole(mount: &Mount) {
+    assert!(fs::read(mount.path("kept")).expect("read") == Random::new(1).bytes(5 << 20));
+}
+
+fn a_disk_that_fails_ends_writing_and_not_reading(mount: &mut Mount) {
+    write_until_the_disk_fails(mount, "errors=remount-ro");
+    for n in 0..3 {
+        fs::write(mount.path(format!("later-{n}")), "text").expect_err("a change is taken");
+        fs::rename(mount.path("kept"), mount.path("moved")).expect_err("a change is taken");
+        let root = File::open(&mount.point).expect("open");
+        assert_eq!(sys::errno(root.sync_all()), libc::EIO, "a later fsync succeeds");
+        kept_is_whole(mount);
+    }
+    let (status, said) = mount.said_by(mount.btfs(["stats", "--json"]).arg(&mount.point));
+    assert!(status.success() && said.contains("failed: writing data"), "{said}");
+    let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    assert_eq!(status.code(), Some(2), "{said}");
+    assert!(said.contains("not closed in order"), "{said}");
+    mount.set_mounted(false);
+    mount.check();
+    mount.mount();
+    kept_is_whole(mount);
+}
+
+fn a_disk_that_fails_ends_the_daemon_where_that_is_asked_for(mount: &mut Mount) {
+    write_until_the_disk_fails(mount, "errors=abort");
+    wait_until("the mount is dead", || sys::errno(sys::statvfs(&mount.point)) == libc::ENOTCONN);
+    mount.recover();
+    kept_is_whole(mount);
 }
 
 /// What was read must be right, whatever else is the case. How many files gave an error.

@@ -165,15 +165,8 @@ fn keys_with_an_impossible_prefix_are_not_kept() {
     static LOW: [u8; 1000] = [0xf0; 1000];
     let (low, high) = (&LOW[..], [&LOW[..], &[0xff]].concat());
     let mut bytes: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-    let spec = NodeSpec {
-        id: far,
-        image: sound.image(),
-        level: 1,
-        flags: 0,
-        low: &low,
-        high: Some(&high),
-        right: root,
-    };
+    let spec =
+        NodeSpec { id: far, image: sound.image(), level: 1, flags: 0, low, high: Some(&high), right: root };
     let mut builder = NodeBuilder::new(&mut bytes, spec);
     assert!(builder.push(low, &leaves[0].0.to_be_bytes()));
     for n in 0..500u16 {
