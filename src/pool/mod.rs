@@ -201,8 +201,8 @@ impl Pool {
         self.root_version.load(Ordering::SeqCst)
     }
     /// The underlying storage, for file data.
-    pub fn storage(&self) -> &dyn Storage {
-        &*self.storage
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
     /// The number of frames.
     pub fn frame_count(&self) -> usize {
