@@ -503,7 +503,8 @@ impl Apply<'_> {
     fn lose_holes(&mut self, ino: Ino, from: u64, to: u64, gone: &[u8]) -> Result<()> {
         const BLOCK: u64 = BLOCK_SIZE as u64;
         let Some(inode) = self.inode(ino)?.filter(|inode| inode.kind == Kind::File) else { return Ok(()) };
-        let until = to.next_multiple_of(BLOCK).min(inode.size);
+        // `to` may come from a key, and be anything.
+        let until = to.min(inode.size).next_multiple_of(BLOCK).min(inode.size);
         let mut at = from / BLOCK * BLOCK;
         let tree = self.tree;
         let mut cursor = tree.cursor();

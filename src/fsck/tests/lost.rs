@@ -277,6 +277,26 @@ fn an_extent_that_cannot_be_read_costs_what_lies_in_front_of_it() {
     assert_eq!(fs.read(large, 8 << 20, 4096).unwrap(), [0; 4096]);
 }
 
+/// The number in its key may be anything.
+#[test]
+fn an_extent_that_ends_nowhere_costs_what_no_other_one_has() {
+    let (storage, fs, [_, file]) = files();
+    fs.write(file, 0, &[7; 4096], &ME).unwrap();
+    fs.set_attributes(file, &SetAttributes { size: Some((10 << 20) - 1), ..SetAttributes::default() }, &ME)
+        .unwrap();
+    fs.close().unwrap();
+    forge(&storage, |_, batch| batch.put(&extent_key(file, u64::MAX), &[9; 30]));
+    let found = look_at(&storage);
+    assert_eq!(found.counts, [(ProblemKind::Record, 1)], "{found}");
+    repaired(&storage, &found);
+    check(storage.clone(), &ALL).unwrap();
+    let fs = open(&storage);
+    assert_eq!(fs.read(file, 0, 4096).unwrap(), [7; 4096]);
+    assert!(is_lost(fs.read(file, 4096, 1)) && is_lost(fs.read(file, (10 << 20) - 2, 1)));
+    fs.close().unwrap();
+    assert!(look_at(&storage).is_clean());
+}
+
 /// What an earlier repair has given up has no blocks that would be missed.
 #[test]
 fn what_was_lost_before_is_lost_when_its_record_is() {
