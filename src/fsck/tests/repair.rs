@@ -8,6 +8,7 @@ use crate::page::superblock::Superblock;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
 use crate::storage::sim::Policy;
 use crate::storage::{MemStorage, Rng, SimStorage};
+use crate::tree::{Batch, Tree};
 
 const ALL: Options<'static> = Options { repair: Repair::All, scrub: false, force: true, progress: None };
 
@@ -191,20 +192,23 @@ fn safe_repairs_free_no_blocks_of_what_they_leave() {
     }
 }
 
+/// Marks so many inodes that there are not as orphans.
+fn forge_orphans(count: u64, tree: &Tree, batch: &mut Batch) {
+    use crate::fs::format::{Orphan, orphan_key};
+    for i in 0..count {
+        batch.put(&orphan_key(crate::fs::Ino(100_000 + i)), &Orphan::Unlinked.encode());
+        if batch.len() == 50 {
+            tree.apply(batch).unwrap();
+            batch.clear();
+        }
+    }
+}
+
 /// Each round does as much as one can.
 #[test]
 fn a_repair_has_as_many_rounds_as_there_is_to_do() {
-    use crate::fs::format::{Orphan, orphan_key};
     let k = known();
-    forge(&k.storage, |tree, batch| {
-        for i in 0..12_000 {
-            batch.put(&orphan_key(crate::fs::Ino(100_000 + i)), &Orphan::Unlinked.encode());
-            if batch.len() == 50 {
-                tree.apply(batch).unwrap();
-                batch.clear();
-            }
-        }
-    });
+    forge(&k.storage, |tree, batch| forge_orphans(12_000, tree, batch));
     let report = check(k.storage.clone(), &ALL).unwrap();
     assert_eq!((report.left, report.repaired), (0, 12_000), "{report}");
     assert!(look_at(&k.storage).is_clean());
@@ -213,18 +217,12 @@ fn a_repair_has_as_many_rounds_as_there_is_to_do() {
 /// What repairs records needs bitmaps that are right, however many records there are.
 #[test]
 fn bitmaps_come_first_however_much_there_is_to_do() {
-    use crate::fs::format::{Extent, Orphan, extent_end, extent_key, orphan_key};
+    use crate::fs::format::{Extent, extent_end, extent_key};
     for whole in [false, true] {
         let k = known();
         let before = model(&k.storage);
         forge(&k.storage, |tree, batch| {
-            for i in 0..700 {
-                batch.put(&orphan_key(crate::fs::Ino(100_000 + i)), &Orphan::Unlinked.encode());
-                if batch.len() == 50 {
-                    tree.apply(batch).unwrap();
-                    batch.clear();
-                }
-            }
+            forge_orphans(700, tree, batch);
             if whole {
                 let (key, record) = records(tree, &extent_key(k.file, 0)[..9]).remove(0);
                 let end = extent_end(k.file, &key).unwrap();
