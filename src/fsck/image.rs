@@ -1,6 +1,7 @@
 //! An image as the checks read it: verified page by page, through the storage alone, so that images can be read that the upper
 //! layers refuse.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::blocks::Claims;
@@ -15,13 +16,15 @@ use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::node::Node;
 use crate::page::superblock::{self, *};
-use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId, Run};
+use crate::page::{BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::{Pool, PoolOptions, RecoveryReport};
 use crate::storage::{OverlayStorage, Storage};
 
 /// An image that is being checked. What replaying the log changes is kept in memory, above the storage.
 pub(super) struct Image {
     storage: Arc<dyn Storage>,
+    /// The same without what replaying the log changes.
+    below: Arc<dyn Storage>,
     /// The superblock that counts, after the log was replayed.
     pub superblock: Superblock,
     /// No page was changed by a record that ends behind this.
@@ -47,7 +50,7 @@ pub(super) struct Image {
     /// Records of the log that were durable are lost.
     pub log_cut: bool,
     /// Blocks of contents that replaying the log has changed. Only if it was not replayed as opening would replay it.
-    pub contents: Vec<Run>,
+    pub contents: BTreeSet<BlockNo>,
 }
 
 /// What is wrong with an image that was being repaired.
@@ -168,6 +171,7 @@ impl Image {
 
     fn new(storage: Arc<dyn Storage>, superblock: Superblock) -> Image {
         Image {
+            below: storage.clone(),
             storage,
             end: if superblock.clean { superblock.checkpoint } else { superblock.floor },
             superblock,
@@ -181,7 +185,7 @@ impl Image {
             seeds: Vec::new(),
             seed_lost: false,
             log_cut: false,
-            contents: Vec::new(),
+            contents: BTreeSet::new(),
         }
     }
 
@@ -323,6 +327,19 @@ impl Image {
     /// Reads blocks.
     pub fn read_blocks(&self, run: Run, bytes: &mut [u8]) -> std::io::Result<()> {
         self.storage.read_at(run.start.offset(), bytes)
+    }
+
+    /// Reads a block as it was before the log was replayed.
+    pub fn read_block_below(&self, block: BlockNo, bytes: &mut [u8; BLOCK_SIZE]) -> std::io::Result<()> {
+        self.below.read_at(block.offset(), bytes)
+    }
+
+    /// Takes back what replaying the log has made of a block.
+    pub fn take_back(&self, block: BlockNo, bytes: &[u8; BLOCK_SIZE]) -> Result<()> {
+        Ok(self
+            .storage
+            .write_at(block.offset(), bytes)
+            .map_err(|e| Error::io("keeping a block in memory", e))?)
     }
 }
 

@@ -21,6 +21,7 @@ mod blocks;
 mod fix;
 mod image;
 mod inodes;
+mod logged;
 mod lostlog;
 mod names;
 mod paths;
@@ -261,6 +262,7 @@ impl Looked {
             self.found = rebuild::foresee(image, &mut self.structure, progress)?;
             lost.append(&mut self.structure.gaps);
         }
+        logged::settle_all(image, &self.structure)?;
         seed::choose(image, &self.structure, findings)?;
         for gap in &lost {
             let what = format!("{gap} are lost");

@@ -7,11 +7,12 @@
 //! If the hash seed is a new one, names get new places on the way (`rehash`). That is done only to a tree that is whole: of one with
 //! missing leaves an interrupted run might leave pages with new places, which would be found beside the old ones.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use super::blocks::Claims;
 use super::image::{Image, read_pages};
+use super::logged;
 use super::rehash::Rehash;
 use super::structure::{Gap, Row, Structure};
 use super::switch::{self, Target, failed};
@@ -56,11 +57,12 @@ pub(super) fn rebuild(
     for source in &sources {
         claims.claim(source.id.run());
     }
+    let mut home = BTreeSet::new();
     each_record(image, &sources, |key, value| {
         if let Some(run) = run_of(key, value).filter(|run| image.is_valid_run(*run)) {
             claims.claim(run);
         }
-        Ok(())
+        logged::settle(image, key, value, &mut home)
     })?;
     let end = image.end.max(Lsn(image.superblock.log_size));
     let mut build = Build {
@@ -82,7 +84,7 @@ pub(super) fn rebuild(
         each_record(image, &sources, |key, value| build.add(0, key, value))?;
     }
     let root = build.finish()?;
-    write_contents(storage, image)?;
+    write_contents(storage, image, &home)?;
     storage.sync().map_err(failed)?;
     let (pages, groups) = (build.pages, build.groups);
     let mut used = pages.clone();
@@ -115,18 +117,11 @@ pub(super) fn foresee(image: &Image, structure: &mut Structure, progress: &dyn F
 }
 
 /// Contents that the log holds are written home, as recovery would write them.
-fn write_contents(storage: &dyn Storage, image: &Image) -> Result<()> {
-    let mut bytes = vec![0; CHUNK_SIZE];
-    for run in &image.contents {
-        let mut at = 0;
-        while at < run.len {
-            let n = (run.len - at).min(BLOCKS_PER_CHUNK);
-            let piece = Run { start: BlockNo(run.start.0 + at as u64), len: n };
-            let bytes = &mut bytes[..n as usize * BLOCK_SIZE];
-            image.read_blocks(piece, bytes).map_err(|_| FsckError::Changed)?;
-            storage.write_at(piece.start.offset(), bytes).map_err(failed)?;
-            at += n;
-        }
+fn write_contents(storage: &dyn Storage, image: &Image, home: &BTreeSet<BlockNo>) -> Result<()> {
+    let mut bytes = [0; BLOCK_SIZE];
+    for block in home {
+        image.read_blocks(Run { start: *block, len: 1 }, &mut bytes).map_err(|_| FsckError::Changed)?;
+        storage.write_at(block.offset(), &bytes).map_err(failed)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 //!
 //! The log of an image without superblocks is replayed in the same way, from wherever its oldest record lies.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Result;
 use super::lostlog::LostLog;
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::page::format::*;
 use crate::page::op::{self, Op};
 use crate::page::superblock::{DoublewriteHeader, LOG_OFFSET, Superblock};
-use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
+use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::Storage;
 use crate::wal::{self, Place};
 
@@ -29,7 +29,7 @@ pub(super) struct Replayed {
     /// Something was changed.
     pub changed: bool,
     /// Blocks of contents that were changed.
-    pub contents: Vec<Run>,
+    pub contents: BTreeSet<BlockNo>,
 }
 
 /// A record to be replayed: its end, and its body.
@@ -107,7 +107,7 @@ fn run(
         given_up: HashSet::new(),
         page: Box::new([0; PAGE_SIZE]),
         changed: false,
-        contents: Vec::new(),
+        contents: BTreeSet::new(),
     };
     replay.restore_copies();
     let end = records(&mut |end, body| {
@@ -180,7 +180,7 @@ struct Replay<'a> {
     given_up: HashSet<PageId>,
     page: Box<PageBytes>,
     changed: bool,
-    contents: Vec<Run>,
+    contents: BTreeSet<BlockNo>,
 }
 
 fn kept(e: std::io::Error) -> Error {
@@ -229,7 +229,8 @@ impl Replay<'_> {
         self.storage.write_at(id.offset(), &page[..]).map_err(kept)
     }
 
-    /// Contents that were logged are written again, unless a later record frees their blocks.
+    /// Contents that were logged are written again, unless a later record frees their blocks, or a page lies there that one has
+    /// changed which may be lost. What else may lie there by now is for the records of extents to say (`logged`).
     fn contents(&mut self, ops: op::Ops<'_>, end: Lsn) -> crate::error::Result<()> {
         let first = self.superblock.data_offset() / BLOCK_SIZE as u64;
         let behind = self.superblock.size / BLOCK_SIZE as u64;
@@ -242,18 +243,23 @@ impl Replay<'_> {
                     continue;
                 }
                 let there = self.storage.read_at(at.offset(), &mut old).is_ok() && old == *block;
-                if there {
+                if there || self.is_in_a_page_behind(at, end) {
                     continue;
                 }
                 self.storage.write_at(at.offset(), block).map_err(kept)?;
                 self.changed = true;
-                match self.contents.last_mut() {
-                    Some(run) if run.end() == at && run.len < u32::MAX => run.len += 1,
-                    _ => self.contents.push(Run { start: at, len: 1 }),
-                }
+                self.contents.insert(at);
             }
         }
         Ok(())
+    }
+
+    /// Whether a block belongs to a page that was changed behind `end`.
+    fn is_in_a_page_behind(&mut self, block: BlockNo, end: Lsn) -> bool {
+        let id = PageId(block.offset() / PAGE_SIZE as u64);
+        self.storage.read_at(id.offset(), &mut self.page[..]).is_ok()
+            && verify_page(&self.page, id, self.superblock)
+            && page_lsn(&self.page) > end
     }
 
     /// Pages that are torn at their places come back from whole copies, newest first.

@@ -6,6 +6,7 @@ mod faults;
 mod flip_repairs;
 mod flips;
 mod groups;
+mod logged;
 mod lost;
 mod pages;
 mod records;
