@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::daemon::{self, Parent};
 use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
-use crate::fs::{Atime, Fs};
+use crate::fs::{Atime, Fs, FsError};
 use crate::mount::mounts::{self, Mounted};
 use crate::mount::{Mount, MountOptions, block_signals};
 use crate::storage::{FileStorage, OpenError, OpenMode};
@@ -305,7 +305,18 @@ fn open_and_mount(
         read_only: options.flags.read_only,
         ..defaults
     };
-    let fs = Fs::open(Arc::new(storage), &tree_options).map_err(|e| Failure::fs(status::MOUNT, image, &e))?;
+    let storage = Arc::new(storage);
+    let fs = Fs::open(storage.clone(), &tree_options).map_err(|e| {
+        let damaged = matches!(&e, FsError::Engine(e) if e.is_corrupt());
+        // Or the check at boot would pass over an image that was closed in order.
+        if damaged
+            && !options.flags.read_only
+            && let Err(e) = crate::fsck::mark_damaged(&*storage)
+        {
+            log::warn!("{}: it could not be marked as damaged: {e}", image.display());
+        }
+        Failure::fs(status::MOUNT, image, &e)
+    })?;
     if !fs.tree().recovery().clean {
         log::warn!("{}: {}", image.display(), fs.tree().recovery());
     }

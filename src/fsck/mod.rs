@@ -146,6 +146,15 @@ pub fn check(storage: Arc<dyn Storage>, options: &Options<'_>) -> Result<Report>
     Ok(report)
 }
 
+/// Notes in the superblocks that damage was met, so that the next check looks at everything. Nothing is written unless both of them are
+/// whole: whoever checks finds that anyway.
+///
+/// # Errors
+/// The storage cannot be read or written.
+pub fn mark_damaged(storage: &dyn Storage) -> Result<()> {
+    switch::mark(storage, |superblock| superblock.set_damaged(true))
+}
+
 /// How a log is replayed, and a tree is opened to be repaired.
 fn replay_options(storage: &dyn Storage) -> crate::tree::Options {
     // More than the image has is never needed, and a small cache takes no time to be set up.

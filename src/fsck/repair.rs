@@ -15,7 +15,7 @@ use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
 use super::structure::Gap;
 use super::switch::{self, Target};
-use super::{Earlier, Looked, Options, Progress, Repair, Result, look, replay_options, size};
+use super::{Earlier, Looked, Options, Progress, Repair, Result, look, mark_damaged, replay_options, size};
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::superblock::INCOMPAT_RECORDS;
@@ -83,7 +83,7 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         }
         // Until a look finds nothing more, whoever cuts this off, and whatever it leaves.
         if looked.findings.in_metadata() > 0 {
-            let marked = switch::mark(&**storage, |superblock| superblock.set_damaged(true));
+            let marked = mark_damaged(&**storage);
             // A disk that takes nothing does not keep anybody from being told.
             if options.repair == Repair::All {
                 marked?;

@@ -13,6 +13,7 @@ pub fn cases() -> Vec<Case> {
     cases![
         a_damaged_block_costs_its_range_and_is_found,
         damage_in_the_tree_is_an_error_and_no_wrong_answer,
+        damage_that_keeps_an_image_from_being_mounted_is_noted,
         a_refused_request_is_no_damage,
         stats_tell_that_changes_are_refused_since_an_error,
         a_scrub_that_is_stopped_says_so,
@@ -128,6 +129,23 @@ fn damage_in_the_tree_is_an_error_and_no_wrong_answer(mount: &mut Mount) {
         assert!(said.contains("damaged"), "{said}");
     }
     fs::write(&mount.image, before).expect("restore the image");
+}
+
+fn damage_that_keeps_an_image_from_being_mounted_is_noted(mount: &mut Mount) {
+    begin(mount);
+    // In the same page as the root directory.
+    fs::write(mount.path("small"), &contents(1)[..100]).expect("write");
+    mount.unmount();
+    assert!(damage(mount, &contents(1)[..64]) > 0);
+    let (status, said) = mount.said_by(mount.btfs(["mount"]).arg(&mount.image).arg(&mount.point));
+    assert_eq!(status.code(), Some(32), "{said}");
+    assert!(said.contains("btfs fsck -n"), "{said}");
+    // It was closed in order, and the check at boot looks all the same.
+    let (status, said) = mount.said_by(mount.btfs(["fsck", "-p"]).arg(&mount.image));
+    assert_eq!(status.code(), Some(4), "{said}");
+    let (status, said) = mount.said_by(mount.btfs(["fsck", "-y"]).arg(&mount.image));
+    assert_eq!(status.code(), Some(1), "{said}");
+    mount.mount();
 }
 
 fn a_refused_request_is_no_damage(mount: &mut Mount) {
