@@ -13,8 +13,10 @@ pub const VALUE_LEN: usize = 150;
 /// Bytes of key and value in one record.
 pub const RECORD_LEN: u64 = (KEY_LEN + VALUE_LEN) as u64;
 
-/// At most this many records of the base set are inserted in random order; the others are loaded sorted before.
+/// At most this many records of the base set are all inserted in random order.
 pub const RANDOM_INSERTS_MAX: u64 = 1_000_000;
+/// If there are more, this many are; the others are loaded sorted before. Each of them may cost several reads and writes of the disk.
+pub const RANDOM_INSERTS_AMONG_MORE: u64 = 200_000;
 
 const LANE_BITS: u32 = 4;
 const PERMUTATION_SEED: u64 = 0x6274_6673_2d62_656e;
@@ -76,7 +78,10 @@ impl DataSet {
 
     /// How many records are loaded in key order before the others are inserted in random order.
     pub fn preloaded(&self) -> u64 {
-        self.records.saturating_sub(RANDOM_INSERTS_MAX)
+        match self.records > RANDOM_INSERTS_MAX {
+            true => self.records - RANDOM_INSERTS_AMONG_MORE,
+            false => 0,
+        }
     }
 
     /// Whether record `index` is one of those.
@@ -173,9 +178,11 @@ mod tests {
 
     #[test]
     fn the_last_records_of_the_order_are_those_that_are_not_preloaded() {
-        let data = DataSet::new(RANDOM_INSERTS_MAX + 500);
-        assert_eq!(data.preloaded(), 500);
-        assert!((0..500).all(|n| data.is_preloaded(data.shuffled(n))));
-        assert!((500..1500).all(|n| !data.is_preloaded(data.shuffled(n))));
+        assert_eq!(DataSet::new(RANDOM_INSERTS_MAX).preloaded(), 0);
+        let data = DataSet::new(RANDOM_INSERTS_MAX + 1);
+        let first = RANDOM_INSERTS_MAX + 1 - RANDOM_INSERTS_AMONG_MORE;
+        assert_eq!(data.preloaded(), first);
+        assert!((0..first).all(|n| data.is_preloaded(data.shuffled(n))));
+        assert!((first..first + 1500).all(|n| !data.is_preloaded(data.shuffled(n))));
     }
 }

@@ -17,6 +17,8 @@ pub struct WorkerConfig {
     pub cgroup: Option<PathBuf>,
     pub records: u64,
     pub cache_size: u64,
+    /// The memory that an engine's process may use, in bytes, if that is limited.
+    pub memory_limit: Option<u64>,
     /// The size of btfs's log in bytes, if not its default.
     pub log_size: Option<u64>,
     /// Rows that can end early do so after this long, in seconds.

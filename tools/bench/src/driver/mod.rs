@@ -137,6 +137,7 @@ impl Driver {
             cgroup,
             records: self.results.plan.records,
             cache_size: self.results.plan.cache_size,
+            memory_limit: self.results.plan.memory_limit,
             log_size: self.results.plan.log_size,
             row_seconds: self.row_seconds,
             seed: u64::from(round) + 1,

@@ -28,7 +28,7 @@ pub struct Btfs {
 
 impl Btfs {
     pub fn create(setup: &Setup, latch: Latch) -> Result<Self> {
-        let Setup { dir, cache_size, payload, log_size } = *setup;
+        let Setup { dir, cache_size, payload, log_size, .. } = *setup;
         let path = dir.join("image.db");
         let storage: Arc<dyn Storage> = Arc::new(FileStorage::create(&path, false)?);
         // The size of the log follows from that of the image, which is only declared: the file is sparse.

@@ -20,6 +20,8 @@ pub struct Lmdb {
     env: Env,
     database: Database<'static, Bytes, Bytes>,
     path: PathBuf,
+    /// Whether MDB_NORDAHEAD is set, as LMDB's manual advises for what has no room in memory.
+    no_read_ahead: bool,
     /// Whether MDB_NOSYNC is set. A row writes either durably or not, so this rarely changes.
     no_sync: AtomicBool,
     flags: Mutex<()>,
@@ -27,10 +29,15 @@ pub struct Lmdb {
 
 impl Lmdb {
     pub fn create(setup: &Setup) -> Result<Self> {
-        let Setup { dir, payload, .. } = *setup;
+        let Setup { dir, payload, memory_limit, .. } = *setup;
+        let no_read_ahead = memory_limit.is_some_and(|limit| limit < payload);
         let map_size = (payload * 16).max(4 << 30).next_multiple_of(1 << 20);
         let mut options = EnvOpenOptions::new();
         options.map_size(usize::try_from(map_size)?).max_readers(READERS_MAX);
+        if no_read_ahead {
+            // SAFETY: it is about speed alone.
+            unsafe { options.flags(EnvFlags::NO_READ_AHEAD) };
+        }
         // SAFETY: the folder is new and belongs to this process alone; nothing else changes the file.
         let env = unsafe { options.open(dir)? };
         let transaction = env.write_txn()?;
@@ -40,7 +47,14 @@ impl Lmdb {
         })?;
         let database = created.commit().context("the database was not made")?;
         let path = dir.join("data.mdb");
-        Ok(Lmdb { env, database, path, no_sync: AtomicBool::new(false), flags: Mutex::new(()) })
+        Ok(Lmdb {
+            env,
+            database,
+            path,
+            no_read_ahead,
+            no_sync: AtomicBool::new(false),
+            flags: Mutex::new(()),
+        })
     }
 
     fn set_durability(&self, durability: Durability) -> Result<()> {
@@ -60,9 +74,11 @@ impl Lmdb {
 
 impl Engine for Lmdb {
     fn settings(&self) -> String {
-        "no cache of its own: memory map, as much page cache as the kernel gives; \
-         durable: default sync; not durable: MDB_NOSYNC"
-            .to_owned()
+        format!(
+            "no cache of its own: memory map{}, as much page cache as the kernel gives; \
+             durable: default sync; not durable: MDB_NOSYNC",
+            if self.no_read_ahead { " with MDB_NORDAHEAD" } else { "" }
+        )
     }
 
     fn write(&self, batch: &[Change], durability: Durability) -> Result<()> {

@@ -224,6 +224,8 @@ pub struct Setup<'a> {
     pub cache_size: u64,
     /// Bytes of the keys and values that are to be expected.
     pub payload: u64,
+    /// The memory that the process may use, page cache included, in bytes, if that is limited.
+    pub memory_limit: Option<u64>,
     /// The size of btfs's log in bytes, if not its default.
     pub log_size: Option<u64>,
 }

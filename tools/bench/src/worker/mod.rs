@@ -64,6 +64,7 @@ impl Worker {
                 let setup = Setup {
                     dir: &config.dir,
                     cache_size: config.cache_size,
+                    memory_limit: config.memory_limit,
                     payload: config.records * RECORD_LEN,
                     log_size: config.log_size,
                 };
