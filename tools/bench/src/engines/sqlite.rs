@@ -13,8 +13,11 @@ use rusqlite::{Connection, Statement};
 use super::{CheckpointStyle, Durability, Engine, FileSizes, Reader, Setup, allocated};
 use crate::data::{Change, Key, Value};
 
-/// How much of the file a connection may map. More than the file has.
+/// How much of the file a connection may map, if it has room in memory: all of it. If not, nothing, as is SQLite's default: the kernel would
+/// read ahead at every fault.
 const MMAP_SIZE: u64 = 1 << 38;
+/// If the data have no room in memory, the caches of reading connections have this part of the writing one's: together they have a limit.
+const READERS_PART: u64 = 16;
 const PUT: &str = "INSERT INTO records (key, value) VALUES (?1, ?2) \
                    ON CONFLICT (key) DO UPDATE SET value = excluded.value";
 const DELETE: &str = "DELETE FROM records WHERE key = ?1";
@@ -26,6 +29,8 @@ pub struct Sqlite {
     checkpointer: Mutex<Connection>,
     path: PathBuf,
     cache_size: u64,
+    /// The data have no room in memory.
+    scarce: bool,
 }
 
 struct Writer {
@@ -35,21 +40,27 @@ struct Writer {
 
 impl Sqlite {
     pub fn create(setup: &Setup) -> Result<Self> {
-        let Setup { dir, cache_size, .. } = *setup;
+        let Setup { dir, cache_size, payload, memory_limit, .. } = *setup;
+        let scarce = memory_limit.is_some_and(|limit| limit < payload);
         let path = dir.join("data.sqlite");
-        let connection = connect(&path, cache_size)?;
+        let connection = connect(&path, cache_size, scarce)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.execute_batch(
             "CREATE TABLE records (key BLOB PRIMARY KEY NOT NULL, value BLOB NOT NULL) WITHOUT ROWID",
         )?;
-        let checkpointer = connect(&path, cache_size)?;
+        let checkpointer = connect(&path, readers_cache(cache_size, scarce), scarce)?;
         Ok(Sqlite {
             writer: Mutex::new(Writer { connection, durability: Durability::Durable }),
             readers: Mutex::new(Vec::new()),
             checkpointer: Mutex::new(checkpointer),
             path,
             cache_size,
+            scarce,
         })
+    }
+
+    fn connect_reader(&self) -> Result<Connection> {
+        connect(&self.path, readers_cache(self.cache_size, self.scarce), self.scarce)
     }
 
     fn wal_path(&self) -> PathBuf {
@@ -74,11 +85,12 @@ impl Writer {
 impl Engine for Sqlite {
     fn settings(&self) -> String {
         format!(
-            "SQLite {}; cache {} MiB a connection, memory-mapped reads; WITHOUT ROWID; WAL; one writing \
-             connection behind a mutex, one reading connection a thread; durable: synchronous=full; \
-             not durable: synchronous=off; sorted bulk load: journal_mode=off",
+            "SQLite {}; cache {} MiB for the writing connection, behind a mutex, and {} for that of each reading thread; {}; \
+             WITHOUT ROWID; WAL; durable: synchronous=full; not durable: synchronous=off; sorted bulk load: journal_mode=off",
             rusqlite::version(),
-            self.cache_size >> 20
+            self.cache_size >> 20,
+            readers_cache(self.cache_size, self.scarce) >> 20,
+            if self.scarce { "mmap_size=0" } else { "memory-mapped reads" }
         )
     }
 
@@ -119,7 +131,7 @@ impl Engine for Sqlite {
         transaction.commit()?;
         writer.set_durability(Durability::Durable)?;
         writer.connection.pragma_update(None, "journal_mode", "wal")?;
-        *checkpointer = connect(&self.path, self.cache_size)?;
+        *checkpointer = self.connect_reader()?;
         File::open(&self.path)?.sync_all()?;
         Ok(())
     }
@@ -128,7 +140,7 @@ impl Engine for Sqlite {
         let idle = lock(&self.readers).pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => connect(&self.path, self.cache_size)?,
+            None => self.connect_reader()?,
         };
         let result = read(&connection, work);
         lock(&self.readers).push(connection);
@@ -207,11 +219,16 @@ impl Reader for SqliteReader<'_> {
     }
 }
 
-fn connect(path: &Path, cache_size: u64) -> Result<Connection> {
+fn readers_cache(cache_size: u64, scarce: bool) -> u64 {
+    if scarce { cache_size / READERS_PART } else { cache_size }
+}
+
+fn connect(path: &Path, cache_size: u64, scarce: bool) -> Result<Connection> {
     let connection = Connection::open(path)?;
     // A negative cache_size is in KiB.
     connection.pragma_update(None, "cache_size", -i64::try_from(cache_size >> 10)?)?;
-    connection.pragma_update(None, "mmap_size", i64::try_from(MMAP_SIZE)?)?;
+    let mmap_size = if scarce { 0 } else { i64::try_from(MMAP_SIZE)? };
+    connection.pragma_update(None, "mmap_size", mmap_size)?;
     connection.pragma_update(None, "synchronous", "full")?;
     Ok(connection)
 }
