@@ -21,7 +21,7 @@ use super::control::Control;
 use super::convert::{
     check_xattr_name, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now,
 };
-use super::counters::{Counters, Request};
+use super::counters::{Counters, Request, Running};
 use super::damage::{Damage, Scrubber};
 use super::flusher::Flusher;
 use super::report::{findings, report};
@@ -81,7 +81,7 @@ pub struct Adapter<V: Volume> {
     volume: Arc<V>,
     counters: Arc<Counters>,
     options: AdapterOptions,
-    flusher: Option<Arc<Flusher>>,
+    flusher: Arc<Flusher>,
     damage: Arc<Damage>,
     scrubber: Scrubber,
 }
@@ -90,33 +90,20 @@ fn ino(n: INodeNo) -> Ino {
     Ino(n.0)
 }
 
-/// An operation that is under way: its kind, and when it began.
-struct Running<'a> {
-    counters: &'a Counters,
-    request: Request,
-    started: Instant,
-}
-
-impl Running<'_> {
-    fn done<T>(self, result: &Result<T>) {
-        self.counters.add(self.request, self.started, result.is_err());
-    }
-}
-
 impl<V: Volume> Adapter<V> {
-    /// An adapter for a volume. `flusher` is needed if the kernel writes back.
+    /// An adapter for a volume.
     pub fn new(
         volume: Arc<V>,
         counters: Arc<Counters>,
         options: AdapterOptions,
-        flusher: Option<Arc<Flusher>>,
+        flusher: Arc<Flusher>,
     ) -> Self {
         let (damage, scrubber) = (Arc::new(Damage::new(options.on_error)), Scrubber::default());
         Adapter { volume, counters, options, flusher, damage, scrubber }
     }
 
     fn begin(&self, request: Request) -> Running<'_> {
-        Running { counters: &self.counters, request, started: Instant::now() }
+        self.counters.begin(request)
     }
 
     fn caller(&self, req: &fuser::Request) -> Caller {
@@ -136,10 +123,10 @@ impl<V: Volume> Adapter<V> {
     fn reply_entry(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyEntry) {
         match &result {
             Ok(a) => reply.entry(&validity(a, &self.options), &file_attr(a), Generation(0)),
-            Err(FsError::NotFound) if run.request == Request::Lookup => {
+            Err(FsError::NotFound) if run.request() == Request::Lookup => {
                 reply.entry(&FOREVER, &no_inode(), Generation(0));
             }
-            Err(e) => reply.error(self.refuse(e, run.request, n)),
+            Err(e) => reply.error(self.refuse(e, run.request(), n)),
         }
         run.done(&result);
     }
@@ -147,7 +134,7 @@ impl<V: Volume> Adapter<V> {
     fn reply_attr(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyAttr) {
         match &result {
             Ok(a) => reply.attr(&validity(a, &self.options), &file_attr(a)),
-            Err(e) => reply.error(self.refuse(e, run.request, n)),
+            Err(e) => reply.error(self.refuse(e, run.request(), n)),
         }
         run.done(&result);
     }
@@ -155,7 +142,7 @@ impl<V: Volume> Adapter<V> {
     fn reply_empty(&self, run: Running<'_>, n: Ino, result: Result<()>, reply: ReplyEmpty) {
         match &result {
             Ok(()) => reply.ok(),
-            Err(e) => reply.error(self.refuse(e, run.request, n)),
+            Err(e) => reply.error(self.refuse(e, run.request(), n)),
         }
         run.done(&result);
     }
@@ -165,7 +152,7 @@ impl<V: Volume> Adapter<V> {
             Ok(value) if size == 0 => reply.size(value.len() as u32),
             Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
             Ok(value) => reply.data(value),
-            Err(e) => reply.error(self.refuse(e, run.request, n)),
+            Err(e) => reply.error(self.refuse(e, run.request(), n)),
         }
         run.done(&result);
     }
@@ -243,9 +230,9 @@ impl<V: Volume> Adapter<V> {
 
     /// Runs `then` after the kernel has written back what it holds of an inode's contents; at once if it never holds any.
     fn after_flush(&self, n: INodeNo, then: impl FnOnce() + Send + 'static) {
-        match &self.flusher {
-            Some(flusher) => flusher.flush_then(n, Box::new(then)),
-            None => then(),
+        match self.options.writeback {
+            true => self.flusher.flush_then(n, Box::new(then)),
+            false => then(),
         }
     }
 }
@@ -289,10 +276,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
             // Only asked for by file handle: the inode itself may be gone, and then the handle is stale.
             b"." => {
                 return match self.volume.retain(ino(parent)) {
-                    Err(FsError::NotFound) => {
-                        run.done::<()>(&Err(FsError::NotFound));
-                        reply.error(Errno::ESTALE);
-                    }
+                    Err(FsError::NotFound) => reply.error(Errno::ESTALE),
                     result => self.reply_entry(run, ino(parent), result, reply),
                 };
             }
@@ -431,7 +415,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
             _ => return reply.error(Errno::EINVAL),
         };
         let caller = self.caller(req);
-        if self.flusher.is_none() {
+        if !self.options.writeback {
             let names = (name.as_bytes(), new_name.as_bytes());
             let result = self.volume.rename(ino(parent), names.0, ino(new_parent), names.1, mode, &caller);
             return self.reply_empty(run, ino(parent), result, reply);
@@ -442,7 +426,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
             Err(e) => return self.reply_empty(run, ino(parent), Err(e), reply),
         };
         let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
-        let started = run.started;
+        let started = run.hand_over();
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         self.after_flush(inode_no(source.ino), move || {
             let names = (name.as_bytes(), new_name.as_bytes());
@@ -625,10 +609,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        let run = self.begin(Request::Setxattr);
         if let Err(refused) = check_xattr_name(name) {
             return reply.error(refused);
         }
-        let run = self.begin(Request::Setxattr);
         let how = match flags {
             0 => SetXattr::Any,
             libc::XATTR_CREATE => SetXattr::Create,
@@ -647,10 +631,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn getxattr(&self, _: &fuser::Request, n: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let run = self.begin(Request::Getxattr);
         if let Err(refused) = check_xattr_name(name) {
             return reply.error(refused);
         }
-        let run = self.begin(Request::Getxattr);
         let result = self.volume.get_xattr(ino(n), name.as_bytes());
         self.reply_xattr(run, ino(n), result, size, reply);
     }
@@ -662,10 +646,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn removexattr(&self, req: &fuser::Request, n: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let run = self.begin(Request::Removexattr);
         if let Err(refused) = check_xattr_name(name) {
             return reply.error(refused);
         }
-        let run = self.begin(Request::Removexattr);
         let result = self.volume.remove_xattr(ino(n), name.as_bytes(), &self.caller(req));
         self.reply_empty(run, ino(n), result, reply);
     }
@@ -741,7 +725,15 @@ impl<V: Volume> Filesystem for Adapter<V> {
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
         let result = self.volume.fallocate(ino(n), offset, length, mode, &self.caller(req));
-        self.reply_empty(run, ino(n), result, reply);
+        match &result {
+            Ok(()) => reply.ok(),
+            Err(e) => {
+                // What was zeroed before the error is still in the kernel's cache: it drops that only after a success.
+                let errno = self.refuse(e, Request::Fallocate, ino(n));
+                self.flusher.flush_then(n, Box::new(move || reply.error(errno)));
+            }
+        }
+        run.done(&result);
     }
 
     fn lseek(
@@ -761,7 +753,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
-        let started = run.started;
+        let started = run.hand_over();
         self.after_flush(n, move || {
             let result = volume.seek(ino(n), offset, data);
             counters.add(Request::Lseek, started, result.is_err());

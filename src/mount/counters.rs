@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::fs::Result;
+
 /// The kinds of requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "each is named like the request of the kernel that it counts")]
@@ -97,12 +99,50 @@ impl Default for Counters {
     }
 }
 
+/// A request that is under way. It is counted when this is dropped, as one that failed if nothing else was said.
+pub struct Running<'a> {
+    counters: &'a Counters,
+    request: Request,
+    started: Instant,
+    failed: bool,
+}
+
+impl Running<'_> {
+    /// Its kind.
+    pub fn request(&self) -> Request {
+        self.request
+    }
+
+    /// It has been answered with this.
+    pub fn done<T>(mut self, result: &Result<T>) {
+        self.failed = result.is_err();
+    }
+
+    /// Another thread will count it; when it began.
+    pub fn hand_over(self) -> Instant {
+        let started = self.started;
+        std::mem::forget(self);
+        started
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.counters.add(self.request, self.started, self.failed);
+    }
+}
+
 /// Rounded to a tenth.
 fn tenths(n: f64) -> f64 {
     (n * 10.0).round() / 10.0
 }
 
 impl Counters {
+    /// A request begins.
+    pub fn begin(&self, request: Request) -> Running<'_> {
+        Running { counters: self, request, started: Instant::now(), failed: true }
+    }
+
     /// Counts a request that began at `started` and has just been answered.
     pub fn add(&self, request: Request, started: Instant, failed: bool) {
         let counter = &self.0[request as usize];

@@ -1,5 +1,6 @@
-//! With `writeback=on` the kernel holds contents that the filesystem has not seen. Some requests must not be answered before it
-//! has handed them over; asking for them waits for the workers, so a thread of its own does it.
+//! The kernel holds contents: with `writeback=on` such as the filesystem has not seen, and always such as may be read without asking it.
+//! Some requests must not be answered before the kernel has handed over the first, or dropped the second. Asking for that waits for
+//! the workers, so a thread of its own does it.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -10,7 +11,7 @@ use fuser::{INodeNo, Notifier};
 
 type Then = Box<dyn FnOnce() + Send>;
 
-/// Asks the kernel for what it holds of an inode's contents.
+/// Asks the kernel to give up what it holds of an inode's contents.
 pub struct Flusher {
     queue: Sender<(INodeNo, Then)>,
     notifier: Arc<OnceLock<Notifier>>,
@@ -34,7 +35,7 @@ impl Flusher {
         let _ = self.notifier.set(notifier);
     }
 
-    /// Calls `then` from the thread once the kernel has written back the inode's contents.
+    /// Calls `then` from the thread once the kernel has written back the inode's contents, and dropped them.
     pub fn flush_then(&self, ino: INodeNo, then: Then) {
         if let Err(unsent) = self.queue.send((ino, then)) {
             unsent.0.1();

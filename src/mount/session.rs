@@ -35,7 +35,7 @@ pub enum SessionError {
 pub struct Mount<V: Volume> {
     session: Session<Adapter<V>>,
     volume: Arc<V>,
-    flusher: Option<Arc<Flusher>>,
+    flusher: Arc<Flusher>,
     mounted: Option<Mounted>,
     dir: PathBuf,
 }
@@ -66,8 +66,8 @@ impl<V: Volume> Mount<V> {
         let dir = &mounts::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let mut flags = options.flags.clone();
         flags.allow_other |= options.allow_root;
-        let flusher = match options.writeback.then(Flusher::start).transpose() {
-            Ok(flusher) => flusher.map(Arc::new),
+        let flusher = match Flusher::start() {
+            Ok(flusher) => Arc::new(flusher),
             Err(e) => return Err(close(volume).err().unwrap_or(SessionError::Fuse(e))),
         };
         let fd = match mounts::mount(image, dir, &flags) {
@@ -100,9 +100,7 @@ impl<V: Volume> Mount<V> {
         if let Some(mounted) = &mounted {
             mounts::set_read_ahead(mounted, READ_AHEAD_KIB);
         }
-        if let Some(flusher) = &flusher {
-            flusher.set_notifier(session.notifier());
-        }
+        flusher.set_notifier(session.notifier());
         Ok(Mount { session, volume, flusher, mounted, dir: dir.to_owned() })
     }
 
@@ -121,7 +119,7 @@ impl<V: Volume> Mount<V> {
                 Err(SessionError::Fuse(e))
             }
         };
-        if let Some(flusher) = self.flusher.and_then(Arc::into_inner) {
+        if let Some(flusher) = Arc::into_inner(self.flusher) {
             flusher.stop();
         }
         served.and(close(self.volume))

@@ -5,7 +5,7 @@ use btfs_mount_tests::mount::{Mount, binary, wait_until};
 use btfs_mount_tests::runner::Case;
 use btfs_mount_tests::shell::{describe, must};
 use btfs_mount_tests::sys;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 
@@ -14,6 +14,7 @@ pub fn cases() -> Vec<Case> {
         a_damaged_block_costs_its_range_and_is_found,
         damage_in_the_tree_is_an_error_and_no_wrong_answer,
         damage_that_keeps_an_image_from_being_mounted_is_noted,
+        a_zeroing_that_fails_leaves_nothing_old_in_the_cache,
         a_refused_request_is_no_damage,
         stats_tell_that_changes_are_refused_since_an_error,
         a_scrub_that_is_stopped_says_so,
@@ -146,6 +147,30 @@ fn damage_that_keeps_an_image_from_being_mounted_is_noted(mount: &mut Mount) {
     let (status, said) = mount.said_by(mount.btfs(["fsck", "-y"]).arg(&mount.image));
     assert_eq!(status.code(), Some(1), "{said}");
     mount.mount();
+}
+
+fn a_zeroing_that_fails_leaves_nothing_old_in_the_cache(mount: &mut Mount) {
+    begin(mount);
+    fs::write(mount.path("file"), contents(1)).expect("write");
+    mount.unmount();
+    assert_eq!(damage(mount, &contents(1)[40 * 4096 + 800..40 * 4096 + 864]), 1);
+    mount.mount();
+    let first = |mount: &Mount| {
+        let mut block = [0; 4096];
+        File::open(mount.path("file")).expect("open").read_exact_at(&mut block, 0).expect("read");
+        block
+    };
+    let cached = first(mount);
+    let file = OpenOptions::new().write(true).open(mount.path("file")).expect("open");
+    // A part of the first block is zeroed, and then one of the damaged block, whose rest is not known.
+    let error = sys::fallocate(&file, libc::FALLOC_FL_ZERO_RANGE, 100, 40 * 4096).expect_err("damage");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    drop(file);
+    let seen = first(mount);
+    assert!(seen != cached, "nothing was done before the error");
+    mount.remount();
+    assert!(first(mount) == seen, "the kernel kept what was there before");
+    fs::remove_file(mount.path("file")).expect("unlink");
 }
 
 fn a_refused_request_is_no_damage(mount: &mut Mount) {
