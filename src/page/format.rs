@@ -16,6 +16,8 @@ pub const BLOCKS_PER_CHUNK: u32 = (CHUNK_SIZE / BLOCK_SIZE) as u32;
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = PAGE_SIZE / 16;
+/// The greatest level of a page. With two children a page, which is the least, that many levels have more pages than an image can.
+pub const LEVEL_MAX: u8 = 63;
 /// The longest key and value together, in bytes.
 pub const RECORD_MAX: usize = PAGE_SIZE / 4;
 

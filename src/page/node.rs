@@ -334,6 +334,9 @@ impl<'a> Node<'a> {
         if page_type(self.0) != TYPE_TREE {
             return Err("not a tree page");
         }
+        if self.level() > LEVEL_MAX {
+            return Err("level higher than any tree");
+        }
         if self.low_len() > KEY_MAX || self.high_len() > KEY_MAX {
             return Err("fence longer than a key can be");
         }

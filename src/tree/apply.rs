@@ -12,7 +12,7 @@
 use super::Tree;
 use super::batch::{Batch, Change};
 use super::descend::Target;
-use super::smo::{PENDING_MAX, Pending, Repair};
+use super::smo::{PENDING_MAX, Pending, Repair, inherited};
 use crate::error::{Error, Result};
 use crate::page::node::{Covers, Node};
 use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
@@ -79,7 +79,7 @@ impl Tree {
         // A few changes seldom split a leaf, and to set pages aside costs as much as a search: they begin without. Deletions
         // alone need none at all, so that they work in a full image.
         let puts = changes.iter().filter(|c| c.value.is_some()).count();
-        let first = (puts / 16).min(self.splits_max(batch, &changes));
+        let mut first = (puts / 16).min(self.splits_beside(batch, &changes));
         let mut splits = if index.may_restructure() { first } else { 0 };
         let mut attempts = 0;
         let result = loop {
@@ -98,6 +98,8 @@ impl Tree {
                     splits = more;
                     self.repair(&mut repairs);
                 }
+                // It may need no page at all, as where records are only replaced.
+                Err(Error::NoSpace) if splits > 0 && splits == first => (first, splits) = (0, 0),
                 Err(e) => break Err(e),
             }
         };
@@ -126,13 +128,12 @@ impl Tree {
         Need { frames: changes.len() + runs, pages: 0, log: Log::record_size(body) }
     }
 
-    /// How many splits can be reserved together with a batch, at least the two of a root's growth. If it takes more, splits of an
-    /// attempt that was given up stay, so each attempt gets further.
-    fn splits_max(&self, batch: &Batch, changes: &[Change<'_>]) -> usize {
+    /// How many splits can be reserved together with a batch.
+    fn splits_beside(&self, batch: &Batch, changes: &[Change<'_>]) -> usize {
         let need = Self::need_of(batch, changes);
         let frames = self.pool.dirty_max().saturating_sub(need.frames) / 2;
         let log = self.pool.log.reservation_max().saturating_sub(need.log) / split_log();
-        frames.min(log as usize).max(2)
+        frames.min(log as usize)
     }
 
     fn check_runs(&self, batch: &Batch) -> Result<()> {
@@ -169,7 +170,7 @@ impl Tree {
         };
         let alive = self.pool.enter();
         let mut targets: Vec<PinnedLeaf<'_>> = Vec::with_capacity(changes.len().min(64));
-        let (mut at, mut low) = (0, Vec::new());
+        let (mut at, mut high) = (0, Vec::new());
         let (mut pages_read, mut announced) = (self.pool.pages_read(), 0);
         while at < changes.len() {
             // One leaf was not in the pool, so others may not be either: those are read side by side.
@@ -189,13 +190,13 @@ impl Tree {
             match targets.last_mut() {
                 // It has taken over its right sibling since it was found before. To latch it twice would be to wait for ever.
                 Some(last) if last.pin.page() == node.id() => last.to = to,
-                // It took over the leaf that was found before; what is latched must ascend.
-                Some(_) if low.as_slice() >= node.low() => return Ok(Attempt::Again(splits)),
+                // It took over the leaf that was found before, or a part of it; what is latched must ascend.
+                Some(_) if node.low() < high.as_slice() => return Ok(Attempt::Again(splits)),
                 _ => targets.push(PinnedLeaf { pin: found.page.pin(), from: at, to }),
             }
-            if to < changes.len() {
-                low.clear();
-                low.extend_from_slice(node.low());
+            if let Some(end) = node.high().filter(|_| to < changes.len()) {
+                high.clear();
+                high.extend_from_slice(end);
             }
             if let Some((level, low)) = found.incomplete {
                 repairs.push(Repair::Post { level, low });
@@ -211,7 +212,9 @@ impl Tree {
                 Room::Made => {}
                 Room::Moved => return Ok(Attempt::Again(splits)),
                 Room::TooFewPages => {
-                    let more = (splits * 2).clamp(1, self.splits_max(batch, changes));
+                    // A root's growth takes two. If it takes more than there can be, splits of an attempt that was given up stay, so
+                    // each attempt gets further.
+                    let more = (splits * 2).clamp(1, self.splits_beside(batch, changes).max(2));
                     return Ok(Attempt::Again(more));
                 }
             }
@@ -285,6 +288,7 @@ impl Tree {
                 return Ok(Room::TooFewPages);
             };
             repairs.push(Repair::Post { level: 0, low });
+            repairs.extend(inherited(Node(&right)));
             let high = Node(&right).low();
             let middle = leaf.from + mine.partition_point(|c| c.key < high);
             let fill = fill(Node(&right));

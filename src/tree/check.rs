@@ -63,7 +63,11 @@ impl Tree {
             adjacent: 0,
         };
         let mut level = vec![Expected { id: self.root(), low: Vec::new() }];
-        let mut number = Node(&*checker.copy(self.root())?).level();
+        let root = checker.copy(self.root())?;
+        let mut number = Node(&root).level();
+        if Node(&root).high().is_some() {
+            return Err(Error::corrupt(self.root(), "the root has a right sibling"));
+        }
         checker.report.height = number as usize + 1;
         loop {
             level = checker.level(&level, number)?;

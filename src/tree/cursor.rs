@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::Tree;
 use super::descend::{Target, as_node};
 use crate::error::Result;
-use crate::page::format::{TYPE_TREE, page_type};
+use crate::page::format::{KEY_MAX, TYPE_TREE, page_type};
 use crate::page::node::Node;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
 use crate::pool::{Ahead, Counter, PageRead};
@@ -135,12 +135,9 @@ impl Cursor<'_> {
 
     /// Moves behind the last record.
     pub fn seek_end(&mut self) -> Result<()> {
-        self.leaves = 0;
-        self.load(Target::Covering(&[0xff; crate::page::format::KEY_MAX]), None)?;
-        while self.node().high().is_some() {
-            self.next_leaf()?;
-        }
-        self.gap = self.node().count();
+        // No key is greater.
+        self.seek(&[0xff; KEY_MAX])?;
+        while self.next()? {}
         Ok(())
     }
 

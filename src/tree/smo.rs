@@ -31,6 +31,12 @@ pub(super) enum Repair {
     Merge { level: u8, key: Vec<u8> },
 }
 
+/// What is to be done about the right half of a split that has inherited the mark of an earlier one: the repair that was due to that
+/// finds the left half.
+pub(super) fn inherited(right: Node<'_>) -> Option<Repair> {
+    right.is_incomplete().then(|| Repair::Post { level: right.level(), low: right.low().to_vec() })
+}
+
 /// Merging is worth it below 35 % fill.
 pub(super) fn is_underfull(node: Node<'_>) -> bool {
     node.used() * 100 < node.capacity() * 35
@@ -214,7 +220,10 @@ impl Tree {
         packed.clear();
         Node(&image).pack(&mut packed);
         section(&mut body, b, Op::Image(&packed));
-        let level = node.level().checked_add(1).ok_or_else(|| Error::corrupt(node.id(), "tree too high"))?;
+        let level = node.level() + 1;
+        if level > LEVEL_MAX {
+            return Err(Error::corrupt(node.id(), "tree too high"));
+        }
         let mut builder = NodeBuilder::new(&mut image, NodeSpec { level, ..node.spec() });
         let fits = builder.push(node.low(), &a.0.to_be_bytes()) && builder.push(&key, &b.0.to_be_bytes());
         builder.finish();
@@ -262,12 +271,11 @@ impl Tree {
 
     /// Posts the separator of an incomplete split to the parent, and clears the flag, in one record.
     fn post(&self, level: u8, low: &[u8], repairs: &mut Vec<Repair>) -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            let need = Need {
-                frames: 2,
-                pages: 2,
-                log: Log::record_size(KEY_MAX + 2 * (SECTION_HEAD + OP_HEAD) + 8) + 2 * split_log(),
-            };
+        for attempt in 0..ATTEMPTS {
+            // The parent nearly always has room. Where pages are scarce, waiting for two would keep the halves from merging.
+            let pages = if attempt == 0 { 0 } else { 2 };
+            let own = Log::record_size(KEY_MAX + 2 * (SECTION_HEAD + OP_HEAD) + 8);
+            let need = Need { frames: 2, pages, log: own + pages as u64 * split_log() };
             let mut reservation = self.pool.reserve(need)?;
             let alive = self.pool.enter();
             let Some(found) = self.find(&alive, Target::Covering(low), level, true)? else { return Ok(()) };
@@ -320,6 +328,7 @@ impl Tree {
             let low = above.low().to_vec();
             let Some(new) = self.split(reservation, &mut parent, &pending)? else { return Ok(false) };
             repairs.push(Repair::Post { level: level + 1, low });
+            repairs.extend(inherited(Node(&new)));
             sibling = Some(new);
         }
         let above = match &mut sibling {

@@ -348,3 +348,17 @@ fn damaged_packed_page_is_refused_or_safe() {
     });
     assert!(accepted > 100 || one_seed_only());
 }
+
+#[test]
+fn a_level_that_no_tree_has_is_refused() {
+    let validated = |level| {
+        let mut page = raw_page();
+        let id = PageId(9);
+        let spec = NodeSpec { id, image: 0, level, flags: 0, low: &[], high: None, right: PageId::NONE };
+        let mut builder = super::super::node::NodeBuilder::new(&mut page, spec);
+        assert!(builder.push(b"", &7u64.to_be_bytes()));
+        builder.finish();
+        Node(&page).validate().is_ok()
+    };
+    assert!(validated(LEVEL_MAX) && !validated(LEVEL_MAX + 1));
+}
