@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::error::{FsError, Result};
-use super::extents::{BLOCK, Mapped, Remap, Source};
+use super::extents::{BLOCK, Mapped, Source};
 use super::format::*;
 use super::read_around::SMALL;
 use super::table::{Node, State};
@@ -26,6 +26,9 @@ thread_local! {
     /// Where writes are put together that do not begin and end with a block.
     static BUFFER: RefCell<AlignedBuf> = const { RefCell::new(AlignedBuf::new()) };
 }
+
+/// So many batches of one operation are done before others get at the inode.
+pub(super) const BATCHES_AT_ONCE: usize = 128;
 
 /// Does something with up to [`EXTENTS_PER_BATCH`] extents or, where that is more than the cache has room for, with fewer: what one of
 /// them shares with others may need a record for each block.
@@ -190,16 +193,18 @@ impl Inner {
         let (mut from, mut to) = piece.blocks();
         let (least, most) = (from / URGENT_MAX * URGENT_MAX, to.next_multiple_of(URGENT_MAX));
         let old = self.extents_in(node.ino, least, most, usize::MAX)?;
-        while from > least && is_allocated(&old, (from - BLOCK, from)) {
+        while from > least && self.is_allocated(&old, (from - BLOCK, from))? {
             from -= BLOCK;
         }
-        while to < most && to < size && is_allocated(&old, (to, to + BLOCK)) {
+        while to < most && to < size && self.is_allocated(&old, (to, to + BLOCK))? {
             to += BLOCK;
         }
         let mut bytes = vec![0; (to - from) as usize];
         let len = bytes.len();
         // Damage beside it does not concern who writes here.
-        if is_allocated(&old, (from, to)) && self.read_mapped(node.ino, &old, from, &mut bytes, len).is_ok() {
+        if self.is_allocated(&old, (from, to))?
+            && self.read_mapped(node.ino, &old, from, &mut bytes, len).is_ok()
+        {
             bytes.truncate((to.min(size.max(piece.end())) - from) as usize);
             bytes[(piece.offset - from) as usize..][..piece.data.len()].copy_from_slice(piece.data);
             match self.write_piece(node, state, Piece { offset: from, data: &bytes, urgent: true }, caller) {
@@ -208,6 +213,28 @@ impl Inner {
             }
         }
         self.write_piece(node, state, piece, caller)
+    }
+
+    /// Whether the file has blocks of its own for the whole range, so that to replace them gives as many back. Blocks that were shared
+    /// once may be nobody else's any more, and nobody gets at them while this inode is locked.
+    fn is_allocated(&self, old: &[Mapped], (from, to): (u64, u64)) -> Result<bool> {
+        let mut at = from;
+        for m in old.iter().filter(|m| m.extent.run().is_some()) {
+            if m.begin <= at && m.block_end() > at {
+                if self.is_anybody_elses(m, (at, to))? {
+                    return Ok(false);
+                }
+                at = m.block_end();
+            }
+        }
+        Ok(at >= to)
+    }
+
+    /// Whether another extent has a block of this one in the range.
+    fn is_anybody_elses(&self, m: &Mapped, (from, to): (u64, u64)) -> Result<bool> {
+        let part = if m.is_shared() { m.part(from, to) } else { None };
+        let run = part.and_then(|part| part.extent.run());
+        run.map_or(Ok(false), |run| Ok(self.shared_blocks(run)? > 0))
     }
 
     /// One atomic write of the piece or, where the file is in very small pieces, of its first part. Returns how many bytes. What was
@@ -239,7 +266,7 @@ impl Inner {
             }
             _ => piece,
         };
-        if piece.urgent && !is_allocated(&old, piece.blocks()) {
+        if piece.urgent && !self.is_allocated(&old, piece.blocks())? {
             return Err(FsError::NoSpace);
         }
         let grown = (piece.end() > inode.size && piece.offset > 0).then_some(inode.blocks);
@@ -393,84 +420,7 @@ impl Inner {
     }
 }
 
-impl Fs {
-    /// Before a file gets another size: whether something of it goes. What lies behind a smaller size is gone, and reads as zeros if
-    /// the file grows again.
-    pub(super) fn begin_resize(&self, node: &Node, state: &mut State, size: u64) -> Result<bool> {
-        let inode = file_of(state)?;
-        if size > FILE_SIZE_MAX {
-            return Err(FsError::FileTooLarge);
-        }
-        // Blocks that were allocated behind the end go, too.
-        let shrinks = size < inode.size || (size == inode.size && inode.blocks > 0);
-        if !shrinks {
-            self.finish_cut(node, state)?;
-        }
-        Ok(shrinks)
-    }
-}
-
 impl Inner {
-    /// Frees what lies behind the size that `inode` has, in bounded batches. The first one is `batch`, sets the size, and leaves a mark
-    /// if others must follow: before they have, the file must not grow, or what lies behind its size would come back.
-    pub(super) fn cut(
-        &self,
-        node: &Node,
-        state: &mut State,
-        mut inode: Inode,
-        mut batch: Batch,
-    ) -> Result<()> {
-        self.drop_window(node.ino);
-        while !in_smaller_batches(|extents| self.cut_some(node, state, &mut inode, &batch, extents))? {
-            batch = Batch::new();
-        }
-        Ok(())
-    }
-
-    /// One batch of [`Inner::cut`], with up to so many extents; whether it was the last one.
-    fn cut_some(
-        &self,
-        node: &Node,
-        state: &mut State,
-        inode: &mut Inode,
-        batch: &Batch,
-        extents: usize,
-    ) -> Result<bool> {
-        let size = inode.size;
-        let marked = self.is_unfinished(node.ino);
-        let found = self.extents_in(node.ino, size, u64::MAX, extents)?;
-        let last = found.len() < extents;
-        let mut remap = Remap { batch: batch.clone(), ..Remap::default() };
-        for m in &found {
-            remap.batch.delete(&extent_key(node.ino, m.end));
-            let mut freed = m.extent.run();
-            if m.begin < size {
-                let kept = shortened(m, size);
-                if let (Some(run), Some(kept)) = (&mut freed, kept.run()) {
-                    run.start.0 += kept.len as u64;
-                    run.len -= kept.len;
-                }
-                remap.batch.put(&extent_key(node.ino, size), &kept.encode());
-            }
-            if let Some(run) = freed.filter(|r| r.len > 0) {
-                remap.lose(run, m.is_shared());
-            }
-        }
-        // An inode without a name has another mark, and is deleted as a whole.
-        match (last, marked) {
-            _ if inode.links == 0 => {}
-            (false, _) if self.tree.defects().has(Defect::CutWithoutMark) => {}
-            (false, _) => remap.batch.put(&orphan_key(node.ino), &Orphan::Truncated { size }.encode()),
-            (true, true) => remap.batch.delete(&orphan_key(node.ino)),
-            (true, false) => {}
-        }
-        let blocks = inode.blocks.saturating_sub(std::mem::take(&mut remap.lost));
-        self.apply_remap(remap, node, state, Inode { blocks, ..inode.clone() })?;
-        inode.blocks = blocks;
-        self.set_unfinished(node.ino, !last);
-        Ok(last)
-    }
-
     /// Blocks of a file that are allocated in a range, or only those that are nobody else's.
     fn blocks_in(&self, ino: Ino, (from, to): (u64, u64), own: bool) -> Result<u64> {
         let (from, to) = (from / BLOCK * BLOCK, to.next_multiple_of(BLOCK));
@@ -516,14 +466,27 @@ impl Fs {
             })?;
         }
         if zero {
-            self.make_hole(&node, &mut state, offset, end, caller)?;
+            let (mut at, whole_end) = self.zero_edges(&node, &mut state, offset, end, caller)?;
+            while at < whole_end {
+                at = self.punch(&node, &mut state, at, whole_end)?;
+                state = self.give_way(&node, state)?;
+            }
         }
         if mode != Fallocate::PunchHole {
-            self.allocate(&node, &mut state, offset, end)?;
+            let mut at = offset;
+            while at < end {
+                at = self.allocate(&node, &mut state, at, end)?;
+                state = self.give_way(&node, state)?;
+            }
+        }
+        let grows = matches!(mode, Fallocate::Allocate | Fallocate::ZeroRange);
+        if grows && file_of(&state)?.size < end {
+            // Others may have had the inode meanwhile.
+            self.finish_cut(&node, &mut state)?;
         }
         let mut inode = file_of(&state)?.clone();
-        if matches!(mode, Fallocate::Allocate | Fallocate::ZeroRange) && inode.size < end {
-            inode.size = end;
+        if grows {
+            inode.size = inode.size.max(end);
         }
         changed_by(&mut inode, caller);
         self.update(&mut Batch::new(), &node, &mut state, inode)
@@ -566,15 +529,15 @@ impl Fs {
 }
 
 impl Inner {
-    /// Whole blocks of the range become holes, parts of blocks zeros.
-    fn make_hole(
+    /// Parts of blocks at the ends of a range become zeros. Returns the range of whole blocks between them.
+    fn zero_edges(
         &self,
         node: &Node,
         state: &mut State,
         offset: u64,
         end: u64,
         caller: &Caller,
-    ) -> Result<()> {
+    ) -> Result<(u64, u64)> {
         let size = file_of(state)?.size;
         let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
         // The edges, as far as there is something to make zero.
@@ -585,11 +548,18 @@ impl Inner {
                 self.write_locked(node, state, from, &vec![0; (to - from) as usize], caller, &mut 0)?;
             }
         }
-        let mut at = first;
-        while at < last {
-            at = in_smaller_batches(|extents| self.punch_some(node, state, (at, last), extents))?;
+        Ok((first, last))
+    }
+
+    /// Makes a hole of the first part of a range of whole blocks, in so many batches as others may wait for; returns where it ends.
+    fn punch(&self, node: &Node, state: &mut State, from: u64, to: u64) -> Result<u64> {
+        let mut at = from;
+        for _ in 0..BATCHES_AT_ONCE {
+            if at < to {
+                at = in_smaller_batches(|extents| self.punch_some(node, state, (at, to), extents))?;
+            }
         }
-        Ok(())
+        Ok(at)
     }
 
     /// Makes a hole of the first part of a range, with up to so many extents; returns where the part ends.
@@ -606,9 +576,12 @@ impl Inner {
             _ => to,
         };
         let old = self.extents_in(node.ino, from.saturating_sub(1), until + 1, usize::MAX)?;
-        if old.iter().any(Mapped::is_shared) {
-            // It gives nothing back, and its counts may need records.
-            self.admit_change()?;
+        for m in &old {
+            if self.is_anybody_elses(m, (from, until))? {
+                // It gives nothing back, and its counts may need records.
+                self.admit_change()?;
+                break;
+            }
         }
         let remap =
             self.replace(node.ino, (from, until), &old, Vec::new(), Source::Reserved(&[]), Batch::new())?;
@@ -637,8 +610,9 @@ impl Inner {
         given
     }
 
-    /// Holes of the range become unwritten extents. What was allocated before an error stays.
-    fn allocate(&self, node: &Node, state: &mut State, offset: u64, end: u64) -> Result<()> {
+    /// Holes of the first part of a range become unwritten extents, in so many batches as others may wait for; returns where the part
+    /// ends. What was allocated before an error stays.
+    fn allocate(&self, node: &Node, state: &mut State, offset: u64, end: u64) -> Result<u64> {
         if let [Mapped { end: size, extent: Extent::Inline(bytes), .. }] =
             &self.extents_in(node.ino, offset / BLOCK * BLOCK, end, 1)?[..]
             && end > *size
@@ -646,7 +620,10 @@ impl Inner {
             self.give_block(node, state, bytes)?;
         }
         let (mut at, to) = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
-        while at < to {
+        for _ in 0..BATCHES_AT_ONCE {
+            if at >= to {
+                break;
+            }
             let next = self.extents_in(node.ino, at, to, 1)?.into_iter().next();
             let hole_end = next.as_ref().map_or(to, |m| m.begin.max(at));
             if hole_end > at {
@@ -662,7 +639,7 @@ impl Inner {
                 at = m.block_end();
             }
         }
-        Ok(())
+        Ok(at)
     }
 
     fn map_unwritten(&self, node: &Node, state: &mut State, at: u64, run: Run) -> Result<()> {
@@ -709,30 +686,5 @@ impl Place<'_> {
             }
             _ => Unwritten::Next(next.begin),
         }
-    }
-}
-
-/// Whether the file has blocks of its own for the whole range, so that to replace them gives as many back.
-fn is_allocated(old: &[Mapped], (from, to): (u64, u64)) -> bool {
-    let mut at = from;
-    for m in old.iter().filter(|m| m.extent.run().is_some() && !m.is_shared()) {
-        if m.begin <= at && m.block_end() > at {
-            at = m.block_end();
-        }
-    }
-    at >= to
-}
-
-/// The extent without what lies behind `size`, which lies inside it.
-fn shortened(m: &Mapped, size: u64) -> Extent {
-    let len = (size - m.begin) as u32;
-    match &m.extent {
-        Extent::Inline(bytes) => Extent::Inline(bytes[..len as usize].to_vec()),
-        Extent::Blocks { start, crcs, shared, .. } => {
-            let blocks = len.div_ceil(BLOCK_SIZE as u32) as usize;
-            let crcs = crcs.get(..blocks).unwrap_or(&[]).to_vec();
-            Extent::Blocks { len, start: *start, shared: *shared, crcs }
-        }
-        Extent::Lost { .. } => Extent::Lost { len: size - m.begin },
     }
 }

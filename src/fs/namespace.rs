@@ -268,12 +268,12 @@ impl Fs {
         check_name(name)?;
         self.admit()?;
         let (node, child) = (self.node(parent), self.node(ino));
+        // Before anything is locked for changes: a directory may lie above the other one (I2).
+        let is_directory = self.lock_shared(&child)?.get().is_some_and(|i| i.kind == Kind::Directory);
         let mut parent = self.parent_for_change(&node)?;
-        if parent.node.ino == ino {
-            return Err(FsError::IsDirectory);
-        }
         let cookie = match self.find(&parent, name)? {
             Found::Entry(..) => return Err(FsError::Exists),
+            Found::Free(_) if is_directory => return Err(FsError::IsDirectory),
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
         let mut state = self.lock_in_memory(&child)?;
@@ -502,7 +502,11 @@ impl Fs {
                 Found::Free(_) => None,
             },
         );
-        let (mut source_state, mut other_state) = self.lock_two(&source, other.as_deref())?;
+        let other_child = match (&target, &other) {
+            (Found::Entry(_, entry), Some(node)) => Some((&**node, entry.kind)),
+            _ => None,
+        };
+        let (mut source_state, mut other_state) = self.lock_two((&source, entry.kind), other_child)?;
         let mut source_inode = source_state.get().ok_or(FsError::NotFound)?.clone();
         source_inode.ctime = now;
         let mut other_left = None;
@@ -576,20 +580,21 @@ impl Fs {
         self.lock(node).map_err(|e| if_named(node.ino, e))
     }
 
-    /// Locks one or two children by their numbers (I2).
+    /// Locks one or two children: directories first, since a file may have another name in one of them, and by their numbers (I2).
     fn lock_two<'n>(
         &self,
-        a: &'n Node,
-        b: Option<&'n Node>,
+        a: (&'n Node, Kind),
+        b: Option<(&'n Node, Kind)>,
     ) -> Result<(RwLockWriteGuard<'n, State>, Option<RwLockWriteGuard<'n, State>>)> {
+        let order = |(node, kind): (&Node, Kind)| (kind != Kind::Directory, node.ino);
         match b {
-            Some(b) if b.ino < a.ino => {
-                let second = self.lock_named(b)?;
-                Ok((self.lock_named(a)?, Some(second)))
+            Some(b) if order(b) < order(a) => {
+                let second = self.lock_named(b.0)?;
+                Ok((self.lock_named(a.0)?, Some(second)))
             }
             b => {
-                let first = self.lock_named(a)?;
-                Ok((first, b.map(|b| self.lock_named(b)).transpose()?))
+                let first = self.lock_named(a.0)?;
+                Ok((first, b.map(|b| self.lock_named(b.0)).transpose()?))
             }
         }
     }

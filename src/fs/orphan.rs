@@ -578,7 +578,9 @@ impl Inner {
                 }
                 let gathers = queue.long.is_empty() && queue.waiting.len() < GROUP;
                 if (gathers || !further) && !reclaimer.is_stopping() {
-                    reclaimer.moved.wait_for(&mut queue, GATHER);
+                    // Whether changes are admitted again only time tells; where an error has ended them, never.
+                    let pause = if self.tree.is_read_only() { STUCK_PAUSE } else { GATHER };
+                    reclaimer.moved.wait_for(&mut queue, pause);
                 }
             }
             if reclaimer.is_stopping() {
@@ -610,15 +612,6 @@ impl Inner {
     pub(super) fn is_unfinished(&self, ino: Ino) -> bool {
         self.reclaimer.unfinished_count.load(Ordering::SeqCst) > 0
             && self.reclaimer.unfinished.lock().contains(&ino)
-    }
-
-    /// Before a file grows: finishes a cut that failed (O4).
-    pub(super) fn finish_cut(&self, node: &Node, state: &mut State) -> Result<()> {
-        if !self.is_unfinished(node.ino) {
-            return Ok(());
-        }
-        let inode = state.get().ok_or(FsError::NotFound)?.clone();
-        self.cut(node, state, inode, Batch::new())
     }
 
     // -- opening and closing --------------------------------------------------------------------------------------
@@ -668,11 +661,10 @@ impl Inner {
                 self.set_unfinished(ino, false);
             }
         })?;
-        let inode = state.get().ok_or(FsError::NotFound)?.clone();
-        if inode.size != size {
+        if state.get().ok_or(FsError::NotFound)?.size != size {
             return Err(FsError::damaged(ino, "it is being cut to another size than it has"));
         }
-        self.cut(&node, &mut state, inode, Batch::new())
+        self.finish_cut(&node, &mut state)
     }
 }
 

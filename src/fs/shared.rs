@@ -227,13 +227,14 @@ impl Inner {
         let mut done = 0;
         while done < len {
             let piece = (len - done).min(COPY_MAX) as usize;
+            let mut written = 0;
             let copied = self.read_extents(from, offset + done, &mut bytes[..piece], piece).and_then(|()| {
-                self.write_locked(to, state, to_offset + done, &bytes[..piece], caller, &mut 0)
+                self.write_locked(to, state, to_offset + done, &bytes[..piece], caller, &mut written)
             });
+            done += written as u64;
             if copied.is_err() {
                 return (done, copied);
             }
-            done += piece as u64;
         }
         (done, Ok(()))
     }
@@ -258,6 +259,10 @@ impl Fs {
         caller: &Caller,
     ) -> Result<u64> {
         let (from_node, to_node) = (self.node(from), self.node(to));
+        // Before both are locked: directories are locked in another order (I2).
+        for node in [&from_node, &to_node] {
+            file_of(&*self.lock_shared(node)?)?;
+        }
         // By number (I2). Also the source is changed: its extents are marked as shared.
         let mut first = if from < to { Some(self.lock_in_memory(&from_node)?) } else { None };
         let mut state = self.lock_in_memory(&to_node)?;

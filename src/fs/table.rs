@@ -3,7 +3,7 @@
 //! - **I1** There is at most one node of an inode at a time; its record is the truth, and the tree has the same but for an atime
 //!   that is yet to be written. Of a detached inode the tree has nothing (O5).
 //! - **I2** Locks are taken from the top of the directory tree downwards: a parent before its child; two parents of a rename
-//!   in the order of ancestry, otherwise by number; two children by number. Locks come before latches.
+//!   in the order of ancestry, otherwise by number; two children by number, directories first. Locks come before latches.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};

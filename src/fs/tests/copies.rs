@@ -2,10 +2,6 @@
 
 use super::*;
 
-fn file(fs: &Fs, name: &[u8]) -> Ino {
-    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
-}
-
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| ((i + seed) * 31 % 251) as u8).collect()
 }

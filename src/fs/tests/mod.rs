@@ -3,6 +3,7 @@
 mod acl;
 mod blocks;
 mod copies;
+mod cut;
 mod memory;
 mod model;
 mod names;
@@ -73,4 +74,13 @@ pub(super) fn create(
     let ino = fs.create(parent, name, new, mode, 0, caller)?.ino;
     fs.release(ino, 1)?;
     Ok(ino)
+}
+
+fn file(fs: &Fs, name: &[u8]) -> Ino {
+    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
+}
+
+fn resize(fs: &Fs, ino: Ino, size: u64) {
+    let change = SetAttributes { size: Some(size), ..SetAttributes::default() };
+    fs.set_attributes(ino, &change, &ME).unwrap();
 }

@@ -2,15 +2,6 @@
 
 use super::*;
 
-fn file(fs: &Fs, name: &[u8]) -> Ino {
-    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
-}
-
-fn resize(fs: &Fs, ino: Ino, size: u64) {
-    let change = SetAttributes { size: Some(size), ..SetAttributes::default() };
-    fs.set_attributes(ino, &change, &ME).unwrap();
-}
-
 #[test]
 fn old_bytes_do_not_come_back_after_truncate_and_extend() {
     let storage = image(64 << 20);

@@ -10,15 +10,6 @@ use std::time::Duration;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
-fn file(fs: &Fs, name: &[u8]) -> Ino {
-    create(fs, ROOT, name, New::File, 0o644, &ME).unwrap()
-}
-
-fn resize(fs: &Fs, ino: Ino, size: u64) {
-    let change = SetAttributes { size: Some(size), ..SetAttributes::default() };
-    fs.set_attributes(ino, &change, &ME).unwrap();
-}
-
 /// Writes until there is no space; returns the file's size.
 fn fill(fs: &Fs, ino: Ino, piece: usize) -> u64 {
     let data = vec![7; piece];
@@ -456,28 +447,39 @@ fn who_finds_no_space_waits_for_some_deletions_and_not_for_all() {
     }
 }
 
-/// A file, and two copies of blocks of it by turns: all are counted as one run. Without one of the copies they are many, so to delete
-/// it takes space, and there is none. Returns that copy, and the places that were taken.
-fn deletion_without_space(fs: &Fs) -> (Ino, Vec<Run>) {
-    let (whole, even, odd) = (file(fs, b"whole"), file(fs, b"even"), file(fs, b"odd"));
-    const BLOCKS: u64 = 3_000;
-    fs.write(whole, 0, &vec![5; (BLOCKS * BLOCK) as usize], &ME).unwrap();
-    for n in 0..BLOCKS {
-        let copy = if n % 2 == 0 { even } else { odd };
-        fs.copy_range(whole, n * BLOCK, copy, n * BLOCK, BLOCK, &ME).unwrap();
+/// A file, and two copies of blocks of it by turns: all are counted as one run. Without one of the copies they are many. Such copies are
+/// made and deleted until the page of the counts is full: then a deletion takes space, and there is none. Returns the number of
+/// that one, the copy, and the places that were taken.
+fn deletion_without_space(fs: &Fs) -> (u64, Ino, Vec<Run>) {
+    const BLOCKS: u64 = 100;
+    for round in 0..100 {
+        let [whole, even, odd] =
+            ["whole", "even", "odd"].map(|name| file(fs, format!("{name}{round}").as_bytes()));
+        fs.write(whole, 0, &vec![5; (BLOCKS * BLOCK) as usize], &ME).unwrap();
+        for n in 0..BLOCKS {
+            let copy = if n % 2 == 0 { even } else { odd };
+            fs.copy_range(whole, n * BLOCK, copy, n * BLOCK, BLOCK, &ME).unwrap();
+        }
+        // Also what was freed before.
+        fs.tree().checkpoint().unwrap();
+        let places = fs.tree().take_places();
+        let deleted = fs.unlink(ROOT, format!("even{round}").as_bytes(), &ME);
+        assert!(matches!(fs.attributes(even), Err(FsError::NotFound)), "its name has gone");
+        match deleted {
+            Err(FsError::NoSpace) => return (round, even, places),
+            deleted => deleted.unwrap(),
+        }
+        places.into_iter().for_each(|run| fs.tree().unreserve_blocks(run));
     }
-    let places = fs.tree().take_places();
-    assert!(matches!(fs.unlink(ROOT, b"even", &ME), Err(FsError::NoSpace)));
-    assert!(matches!(fs.attributes(even), Err(FsError::NotFound)), "its name has gone");
-    (even, places)
+    panic!("no deletion takes space");
 }
 
 #[test]
 fn a_deletion_that_finds_no_space_does_not_keep_the_rest_from_being_closed() {
-    let storage = image(256 << 20);
+    let storage = image(64 << 20);
     let fs = open(&storage);
-    let (even, _) = deletion_without_space(&fs);
-    let whole = fs.lookup(ROOT, b"whole").unwrap();
+    let (_, even, _) = deletion_without_space(&fs);
+    let whole = fs.lookup(ROOT, b"whole0").unwrap();
     let not_synced = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
     fs.set_attributes(whole, &not_synced, &ME).unwrap();
     fs.close().unwrap();
@@ -488,16 +490,20 @@ fn a_deletion_that_finds_no_space_does_not_keep_the_rest_from_being_closed() {
 
 #[test]
 fn a_deletion_that_finds_no_space_is_done_when_there_is_some() {
-    let storage = image(256 << 20);
+    let storage = image(64 << 20);
     let fs = open(&storage);
-    let (even, places) = deletion_without_space(&fs);
+    let (round, even, places) = deletion_without_space(&fs);
     places.into_iter().for_each(|run| fs.tree().unreserve_blocks(run));
     fs.sync().unwrap();
     let is_there = || !fs.extents_in(even, 0, u64::MAX, 1).unwrap().is_empty();
     assert!(is_there(), "it was deleted without space");
-    fs.unlink(ROOT, b"odd", &ME).unwrap();
+    fs.unlink(ROOT, b"odd0", &ME).unwrap();
     assert!(!is_there(), "nobody tried again");
-    fs.unlink(ROOT, b"whole", &ME).unwrap();
+    fs.unlink(ROOT, b"whole0", &ME).unwrap();
+    for n in 1..=round {
+        fs.unlink(ROOT, format!("odd{n}").as_bytes(), &ME).unwrap();
+        fs.unlink(ROOT, format!("whole{n}").as_bytes(), &ME).unwrap();
+    }
     assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
 }
 
@@ -519,57 +525,44 @@ fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
 }
 
 #[test]
-fn old_bytes_do_not_come_back_when_a_truncate_was_killed_half_way() {
-    let storage = image(256 << 20);
-    let fs = open(&storage);
-    let ino = file(&fs, b"f");
-    for i in 0..300 {
-        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
-    }
-    // As the first batch leaves it: the size is set, a mark tells of it, and most extents are still there.
-    let node = fs.node(ino);
-    let mut inode = fs.lock(&node).unwrap().get().unwrap().clone();
-    inode.size = 5_000;
-    let mut batch = Batch::new();
-    batch.put(&format::inode_key(ino), &inode.encode());
-    batch.put(&format::orphan_key(ino), &format::Orphan::Truncated { size: 5_000 }.encode());
-    fs.tree().apply(&batch).unwrap();
-    fs.sync().unwrap();
-    drop((node, fs));
-    let fs = open(&storage);
-    assert_eq!(fs.attributes(ino).unwrap().size, 5_000);
-    assert!(fs.tree().get(&format::orphan_key(ino)).unwrap().is_none());
-    resize(&fs, ino, 300 * 8192);
-    let data = fs.read(ino, 0, 300 * 8192).unwrap();
-    assert!(data[..4096].iter().all(|b| *b == 3) && data[4096..].iter().all(|b| *b == 0));
-    assert_eq!(fs.attributes(ino).unwrap().blocks, 8);
+fn a_copy_that_finds_no_space_tells_how_far_it_came() {
+    let fs = open(&image(64 << 20));
+    let (from, to, filler) = (file(&fs, b"from"), file(&fs, b"to"), file(&fs, b"filler"));
+    let data: Vec<u8> = (0..1u32 << 20).map(|i| (i / 4096) as u8).collect();
+    fs.write(from, 0, &data, &ME).unwrap();
+    // So much of it can be overwritten in a full image.
+    const BEGIN: usize = 256 << 10;
+    fs.write(to, 0, &[9; BEGIN], &ME).unwrap();
+    fill(&fs, filler, 64 << 10);
+    fill(&fs, filler, 4096);
+    // Not of whole blocks, so nothing is shared.
+    let done = fs.copy_range(from, 1, to, 0, (1 << 20) - 1, &ME).unwrap();
+    assert_eq!(done, BEGIN as u64);
+    assert!(fs.read(to, 0, 1 << 20).unwrap() == data[1..][..BEGIN]);
 }
 
 #[test]
-fn a_file_does_not_grow_over_what_a_failed_truncate_left() {
-    let storage = image(256 << 20);
-    let fs = open(&storage);
-    let ino = file(&fs, b"f");
-    for i in 0..300 {
-        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
+fn what_was_shared_once_can_be_changed_in_a_full_image() {
+    let fs = open(&image(64 << 20));
+    let (once, copy) = (file(&fs, b"once"), file(&fs, b"copy"));
+    fs.write(once, 0, &vec![1; 4 << 20], &ME).unwrap();
+    assert_eq!(fs.copy_range(once, 0, copy, 0, 4 << 20, &ME).unwrap(), 4 << 20);
+    fs.unlink(ROOT, b"copy", &ME).unwrap();
+    let filler = file(&fs, b"filler");
+    fill(&fs, filler, 64 << 10);
+    fill(&fs, filler, 4096);
+    for at in (0..2 << 20).step_by(64 << 10) {
+        assert_eq!(fs.write(once, at, &[2; 64 << 10], &ME).unwrap(), 64 << 10);
     }
-    // One extent record is damaged, so the truncate ends there.
-    let key = format::extent_key(ino, 200 * 8192 + 4096);
-    let good = fs.tree().get(&key).unwrap().unwrap();
-    let put = |record: &[u8]| {
-        let mut batch = Batch::new();
-        batch.put(&key, record);
-        fs.tree().apply(&batch).unwrap();
+    for at in (2 << 20..4 << 20).step_by(256 << 10) {
+        fs.fallocate(once, at, 128 << 10, Fallocate::PunchHole, &ME).unwrap();
+    }
+    let data = fs.read(once, 0, 4 << 20).unwrap();
+    let expected = |at: usize| match at >> 17 {
+        ..16 => 2,
+        n => (n % 2) as u8,
     };
-    put(&[9; 30]);
-    let change = SetAttributes { size: Some(0), ..SetAttributes::default() };
-    assert!(fs.set_attributes(ino, &change, &ME).is_err());
-    assert!(fs.write(ino, 1 << 20, b"x", &ME).is_err(), "old bytes would come back");
-    put(&good);
-    fs.write(ino, 300 * 8192, b"x", &ME).unwrap();
-    let data = fs.read(ino, 0, 300 * 8192).unwrap();
-    assert!(data.iter().all(|b| *b == 0));
-    assert!(fs.tree().get(&format::orphan_key(ino)).unwrap().is_none());
+    assert!(data.iter().enumerate().all(|(at, b)| *b == expected(at)));
 }
 
 #[test]

@@ -330,3 +330,34 @@ fn two_threads_lose_nothing_of_each_other() {
         Arc::into_inner(fs).unwrap().close().unwrap();
     }
 }
+
+/// A file has a lower number than a directory, and another name in it.
+#[test]
+fn a_file_and_the_directory_that_has_it_are_exchanged_beside_changes_in_it() {
+    let fs = Arc::new(open(&image(64 << 20)));
+    let file = create(&fs, ROOT, b"file", New::File, 0o644, &ME).unwrap();
+    let dir = create(&fs, ROOT, b"dir", New::Directory, 0o755, &ME).unwrap();
+    assert!(file < dir);
+    const ROUNDS: usize = 3_000;
+    let (done, ended) = std::sync::mpsc::channel();
+    let run = |work: fn(&Fs, Ino, Ino)| {
+        let (fs, done) = (fs.clone(), done.clone());
+        std::thread::spawn(move || {
+            (0..ROUNDS).for_each(|_| work(&fs, file, dir));
+            done.send(()).unwrap();
+        });
+    };
+    run(|fs, _, _| fs.rename(ROOT, b"file", ROOT, b"dir", RenameMode::Exchange, &ME).unwrap());
+    run(|fs, file, dir| {
+        fs.link(file, dir, b"link", &ME).unwrap();
+        fs.unlink(dir, b"link", &ME).unwrap();
+    });
+    // Each of these is refused, and locks both until it knows.
+    run(|fs, file, dir| {
+        assert!(fs.copy_range(file, 0, dir, 0, 1, &ME).is_err() && fs.link(dir, dir, b"l", &ME).is_err());
+    });
+    for _ in 0..3 {
+        ended.recv_timeout(std::time::Duration::from_secs(60)).expect("they wait for each other");
+    }
+    assert_eq!(fs.attributes(file).unwrap().links, 1);
+}

@@ -4,7 +4,7 @@
 use super::snapshot::{Snapshot, difference, is_between, snapshot};
 use super::support::*;
 use super::*;
-use crate::fs::{Fallocate, Fs, FsError, New, ROOT, RenameMode, SetAttributes, SetXattr};
+use crate::fs::{Fallocate, Fs, FsError, Ino, New, ROOT, RenameMode, SetAttributes, SetXattr};
 use crate::storage::{Fault, FaultStorage, Image as Bytes, MemStorage, OpKind};
 
 type Faulty = Arc<FaultStorage<MemStorage>>;
@@ -41,6 +41,15 @@ fn prepared() -> Bytes {
     storage.image()
 }
 
+/// A write that is cut short has met an error; the next one gives it.
+fn write_all(fs: &Fs, ino: Ino, at: u64, data: &[u8]) -> Outcome {
+    let mut done = 0;
+    while done < data.len() {
+        done += fs.write(ino, at + done as u64, &data[done..], &ME)?;
+    }
+    Ok(())
+}
+
 /// One step of the workload; the same numbers do the same.
 fn step(fs: &Fs, n: u64) -> Outcome {
     let dir = |d: u64| fs.lookup(ROOT, format!("d{}", d % 4).as_bytes());
@@ -50,17 +59,17 @@ fn step(fs: &Fs, n: u64) -> Outcome {
     match n % 11 {
         0 => {
             let ino = fs.create(here, format!("new{n}").as_bytes(), New::File, 0o600, 0, &ME)?.ino;
-            let written = fs.write(ino, 0, &bytes(n, 30_000), &ME);
-            fs.release(ino, 1).and(written.map(drop))
+            let written = write_all(fs, ino, 0, &bytes(n, 30_000));
+            fs.release(ino, 1).and(written)
         }
-        1 => fs.write(file()?, 5_000, &bytes(n, 150_000), &ME).map(drop),
+        1 => write_all(fs, file()?, 5_000, &bytes(n, 150_000)),
         2 => {
             let change = SetAttributes { size: Some(n * 100), mode: Some(0o600), ..SetAttributes::default() };
             fs.set_attributes(file()?, &change, &ME).map(drop)
         }
         3 => fs.unlink(here, &name(n * 5 + 2), &ME),
         4 => fs.rename(here, &name(n * 11), there, format!("moved{n}").as_bytes(), RenameMode::Replace, &ME),
-        5 => fs.write(file()?, 100, &bytes(n, 700), &ME).map(drop),
+        5 => write_all(fs, file()?, 100, &bytes(n, 700)),
         6 => {
             let ino = fs.create(here, format!("dir{n}").as_bytes(), New::Directory, 0o755, 0, &ME)?.ino;
             fs.release(ino, 1)?;
@@ -95,8 +104,8 @@ fn step(fs: &Fs, n: u64) -> Outcome {
                 result => return result,
             }
             let ino = fs.create(ROOT, name, New::File, 0o600, 0, &ME)?.ino;
-            let written = fs.write(ino, 0, &vec![n as u8; 3 << 20], &ME);
-            fs.release(ino, 1).and(written.map(drop))
+            let written = write_all(fs, ino, 0, &vec![n as u8; 3 << 20]);
+            fs.release(ino, 1).and(written)
         }
     }
 }

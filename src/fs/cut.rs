@@ -1,0 +1,136 @@
+//! Cutting files to a smaller size: the first batch sets the size, the others free what lies behind it. A mark remembers that they are
+//! still to come (O4, `orphan.rs`).
+
+use super::error::{FsError, Result};
+use super::extents::{Mapped, Remap};
+use super::file::{BATCHES_AT_ONCE, file_of, in_smaller_batches};
+use super::format::*;
+use super::table::{Node, State};
+use super::{Fs, Inner};
+use crate::defects::Defect;
+use crate::page::BLOCK_SIZE;
+use crate::sync::RwLockWriteGuard;
+use crate::tree::Batch;
+
+impl Fs {
+    /// Before a file gets another size: whether something of it goes. What lies behind a smaller size is gone, and reads as zeros if
+    /// the file grows again.
+    pub(super) fn begin_resize(&self, node: &Node, state: &mut State, size: u64) -> Result<bool> {
+        let inode = file_of(state)?;
+        if size > FILE_SIZE_MAX {
+            return Err(FsError::FileTooLarge);
+        }
+        // Blocks that were allocated behind the end go, too.
+        let shrinks = size < inode.size || (size == inode.size && inode.blocks > 0);
+        if !shrinks {
+            self.finish_cut(node, state)?;
+        }
+        Ok(shrinks)
+    }
+}
+
+impl Inner {
+    /// Sets the size of `inode` by a batch to which `batch` belongs, and frees of what lies behind it as much as that may. If there is
+    /// more it leaves a mark: before [`Inner::finish_cut`] the file must not grow, or what lies behind its size would come back.
+    pub(super) fn cut(&self, node: &Node, state: &mut State, inode: Inode, batch: Batch) -> Result<()> {
+        self.drop_window(node.ino);
+        in_smaller_batches(|extents| self.cut_some(node, state, &inode, &batch, extents))
+    }
+
+    /// The batch of [`Inner::cut`], with up to so many extents.
+    fn cut_some(
+        &self,
+        node: &Node,
+        state: &mut State,
+        inode: &Inode,
+        batch: &Batch,
+        extents: usize,
+    ) -> Result<()> {
+        let size = inode.size;
+        let marked = self.is_unfinished(node.ino);
+        let found = self.extents_in(node.ino, size, u64::MAX, extents)?;
+        let last = found.len() < extents;
+        let mut remap = Remap { batch: batch.clone(), ..Remap::default() };
+        for m in &found {
+            remap.batch.delete(&extent_key(node.ino, m.end));
+            let mut freed = m.extent.run();
+            if m.begin < size {
+                let kept = shortened(m, size);
+                if let (Some(run), Some(kept)) = (&mut freed, kept.run()) {
+                    run.start.0 += kept.len as u64;
+                    run.len -= kept.len;
+                }
+                remap.batch.put(&extent_key(node.ino, size), &kept.encode());
+            }
+            if let Some(run) = freed.filter(|r| r.len > 0) {
+                remap.lose(run, m.is_shared());
+            }
+        }
+        // An inode without a name has another mark, and is deleted as a whole.
+        match (last, marked) {
+            _ if inode.links == 0 => {}
+            (false, _) if self.tree.defects().has(Defect::CutWithoutMark) => {}
+            (false, _) => remap.batch.put(&orphan_key(node.ino), &Orphan::Truncated { size }.encode()),
+            (true, true) => remap.batch.delete(&orphan_key(node.ino)),
+            (true, false) => {}
+        }
+        let blocks = inode.blocks.saturating_sub(std::mem::take(&mut remap.lost));
+        self.apply_remap(remap, node, state, Inode { blocks, ..inode.clone() })?;
+        self.set_unfinished(node.ino, !last);
+        Ok(())
+    }
+
+    /// Before a file grows: finishes a cut (O4).
+    pub(super) fn finish_cut(&self, node: &Node, state: &mut State) -> Result<()> {
+        while self.is_unfinished(node.ino) {
+            self.cut_on(node, state)?;
+        }
+        Ok(())
+    }
+
+    /// One batch of a cut that has begun, if it has not ended.
+    pub(super) fn cut_on(&self, node: &Node, state: &mut State) -> Result<()> {
+        if !self.is_unfinished(node.ino) {
+            return Ok(());
+        }
+        let inode = state.get().ok_or(FsError::NotFound)?.clone();
+        self.cut(node, state, inode, Batch::new())
+    }
+
+    /// Cuts off, batch by batch, what still lies behind a file's size. The size is what was asked for already, so an error is nobody's
+    /// here: the mark stays, and it is tried again before the file grows, and at the latest by the next opening.
+    pub(super) fn cut_rest<'n>(
+        &self,
+        node: &'n Node,
+        mut state: RwLockWriteGuard<'n, State>,
+    ) -> Result<RwLockWriteGuard<'n, State>> {
+        while self.is_unfinished(node.ino) {
+            for _ in 0..BATCHES_AT_ONCE {
+                if let Err(e) = self.cut_on(node, &mut state) {
+                    log::warn!(
+                        "inode {} was cut, and keeps blocks behind its end until it grows: {e}",
+                        node.ino.0
+                    );
+                    self.note_damage(&e);
+                    return Ok(state);
+                }
+            }
+            state = self.give_way(node, state)?;
+        }
+        Ok(state)
+    }
+}
+
+/// The extent without what lies behind `size`, which lies inside it.
+fn shortened(m: &Mapped, size: u64) -> Extent {
+    let len = (size - m.begin) as u32;
+    match &m.extent {
+        Extent::Inline(bytes) => Extent::Inline(bytes[..len as usize].to_vec()),
+        Extent::Blocks { start, crcs, shared, .. } => {
+            let blocks = len.div_ceil(BLOCK_SIZE as u32) as usize;
+            let crcs = crcs.get(..blocks).unwrap_or(&[]).to_vec();
+            Extent::Blocks { len, start: *start, shared: *shared, crcs }
+        }
+        Extent::Lost { .. } => Extent::Lost { len: size - m.begin },
+    }
+}
