@@ -199,8 +199,7 @@ impl Replay<'_> {
         }
         let mut ops = ops.peekable();
         let birth = matches!(ops.peek(), Some(Ok(op)) if op.is_birth());
-        let bitmap = matches!(ops.peek(), Some(Ok(Op::InitBitmap { .. })));
-        if birth && bitmap != superblock.is_bitmap_page(id) || !birth && self.given_up.contains(&id) {
+        if !birth && self.given_up.contains(&id) {
             return Ok(());
         }
         let page = &mut self.page;
@@ -211,7 +210,8 @@ impl Replay<'_> {
         }
         let mut applied = whole || birth;
         for op in ops {
-            applied = applied && op.is_ok_and(|op| op::apply(page, id, superblock.image(), &op).is_ok());
+            applied = applied
+                && op.is_ok_and(|op| op.fits(!data) && op::apply(page, id, superblock.image(), &op).is_ok());
         }
         if !applied {
             self.given_up.insert(id);

@@ -99,6 +99,12 @@ impl<'a> Op<'a> {
         matches!(self, Op::Image(_) | Op::InitBitmap { .. })
     }
 
+    /// Whether the operation leaves a page of the type that belongs to its place, which is that of a bitmap or of another page. Only
+    /// births can make one of the other type.
+    pub fn fits(&self, bitmap: bool) -> bool {
+        !self.is_birth() || matches!(self, Op::InitBitmap { .. }) == bitmap
+    }
+
     /// Appends the operation to a section.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match *self {

@@ -392,12 +392,13 @@ impl Pool {
             self.flush_older(&mut flusher, Lsn(u64::MAX)).map_err(Redo::Page)?;
             set_site("recovery");
         }
-        let mut ops = ops.peekable();
-        let birth = matches!(ops.peek(), Some(Ok(op)) if op.is_birth());
-        let bitmap = matches!(ops.peek(), Some(Ok(Op::InitBitmap { .. })));
-        if birth && bitmap != self.geometry().is_bitmap_page(id) {
+        let bitmap = self.geometry().is_bitmap_page(id);
+        // A birth need not be the first operation.
+        if ops.clone().flatten().any(|op| !op.fits(bitmap)) {
             return Err(Redo::Record("it makes a page of a type that does not belong there"));
         }
+        let mut ops = ops.peekable();
+        let birth = matches!(ops.peek(), Some(Ok(op)) if op.is_birth());
         let mut page = self.page_for_redo(id, birth).map_err(Redo::Page)?;
         if !birth && page_lsn(&page) >= end {
             return Ok(false);

@@ -5,6 +5,7 @@ mod cut_off;
 mod faults;
 mod flip_repairs;
 mod flips;
+mod forged_log;
 mod groups;
 mod logged;
 mod lost;

@@ -10,6 +10,7 @@ use super::*;
 use crate::page::PageBytes;
 use crate::page::format::*;
 use crate::page::node::{NodeBuilder, NodeSpec};
+use crate::page::op::{self, Op};
 use crate::page::superblock::{
     DoublewriteHeader, LOG_OFFSET, SUPERBLOCK_OFFSETS, SUPERBLOCK_SIZE, Superblock,
 };
@@ -308,7 +309,8 @@ impl Forger<'_> {
         if self.image.read(at, &mut bytes).is_err() || bytes.len() < 40 {
             return;
         }
-        match self.rng.below(8) {
+        match self.rng.below(9) {
+            8 => self.birth(&mut bytes),
             0 => put_u64(&mut bytes, 24, self.page_number()),
             1 => put_u32(&mut bytes, 32, self.length() as u32),
             2 => bytes[36] = self.rng.below(14) as u8,
@@ -333,6 +335,30 @@ impl Forger<'_> {
         [&bytes[24..], &bytes[0..4], &bytes[8..24]].iter().for_each(|part| crc.update(part));
         put_u32(&mut bytes, 4, crc.finalize());
         self.image.write(at, &bytes).unwrap();
+    }
+
+    /// A birth in one section of a record, behind what belongs there.
+    fn birth(&mut self, record: &mut Vec<u8>) {
+        let Some((_, page)) = self.whole_tree_page() else { return };
+        let body = record.split_off(24);
+        let sections: Vec<_> = op::sections(&body).flatten().collect();
+        let chosen = self.rng.index(sections.len().max(1));
+        for (i, (id, ops)) in sections.into_iter().enumerate() {
+            let begun = op::begin_section(record, id);
+            ops.flatten().for_each(|op| op.encode(record));
+            if i == chosen && self.rng.chance(3, 4) {
+                let mut page = page.clone();
+                put_u64(&mut page[..], OFF_PAGE, id.0);
+                let mut packed = Vec::new();
+                Node(&page).pack(&mut packed);
+                Op::Image(&packed).encode(record);
+            } else if i == chosen {
+                Op::InitBitmap { used: 100, end: 1000 }.encode(record);
+            }
+            op::end_section(record, begun);
+        }
+        let len = record.len() as u32;
+        put_u32(record, 0, len);
     }
 
     fn doublewrite(&mut self) {

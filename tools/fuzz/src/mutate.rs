@@ -344,14 +344,14 @@ impl Work<'_> {
         };
         let mut ops = Vec::new();
         for _ in 0..1 + input.u8() % 3 {
-            self.operation(input, &mut ops);
+            self.operation(input, page, &mut ops);
         }
         body.extend_from_slice(&page.to_be_bytes());
         body.extend_from_slice(&(ops.len() as u32).to_be_bytes());
         body.extend_from_slice(&ops);
     }
 
-    fn operation(&mut self, input: &mut Input<'_>, ops: &mut Vec<u8>) {
+    fn operation(&mut self, input: &mut Input<'_>, id: u64, ops: &mut Vec<u8>) {
         let code = input.u8() % 14;
         ops.push(code);
         let with_length = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
@@ -372,7 +372,12 @@ impl Work<'_> {
                 if node.validate().is_ok() {
                     node.pack(&mut packed);
                 }
-                if input.u8() % 2 == 1 {
+                let how = input.u8();
+                // Or no other page than the one that it was could have it.
+                if how & 2 != 0 {
+                    put(&mut packed, 8, 8, id);
+                }
+                if how & 1 != 0 {
                     let at = 4 + input.u8() as usize;
                     let value = input.value(self.base, get(&packed, at, 2));
                     put(&mut packed, at, 2, value);
