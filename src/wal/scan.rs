@@ -27,6 +27,15 @@ const WINDOW: usize = 256 << 10;
 /// their records there; a forger could write one at every place, each claiming all the rest.
 const WASTED_MAX: usize = 64 * RECORD_SIZE_MAX;
 
+/// What each header without its record counts for among them, however little it claims. A crash leaves one for every sector that it
+/// lost, at the most, and their records do not overlap: less than half of what may be wasted.
+const WASTED_EACH: usize = 2 * SECTOR;
+const SECTOR: usize = 512;
+/// Bytes behind the log's end in which records are looked for: what was in flight at a crash is bounded by the log buffer.
+const BEYOND_MAX: u64 = 2 * BUFFER_MAX + RECORD_SIZE_MAX as u64;
+
+const _: () = assert!(2 * (BEYOND_MAX as usize / SECTOR * WASTED_EACH + BEYOND_MAX as usize) < WASTED_MAX);
+
 /// A window onto the circular log.
 struct Window<'a> {
     storage: &'a dyn Storage,
@@ -61,6 +70,19 @@ impl Window<'_> {
         }
         let from = (at - self.start) as usize;
         Ok(Some(&self.bytes[from..from + len]))
+    }
+
+    /// At least a record's header at `at`, and what else is held behind it, up to `limit`. More is read only if less is held. `None`
+    /// where there is no room for a header.
+    fn held(&mut self, at: u64, limit: u64) -> Result<Option<&[u8]>> {
+        let room = limit.saturating_sub(at);
+        if room < RECORD_HEADER_SIZE as u64 {
+            return Ok(None);
+        }
+        let end = self.start + self.bytes.len() as u64;
+        let enough = at >= self.start && at + RECORD_HEADER_SIZE as u64 <= end;
+        let len = if enough { end - at } else { WINDOW as u64 };
+        self.get(at, len.min(room) as usize)
     }
 
     /// The whole record at `at`: its kind and length; its bytes are then in the window.
@@ -118,27 +140,19 @@ pub fn scan(
 }
 
 /// Looks for whole records behind the first that is not: their marks tell damage from the log's end.
-/// What was in flight at a crash is bounded by the log buffer, so the search is, too.
 fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> Result<()> {
     let (mut at, mut wasted) = (found.end.0, 0);
-    let limit = (at + 2 * BUFFER_MAX + RECORD_SIZE_MAX as u64).min(window.limit);
+    let limit = (at + BEYOND_MAX).min(window.limit);
     if let Some(header) = window.header(at)?
         && header.is_plausible(found.end, incarnation)
     {
         found.discarded = header.len as u64;
     }
     at += 1;
-    while at < limit {
-        let len = ((WINDOW as u64).min(limit - at)) as usize;
-        let Some(bytes) = window.get(at, len)? else { break };
+    while let Some(bytes) = window.held(at, limit)? {
         match find_lsn(bytes, at) {
-            None => {
-                // A header at the very end of the window is found in the next one.
-                if len < RECORD_HEADER_SIZE {
-                    break;
-                }
-                at += (len - RECORD_HEADER_SIZE + 1) as u64;
-            }
+            // A header at the very end of the window is found in the next one.
+            None => at += (bytes.len() - RECORD_HEADER_SIZE + 1) as u64,
             Some(candidate) => {
                 at = candidate;
                 if let Some((kind, len)) = window.record(at, incarnation)? {
@@ -150,8 +164,9 @@ fn look_beyond(window: &mut Window<'_>, incarnation: u32, found: &mut Scan) -> R
                     at += len as u64;
                     found.discarded = at - found.end.0;
                 } else {
+                    // Headers of an older incarnation cost no more than any other bytes.
                     let header = window.header(at)?.filter(|h| h.is_plausible(Lsn(at), incarnation));
-                    wasted += header.map_or(0, |h| h.len);
+                    wasted += header.map_or(0, |h| h.len + WASTED_EACH);
                     if wasted > WASTED_MAX {
                         return Err(Error::corrupt(
                             format_args!("log at {}", found.end),
