@@ -64,6 +64,11 @@ impl Error {
         Error::Unusable("a repair of the image was interrupted: let btfs fsck -y finish it".into())
     }
 
+    /// Whether memory was short, which says nothing of the image.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory)
+    }
+
     /// Whether this says that the image is damaged.
     pub fn is_corrupt(&self) -> bool {
         matches!(self, Error::Corrupt { .. })

@@ -96,9 +96,10 @@ pub(super) fn newest(copies: &Copies) -> Option<&Superblock> {
     superblock::newest(copies, u64::MAX)
 }
 
-/// What is written to it stays in memory.
-fn overlay(below: &Arc<dyn Storage>) -> Result<OverlayStorage<Arc<dyn Storage>>> {
-    Ok(OverlayStorage::new(below.clone()).map_err(|e| Error::io("reading the image's size", e))?)
+/// What is written to it stays in memory, and takes no more than so many bytes.
+fn overlay(below: &Arc<dyn Storage>, memory: u64) -> Result<Arc<dyn Storage>> {
+    let overlay = OverlayStorage::new(below.clone(), memory);
+    Ok(Arc::new(overlay.map_err(|e| Error::io("reading the image's size", e))?))
 }
 
 /// The storage in the length that the image says, and the one that it has, if that is less. `size`: what the image is believed
@@ -131,19 +132,20 @@ fn whole_length(
 
 impl Image {
     /// Reads superblocks, doublewrite area and log. Nothing is written to the storage. `size`: what the image is believed to have,
-    /// whatever the superblock says.
+    /// whatever the superblock says; `memory`: the bytes that what replaying the log changes may take.
     ///
     /// # Errors
-    /// Not an image, or one of a newer version.
+    /// Not an image, or one of a newer version; or too little memory.
     pub fn open(
         below: &Arc<dyn Storage>,
         size: Option<u64>,
+        memory: u64,
         findings: &mut Findings,
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
         let both = read_superblocks(&**below)?;
         let Some(mut superblock) = newest(&both).cloned() else {
-            return Image::salvage(below, &both, size, findings, progress);
+            return Image::salvage(below, &both, size, memory, findings, progress);
         };
         if superblock.ro_compat != 0 {
             let features = superblock.ro_compat;
@@ -164,7 +166,7 @@ impl Image {
         if !image.superblock.clean && !repair_unfinished {
             image.needs_replay = true;
             let resized = image.superblock.size != said;
-            image.replay_log(&below, resized, findings)?;
+            image.replay_log(&below, resized, memory, findings)?;
         }
         Ok(image)
     }
@@ -194,6 +196,7 @@ impl Image {
         below: &Arc<dyn Storage>,
         both: &Copies,
         size: Option<u64>,
+        memory: u64,
         findings: &mut Findings,
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
@@ -221,7 +224,7 @@ impl Image {
         check_doublewrite(&*below, &superblock, findings)?;
         let mut image = Image::new(below.clone(), superblock);
         (image.short, image.salvaged, image.seeds) = (short, true, seeds);
-        let storage: Arc<dyn Storage> = Arc::new(overlay(&below)?);
+        let storage = overlay(&below, memory)?;
         let mut before = image.superblock.clone();
         before.checkpoint = log.pieces.first().map_or(log.end, |piece| piece.start);
         let replayed = replay::replay_lost(&*storage, &before, &log)?;
@@ -237,8 +240,14 @@ impl Image {
     }
 
     /// Replays the log in memory: as opening the image would, or, if that refuses, as far as it goes.
-    fn replay_log(&mut self, below: &Arc<dyn Storage>, resized: bool, findings: &mut Findings) -> Result<()> {
-        let storage: Arc<dyn Storage> = Arc::new(overlay(below)?);
+    fn replay_log(
+        &mut self,
+        below: &Arc<dyn Storage>,
+        resized: bool,
+        memory: u64,
+        findings: &mut Findings,
+    ) -> Result<()> {
+        let storage = overlay(below, memory)?;
         let kept = |e| Error::io("keeping what replaying the log changes", e);
         // Opening might believe what is not believed here.
         for (found, at) in read_superblocks(&**below)?.iter().zip(SUPERBLOCK_OFFSETS) {
@@ -260,10 +269,10 @@ impl Image {
                 self.replay = Some(report);
                 self.storage = storage;
             }
-            // What the host cannot read is damage like any other.
-            Err(error) if error.is_corrupt() || matches!(error, Error::Io { .. }) => {
+            Err(error) if replay::is_damage(&error) => {
                 findings.add(ProblemKind::Log, Place::image(), &error, vec![Fix::Tree]);
-                let storage: Arc<dyn Storage> = Arc::new(overlay(below)?);
+                drop(storage);
+                let storage = overlay(below, memory)?;
                 let replayed = replay::replay(&*storage, &self.superblock)?;
                 self.superblock.groups = replayed.groups;
                 self.end = replayed.end;

@@ -12,7 +12,7 @@
 //!
 //! **What it promises:** whatever the image holds, it does not panic, loop, or read out of bounds. Memory: one bit a block of the
 //! groups that exist (32 MiB a TiB), 16 bytes and the fence for each leaf, 20 bytes for each inode, 100 more for each directory,
-//! 12 for each shared extent, what replaying the log changed, and 128 MiB meanwhile.
+//! 12 for each shared extent, what replaying the log changed (at most half of what is available), and 128 MiB meanwhile.
 //!
 //! **How it fails:** [`FsckError`] if the image cannot be checked at all; everything else is a [`Problem`] of the [`Report`].
 
@@ -45,7 +45,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::page::BLOCK_SIZE;
-use crate::storage::Storage;
+use crate::storage::{Storage, spare_memory};
 use blocks::Claims;
 use fix::Fix;
 use image::{INTERRUPTED, Image};
@@ -62,7 +62,8 @@ pub type Result<T> = std::result::Result<T, FsckError>;
 /// Why an image could not be checked. fsck(8) calls this an operational error: exit status 8.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FsckError {
-    /// It is not an image and nothing of one is left, or it is one of a newer version; reading or writing failed.
+    /// It is not an image and nothing of one is left, or it is one of a newer version; reading or writing failed; there is too little
+    /// memory for what replaying the log changes.
     #[error("{0}")]
     Engine(#[from] crate::Error),
     /// What was read before reads differently now.
@@ -210,7 +211,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
     let silent = |_: Progress| {};
     let progress = options.progress.unwrap_or(&silent);
     let (mut findings, mut report) = (Findings::default(), Report { checked: true, ..Report::default() });
-    let mut image = Image::open(storage, known.size, &mut findings, progress)?;
+    let mut image = Image::open(storage, known.size, spare_memory(), &mut findings, progress)?;
     if known.size.is_none()
         && let Some(size) = size::believed(storage, &image, progress)?
     {

@@ -35,6 +35,12 @@ pub(super) struct Replayed {
 /// A record to be replayed: its end, and its body.
 type Each<'a> = dyn FnMut(Lsn, &[u8]) -> crate::error::Result<()> + 'a;
 
+/// Whether a log that could not be replayed is damaged. What the host cannot read is as good as that; where memory is short, nobody
+/// knows.
+pub(super) fn is_damage(error: &Error) -> bool {
+    error.is_corrupt() || matches!(error, Error::Io { .. }) && !error.is_out_of_memory()
+}
+
 /// Applies what can be applied of the log to the storage, which is an overlay.
 pub(super) fn replay(storage: &dyn Storage, superblock: &Superblock) -> Result<Replayed> {
     let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
@@ -49,8 +55,7 @@ pub(super) fn replay(storage: &dyn Storage, superblock: &Superblock) -> Result<R
             });
         match scanned {
             Ok(scan) => Ok(scan.end),
-            // What the host cannot read is as good as damaged.
-            Err(e) if e.is_corrupt() || matches!(e, Error::Io { .. }) => {
+            Err(e) if is_damage(&e) => {
                 cut.set(true);
                 Ok(end)
             }
@@ -73,7 +78,7 @@ pub(super) fn replay_lost(storage: &dyn Storage, superblock: &Superblock, log: &
                 |_: Lsn, end: Lsn, body: &[u8]| if end <= piece.end { each(end, body) } else { Ok(()) };
             match wal::scan(storage, place, piece.start, log.incarnation, Lsn(0), take) {
                 // Marks of later pieces lie behind the gap.
-                Err(e) if !e.is_corrupt() && !matches!(e, Error::Io { .. }) => return Err(e),
+                Err(e) if !is_damage(&e) => return Err(e),
                 _ => {}
             }
         }
@@ -109,7 +114,7 @@ fn run(
         changed: false,
         contents: BTreeSet::new(),
     };
-    replay.restore_copies();
+    replay.restore_copies()?;
     let end = records(&mut |end, body| {
         for section in op::sections(body) {
             match section {
@@ -263,7 +268,7 @@ impl Replay<'_> {
     }
 
     /// Pages that are torn at their places come back from whole copies, newest first.
-    fn restore_copies(&mut self) {
+    fn restore_copies(&mut self) -> crate::error::Result<()> {
         let (storage, superblock) = (self.storage, self.superblock);
         let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
         let mut halves = Vec::new();
@@ -296,11 +301,11 @@ impl Replay<'_> {
                     && verify_page(&page, id, superblock)
                 {
                     self.changed = true;
-                    // An overlay refuses no write inside the image; if it did, the page stays torn, and is reported.
-                    let _ = storage.write_at(id.offset(), &page[..]);
+                    storage.write_at(id.offset(), &page[..]).map_err(kept)?;
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ use crate::page::op::{self, Op};
 use crate::page::superblock::*;
 use crate::page::{BLOCK_SIZE, BlockNo, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::sim::set_site;
-use crate::storage::{OverlayStorage, Storage};
+use crate::storage::{OverlayStorage, Storage, spare_memory};
 use crate::wal::format::RECORD_HEADER_SIZE;
 use crate::wal::{self, Log, Place, Scan};
 
@@ -219,7 +219,8 @@ impl Pool {
     /// Opens an image, with recovery if it was not closed in order. Nothing else uses the storage.
     ///
     /// If it is opened read-only, nothing but reads reaches the storage: recovery works on an overlay in memory, which then
-    /// stays in front of the storage, and an image that was closed in order needs none.
+    /// stays in front of the storage, and an image that was closed in order needs none. [`Error::is_out_of_memory`] where that is too
+    /// little.
     pub fn open(storage: Arc<dyn Storage>, options: &PoolOptions) -> Result<(Pool, RecoveryReport)> {
         let started = Instant::now();
         let mut superblock = read_superblock(&*storage)?;
@@ -235,7 +236,8 @@ impl Pool {
             ));
         }
         let storage: Arc<dyn Storage> = if options.read_only && !superblock.clean {
-            Arc::new(OverlayStorage::new(storage).map_err(|e| Error::io("reading the image's size", e))?)
+            let overlay = OverlayStorage::new(storage, spare_memory());
+            Arc::new(overlay.map_err(|e| Error::io("reading the image's size", e))?)
         } else {
             storage
         };

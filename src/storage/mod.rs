@@ -25,7 +25,7 @@
 //! # What there is
 //! - [`FileStorage`]: a file or a block device, locked while it is open.
 //! - [`MemStorage`]: memory, for tests that need no crash.
-//! - [`OverlayStorage`]: keeps all writes in memory, above a storage that is only read.
+//! - [`OverlayStorage`]: keeps all writes in memory, up to a limit, above a storage that is only read.
 //! - [`SimStorage`]: the crash simulator. It makes the images that a power cut at any point could leave.
 //! - [`FaultStorage`]: counts the operations of another storage, and fails a chosen one of them.
 //! - [`AlignedBuf`]: memory whose contents a [`FileStorage`] reads and writes past the page cache.
@@ -55,7 +55,7 @@ pub use file::{FileStorage, OpenMode};
 pub use image::Image;
 pub use lock::{Holder, OpenError};
 pub use mem::MemStorage;
-pub use overlay::OverlayStorage;
+pub use overlay::{OverlayStorage, spare_memory};
 pub use rng::Rng;
 pub use sim::SimStorage;
 

@@ -15,22 +15,29 @@ use super::Storage;
 /// The unit in which writes are kept, in bytes.
 const BLOCK: u64 = 4096;
 
+/// What [`spare_memory`] is where the host does not tell of its memory.
+const SPARE_UNKNOWN: u64 = 1 << 30;
+
 /// What is seen through this is the storage below with all writes on it; they are kept in memory, in blocks of 4096
-/// bytes, and lost with it. For recovery of an image that must not be written: it changes only pages that the crashed
-/// writer had dirty, so not more than that one's cache could hold.
+/// bytes, and lost with it. For recovery of an image that must not be written: it writes all pages that the log changes, and
+/// a log may be forged so that they are many times as large as itself. A write that takes more than the limit is
+/// [`io::ErrorKind::OutOfMemory`], and changes nothing.
 ///
 /// Syncs are free and promise nothing. The length is that of the storage below when this was made, and is fixed: writes
 /// past it are [`io::ErrorKind::InvalidInput`], like another length.
 pub struct OverlayStorage<S> {
     below: S,
     len: u64,
+    /// Bytes that the blocks may take.
+    limit: u64,
     blocks: RwLock<BTreeMap<u64, Box<[u8; BLOCK as usize]>>>,
 }
 
 impl<S: Storage> OverlayStorage<S> {
-    /// An overlay without any write. Fails if the length of the storage below cannot be read.
-    pub fn new(below: S) -> io::Result<Self> {
-        Ok(OverlayStorage { len: below.len()?, below, blocks: RwLock::new(BTreeMap::new()) })
+    /// An overlay without any write, whose writes may take `limit` bytes of memory. Fails if the length of the storage below cannot
+    /// be read.
+    pub fn new(below: S, limit: u64) -> io::Result<Self> {
+        Ok(OverlayStorage { len: below.len()?, below, limit, blocks: RwLock::new(BTreeMap::new()) })
     }
 
     /// The bytes of memory that the writes so far take.
@@ -56,6 +63,28 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>, Ra
         let within = |base: u64| (from - base) as usize..(to - base) as usize;
         (block, within(begin), within(offset))
     })
+}
+
+/// Half of the memory that is available now, in bytes: what an overlay may take.
+pub fn spare_memory() -> u64 {
+    let told = std::fs::read_to_string("/proc/meminfo").ok();
+    told.and_then(|told| available(&told)).map_or(SPARE_UNKNOWN, |available| available / 2)
+}
+
+/// The bytes that `/proc/meminfo` says are available.
+pub(super) fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn full(limit: u64) -> io::Error {
+    let what = format!(
+        "replaying the log without writing to the image needs more than {} MiB of memory; opening the image for \
+         writing needs none",
+        limit >> 20
+    );
+    io::Error::new(io::ErrorKind::OutOfMemory, what)
 }
 
 fn behind_the_end() -> io::Error {
@@ -104,6 +133,11 @@ impl<S: Storage> Storage for OverlayStorage<S> {
             return Err(behind_the_end());
         }
         let mut blocks = self.blocks.write();
+        let (first, end) = (offset / BLOCK, (offset + buf.len() as u64).div_ceil(BLOCK));
+        let new = end.saturating_sub(first) - blocks.range(first..end.max(first)).count() as u64;
+        if new > 0 && (blocks.len() as u64 + new).saturating_mul(BLOCK) > self.limit {
+            return Err(full(self.limit));
+        }
         for (block, within, part) in parts(offset, buf.len()) {
             let bytes = match blocks.get_mut(&block) {
                 Some(bytes) => bytes,

@@ -4,14 +4,14 @@ use super::ProblemKind as P;
 use super::pages::superblock;
 use super::support::*;
 use super::*;
-use crate::fs::{Fs, New, ROOT};
+use crate::fs::{Fs, FsError, New, ROOT};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
-use crate::page::node::Node;
+use crate::page::node::{Node, NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
 use crate::page::superblock::LOG_OFFSET;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
-use crate::storage::MemStorage;
+use crate::storage::{MemStorage, OverlayStorage};
 use crate::wal::format::{Kind, RECORD_HEADER_SIZE, encode_header, hash_body};
 use crate::wal::{self, Place as LogPlace};
 
@@ -29,21 +29,26 @@ fn crashed() -> Arc<MemStorage> {
     storage
 }
 
-/// Appends a record to the log: one section with these operations.
-fn append(storage: &Arc<MemStorage>, page: PageId, ops: &[Op<'_>]) {
+/// One section with these operations.
+fn section(page: PageId, ops: &[Op<'_>]) -> Vec<u8> {
+    let mut body = Vec::new();
+    let begun = op::begin_section(&mut body, page);
+    ops.iter().for_each(|op| op.encode(&mut body));
+    op::end_section(&mut body, begun);
+    body
+}
+
+/// Appends a record to the log.
+fn append(storage: &Arc<MemStorage>, body: &[u8]) {
     let superblock = superblock(storage);
     let place = LogPlace { offset: LOG_OFFSET, size: superblock.log_size };
     let (from, incarnation) = (superblock.checkpoint, superblock.incarnation);
     let end =
         wal::scan(&**storage, place, from, incarnation, superblock.floor, |_, _, _| Ok(())).unwrap().end;
-    let mut body = Vec::new();
-    let begun = op::begin_section(&mut body, page);
-    ops.iter().for_each(|op| op.encode(&mut body));
-    op::end_section(&mut body, begun);
-    let header = encode_header(hash_body(&body), body.len(), end, incarnation, Kind::Transaction);
+    let header = encode_header(hash_body(body), body.len(), end, incarnation, Kind::Transaction);
     let at = end.0 % superblock.log_size;
     assert!(at + (RECORD_HEADER_SIZE + body.len()) as u64 <= superblock.log_size);
-    storage.write_at(LOG_OFFSET + at, &[&header[..], &body].concat()).unwrap();
+    storage.write_at(LOG_OFFSET + at, &[&header[..], body].concat()).unwrap();
 }
 
 fn page(storage: &MemStorage, id: PageId) -> Box<PageBytes> {
@@ -75,7 +80,7 @@ fn a_record_does_not_make_a_page_of_another_type_wherever_it_says_so() {
         (root, vec![Op::SplitDone, init]),
     ] {
         let storage = Arc::new(MemStorage::from_image(storage.image()));
-        append(&storage, id, &ops);
+        append(&storage, &section(id, &ops));
         let opened = Fs::open(storage.clone(), &options()).map(drop);
         assert!(
             opened.as_ref().is_err_and(|e| e.to_string().contains("does not belong there")),
@@ -85,4 +90,61 @@ fn a_record_does_not_make_a_page_of_another_type_wherever_it_says_so() {
         let found: Vec<P> = report.counts.iter().map(|(kind, _)| *kind).collect();
         assert_eq!(found, [P::Log], "{id}: {report}");
     }
+}
+
+/// Each birth takes 16 KiB of memory, and less than 100 bytes of the log. It must not be taken for damage that memory is short.
+#[test]
+fn a_log_that_makes_more_pages_than_fit_into_memory_is_no_damage() {
+    const MEMORY: u64 = 6 << 20;
+    let healthy = crashed();
+    let superblock = superblock(&healthy);
+    let mut births = Vec::new();
+    for n in 0..600 {
+        let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        let id = PageId((SIZE / PAGE_SIZE as u64) - 1 - n);
+        let image = superblock.image();
+        let spec = NodeSpec { id, image, level: 0, flags: 0, low: &[], high: None, right: PageId::NONE };
+        NodeBuilder::new(&mut page, spec).finish();
+        let mut packed = Vec::new();
+        Node(&page).pack(&mut packed);
+        births.extend(section(id, &[Op::Image(&packed)]));
+    }
+    assert!(births.len() < 600 * 100);
+    let whole = Arc::new(MemStorage::from_image(healthy.image()));
+    append(&whole, &births);
+    // Recovery refuses this one, so that it is replayed as far as it goes.
+    let refused = Arc::new(MemStorage::from_image(healthy.image()));
+    append(&refused, &section(superblock.root, &[Op::InitBitmap { used: 100, end: 1000 }]));
+    append(&refused, &births);
+    let lost = Arc::new(MemStorage::from_image(whole.image()));
+    lost.write_at(0, &[0; LOG_OFFSET as usize]).unwrap();
+    for (about, storage, found) in [
+        ("whole", whole.clone(), None),
+        ("refused", refused, Some(P::Log)),
+        ("lost", lost, Some(P::SuperblocksLost)),
+    ] {
+        let below: Arc<dyn Storage> = storage.clone();
+        let open = |memory| {
+            let mut findings = Findings::default();
+            let opened = Image::open(&below, None, memory, &mut findings, &|_| {}).map(drop);
+            (opened, findings.counts.into_keys().collect::<Vec<P>>())
+        };
+        let FsckError::Engine(error) = open(MEMORY).0.expect_err(about) else { panic!("{about}") };
+        assert!(error.is_out_of_memory(), "{about}: {error}");
+        let said = error.to_string();
+        assert!(
+            said.contains("needs more than 6 MiB of memory; opening the image for writing needs none"),
+            "{said}"
+        );
+        let (opened, problems) = open(MEMORY * 3);
+        opened.expect(about);
+        assert_eq!(problems, Vec::from_iter(found), "{about}");
+    }
+    // Opening for reading only.
+    let overlay = OverlayStorage::new(whole.clone(), MEMORY).unwrap();
+    let refused = Fs::open(Arc::new(overlay), &options()).map(drop).unwrap_err();
+    assert!(matches!(&refused, FsError::Engine(e) if e.is_out_of_memory()), "{refused}");
+    let overlay = OverlayStorage::new(whole.clone(), MEMORY * 3).unwrap();
+    Fs::open(Arc::new(overlay), &options()).unwrap();
+    Fs::open(whole, &options()).unwrap();
 }

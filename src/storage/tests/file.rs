@@ -346,7 +346,7 @@ fn holes_are_skipped_and_data_are_not() {
         let storage = FileStorage::create(folder.join("image"), false).unwrap();
         fill(&storage);
         look(&storage);
-        let overlay = OverlayStorage::new(storage).unwrap();
+        let overlay = OverlayStorage::new(storage, u64::MAX).unwrap();
         look(&overlay);
         overlay.write_at(20 * MIB, &[3]).unwrap();
         assert_eq!(overlay.skip_hole(12 * MIB), Some(20 * MIB));

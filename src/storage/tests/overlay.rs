@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use crate::storage::overlay::available;
 use crate::storage::{Fault, FaultStorage, MemStorage, OpKind, OverlayStorage, Rng, Storage};
 
 /// What the overlay shows is what a copy of the image would, and the image below keeps its bytes.
@@ -11,7 +12,7 @@ fn writes_are_seen_and_the_image_below_is_not_changed() {
     rng.fill(&mut original);
     let below = Arc::new(MemStorage::new(LEN as u64));
     below.write_at(0, &original).unwrap();
-    let overlay = OverlayStorage::new(below.clone()).unwrap();
+    let overlay = OverlayStorage::new(below.clone(), u64::MAX).unwrap();
     assert_eq!(overlay.held(), 0);
     let mut expected = original.clone();
     for _ in 0..500 {
@@ -38,14 +39,14 @@ fn writes_are_seen_and_the_image_below_is_not_changed() {
 
 #[test]
 fn an_overlay_takes_memory_only_for_what_was_written() {
-    let overlay = OverlayStorage::new(MemStorage::new(1 << 40)).unwrap();
+    let overlay = OverlayStorage::new(MemStorage::new(1 << 40), u64::MAX).unwrap();
     overlay.write_at((1 << 39) + 4000, &[1; 200]).unwrap();
     assert_eq!(overlay.held(), 2 * 4096);
 }
 
 #[test]
 fn nothing_is_written_past_the_end_of_an_overlay() {
-    let overlay = OverlayStorage::new(MemStorage::new(10_000)).unwrap();
+    let overlay = OverlayStorage::new(MemStorage::new(10_000), u64::MAX).unwrap();
     overlay.write_at(9_999, b"a").unwrap();
     overlay.write_at(10_000, b"").unwrap();
     overlay.set_len(10_000).unwrap();
@@ -61,7 +62,7 @@ fn nothing_is_written_past_the_end_of_an_overlay() {
 fn what_was_written_can_be_read_although_the_storage_below_cannot() {
     let below = FaultStorage::new(MemStorage::new(20_000));
     below.arm(Fault::nth(&[OpKind::Read], 0).forever());
-    let overlay = OverlayStorage::new(below).unwrap();
+    let overlay = OverlayStorage::new(below, u64::MAX).unwrap();
     overlay.write_at(4096, &[7; 8192]).unwrap();
     let mut bytes = [0; 6000];
     overlay.read_at(5000, &mut bytes).unwrap();
@@ -69,4 +70,34 @@ fn what_was_written_can_be_read_although_the_storage_below_cannot() {
     assert!(overlay.read_at(0, &mut bytes).is_err(), "in front of it");
     assert!(overlay.read_at(8000, &mut bytes).is_err(), "behind it");
     assert!(overlay.write_at(0, &[7; 10]).is_err(), "the rest of a block is needed");
+}
+
+#[test]
+fn a_write_that_needs_more_memory_than_there_is_changes_nothing() {
+    const MIB: u64 = 1 << 20;
+    let overlay = OverlayStorage::new(MemStorage::new(1 << 40), MIB + 4095).unwrap();
+    overlay.write_at(0, &[1; MIB as usize - 4096]).unwrap();
+    for (offset, len) in [(MIB - 1, 2), (MIB - 4097, 4098), (1 << 30, 4097), (0, 2 * MIB as usize)] {
+        let error = overlay.write_at(offset, &vec![2; len]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains("needs more than 1 MiB of memory"), "{error}");
+    }
+    let mut bytes = vec![0; 2 * MIB as usize];
+    overlay.read_at(0, &mut bytes).unwrap();
+    assert!(bytes.iter().position(|b| *b != 1) == Some(MIB as usize - 4096) && !bytes.contains(&2));
+    // What is held already, and what there is room for, can be written.
+    overlay.write_at(MIB - 4097, &[3; 4097]).unwrap();
+    assert_eq!(overlay.held(), MIB);
+    overlay.write_at(100, &[4; MIB as usize - 100]).unwrap();
+    overlay.write_at(1 << 30, b"").unwrap();
+    assert!(overlay.write_at(1 << 30, b"5").is_err());
+}
+
+#[test]
+fn the_memory_that_is_available_is_read() {
+    let told = "MemTotal:       16316412 kB\nMemFree: 1 kB\nMemAvailable:   12001234 kB\nBuffers: 2 kB\n";
+    assert_eq!(available(told), Some(12_001_234 << 10));
+    let strange = ["", "MemTotal: 5 kB\n", "MemAvailable:\n", "MemAvailable: 5\n", "MemAvailable: -5 kB\n"];
+    assert!(strange.iter().all(|told| available(told).is_none()));
+    assert!(available("MemAvailable: 18446744073709551615 kB").is_none());
 }
