@@ -3,13 +3,12 @@
 
 use super::error::{FsError, Result};
 use super::extents::{Mapped, Remap};
-use super::file::{BATCHES_AT_ONCE, file_of, in_smaller_batches};
+use super::file::{file_of, in_smaller_batches};
 use super::format::*;
 use super::table::{Node, State};
 use super::{Fs, Inner};
 use crate::defects::Defect;
 use crate::page::BLOCK_SIZE;
-use crate::sync::RwLockWriteGuard;
 use crate::tree::Batch;
 
 impl Fs {
@@ -89,7 +88,7 @@ impl Inner {
     }
 
     /// One batch of a cut that has begun, if it has not ended.
-    pub(super) fn cut_on(&self, node: &Node, state: &mut State) -> Result<()> {
+    fn cut_on(&self, node: &Node, state: &mut State) -> Result<()> {
         if !self.is_unfinished(node.ino) {
             return Ok(());
         }
@@ -97,27 +96,49 @@ impl Inner {
         self.cut(node, state, inode, Batch::new())
     }
 
-    /// Cuts off, batch by batch, what still lies behind a file's size. The size is what was asked for already, so an error is nobody's
-    /// here: the mark stays, and it is tried again before the file grows, and at the latest by the next opening.
-    pub(super) fn cut_rest<'n>(
-        &self,
-        node: &'n Node,
-        mut state: RwLockWriteGuard<'n, State>,
-    ) -> Result<RwLockWriteGuard<'n, State>> {
-        while self.is_unfinished(node.ino) {
-            for _ in 0..BATCHES_AT_ONCE {
-                if let Err(e) = self.cut_on(node, &mut state) {
-                    log::warn!(
-                        "inode {} was cut, and keeps blocks behind its end until it grows: {e}",
-                        node.ino.0
-                    );
+    /// After the first batch of a cut: the others. The size is what was asked for already, so it is no error of the call if they find no
+    /// space for what has to be noted about shared blocks: they are tried again.
+    pub(super) fn cut_rest(&self, node: &Node, state: &mut State) -> Result<()> {
+        match self.finish_cut(node, state) {
+            Err(e @ (FsError::NoSpace | FsError::ReadOnly)) => {
+                log::warn!(
+                    "inode {} still has blocks behind its end, they go when they can: {e}",
+                    node.ino.0
+                );
+                self.reclaimer.add_stuck_cut(node.ino);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Tries again what found no space: a batch of each such cut, but of inodes that are locked. Whether any came further. The caller
+    /// may hold inode locks (O3).
+    pub(super) fn retry_cuts(&self) -> bool {
+        let mut any = false;
+        for ino in self.reclaimer.take_stuck_cuts() {
+            let node = self.node(ino);
+            let result = match node.state.try_write() {
+                Some(mut state) => {
+                    let result =
+                        state.load(&self.tree, ino).map(drop).and_then(|()| self.cut_on(&node, &mut state));
+                    any |= result.is_ok();
+                    result
+                }
+                None => Ok(()),
+            };
+            match result {
+                Ok(()) | Err(FsError::NoSpace | FsError::ReadOnly) if self.is_unfinished(ino) => {
+                    self.reclaimer.add_stuck_cut(ino);
+                }
+                Ok(()) | Err(FsError::NotFound) => {}
+                Err(e) => {
+                    log::warn!("inode {} keeps blocks behind its end: {e}", ino.0);
                     self.note_damage(&e);
-                    return Ok(state);
                 }
             }
-            state = self.give_way(node, state)?;
         }
-        Ok(state)
+        any
     }
 }
 

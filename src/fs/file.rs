@@ -27,9 +27,6 @@ thread_local! {
     static BUFFER: RefCell<AlignedBuf> = const { RefCell::new(AlignedBuf::new()) };
 }
 
-/// So many batches of one operation are done before others get at the inode.
-pub(super) const BATCHES_AT_ONCE: usize = 128;
-
 /// Does something with up to [`EXTENTS_PER_BATCH`] extents or, where that is more than the cache has room for, with fewer: what one of
 /// them shares with others may need a record for each block.
 pub(super) fn in_smaller_batches<T>(mut apply: impl FnMut(usize) -> Result<T>) -> Result<T> {
@@ -466,27 +463,14 @@ impl Fs {
             })?;
         }
         if zero {
-            let (mut at, whole_end) = self.zero_edges(&node, &mut state, offset, end, caller)?;
-            while at < whole_end {
-                at = self.punch(&node, &mut state, at, whole_end)?;
-                state = self.give_way(&node, state)?;
-            }
+            self.make_hole(&node, &mut state, offset, end, caller)?;
         }
         if mode != Fallocate::PunchHole {
-            let mut at = offset;
-            while at < end {
-                at = self.allocate(&node, &mut state, at, end)?;
-                state = self.give_way(&node, state)?;
-            }
-        }
-        let grows = matches!(mode, Fallocate::Allocate | Fallocate::ZeroRange);
-        if grows && file_of(&state)?.size < end {
-            // Others may have had the inode meanwhile.
-            self.finish_cut(&node, &mut state)?;
+            self.allocate(&node, &mut state, offset, end)?;
         }
         let mut inode = file_of(&state)?.clone();
-        if grows {
-            inode.size = inode.size.max(end);
+        if matches!(mode, Fallocate::Allocate | Fallocate::ZeroRange) && inode.size < end {
+            inode.size = end;
         }
         changed_by(&mut inode, caller);
         self.update(&mut Batch::new(), &node, &mut state, inode)
@@ -529,15 +513,15 @@ impl Fs {
 }
 
 impl Inner {
-    /// Parts of blocks at the ends of a range become zeros. Returns the range of whole blocks between them.
-    fn zero_edges(
+    /// Whole blocks of the range become holes, parts of blocks zeros.
+    fn make_hole(
         &self,
         node: &Node,
         state: &mut State,
         offset: u64,
         end: u64,
         caller: &Caller,
-    ) -> Result<(u64, u64)> {
+    ) -> Result<()> {
         let size = file_of(state)?.size;
         let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
         // The edges, as far as there is something to make zero.
@@ -548,18 +532,11 @@ impl Inner {
                 self.write_locked(node, state, from, &vec![0; (to - from) as usize], caller, &mut 0)?;
             }
         }
-        Ok((first, last))
-    }
-
-    /// Makes a hole of the first part of a range of whole blocks, in so many batches as others may wait for; returns where it ends.
-    fn punch(&self, node: &Node, state: &mut State, from: u64, to: u64) -> Result<u64> {
-        let mut at = from;
-        for _ in 0..BATCHES_AT_ONCE {
-            if at < to {
-                at = in_smaller_batches(|extents| self.punch_some(node, state, (at, to), extents))?;
-            }
+        let mut at = first;
+        while at < last {
+            at = in_smaller_batches(|extents| self.punch_some(node, state, (at, last), extents))?;
         }
-        Ok(at)
+        Ok(())
     }
 
     /// Makes a hole of the first part of a range, with up to so many extents; returns where the part ends.
@@ -610,9 +587,8 @@ impl Inner {
         given
     }
 
-    /// Holes of the first part of a range become unwritten extents, in so many batches as others may wait for; returns where the part
-    /// ends. What was allocated before an error stays.
-    fn allocate(&self, node: &Node, state: &mut State, offset: u64, end: u64) -> Result<u64> {
+    /// Holes of the range become unwritten extents. What was allocated before an error stays.
+    fn allocate(&self, node: &Node, state: &mut State, offset: u64, end: u64) -> Result<()> {
         if let [Mapped { end: size, extent: Extent::Inline(bytes), .. }] =
             &self.extents_in(node.ino, offset / BLOCK * BLOCK, end, 1)?[..]
             && end > *size
@@ -620,10 +596,7 @@ impl Inner {
             self.give_block(node, state, bytes)?;
         }
         let (mut at, to) = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
-        for _ in 0..BATCHES_AT_ONCE {
-            if at >= to {
-                break;
-            }
+        while at < to {
             let next = self.extents_in(node.ino, at, to, 1)?.into_iter().next();
             let hole_end = next.as_ref().map_or(to, |m| m.begin.max(at));
             if hole_end > at {
@@ -639,7 +612,7 @@ impl Inner {
                 at = m.block_end();
             }
         }
-        Ok(at)
+        Ok(())
     }
 
     fn map_unwritten(&self, node: &Node, state: &mut State, at: u64, run: Run) -> Result<()> {

@@ -281,16 +281,6 @@ impl Inner {
         Ok(state)
     }
 
-    /// Lets others have the inode who wait for it.
-    fn give_way<'n>(
-        &self,
-        node: &'n Node,
-        state: RwLockWriteGuard<'n, State>,
-    ) -> Result<RwLockWriteGuard<'n, State>> {
-        drop(state);
-        self.lock(node)
-    }
-
     /// The node, locked for changes, its record read. It may be detached: who changes it in the tree attaches it before. What has a
     /// name, or attributes, is not.
     fn lock_in_memory<'n>(&self, node: &'n Node) -> Result<RwLockWriteGuard<'n, State>> {
@@ -373,7 +363,7 @@ impl Fs {
         inode.ctime = change.ctime.unwrap_or(caller.now);
         if shrinks == Some(true) {
             self.cut(&node, &mut state, inode, batch)?;
-            state = self.cut_rest(&node, state)?;
+            self.cut_rest(&node, &mut state)?;
         } else {
             self.update(&mut batch, &node, &mut state, inode)?;
         }

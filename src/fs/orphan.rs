@@ -66,6 +66,8 @@ struct Queue {
     long: VecDeque<Doomed>,
     /// These found no space for what has to be noted about shared blocks: they are tried again when others have been deleted.
     stuck: Vec<Doomed>,
+    /// Files whose cuts found no space either.
+    stuck_cuts: Vec<Ino>,
     /// Groups whose deletion is under way, and long deletions.
     busy: [usize; 2],
     /// The inode that has lost its last name last, if it is still in use, and until when its user is likely to give it up.
@@ -119,6 +121,18 @@ impl Reclaimer {
             unfinished_count: AtomicUsize::new(0),
             deletions: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn add_stuck_cut(&self, ino: Ino) {
+        let mut queue = self.queue.lock();
+        if !queue.stuck_cuts.contains(&ino) {
+            queue.stuck_cuts.push(ino);
+            self.moved.notify_all();
+        }
+    }
+
+    pub(super) fn take_stuck_cuts(&self) -> Vec<Ino> {
+        std::mem::take(&mut self.queue.lock().stuck_cuts)
     }
 
     fn add(&self, doomed: Doomed) {
@@ -252,7 +266,7 @@ impl Inner {
         remap: &mut Remap,
     ) -> Result<bool> {
         match inode.kind {
-            Kind::File if !inode.is_empty() => {
+            Kind::File if !inode.is_empty() || self.is_unfinished(ino) => {
                 let found = self.extents_in(ino, 0, u64::MAX, extents)?;
                 for m in &found {
                     remap.batch.delete(&extent_key(ino, m.end));
@@ -499,7 +513,7 @@ impl Inner {
                 return any;
             }
         }
-        any || self.await_deletions(deletions, batches) || self.delete_stuck()
+        any || self.await_deletions(deletions, batches) || self.delete_stuck() || self.retry_cuts()
     }
 
     /// Tries again what has found no space; whether it came any further.
@@ -570,10 +584,13 @@ impl Inner {
             {
                 let mut queue = reclaimer.queue.lock();
                 while queue.len() == 0 && !reclaimer.is_stopping() {
-                    if queue.stuck.is_empty() {
+                    if queue.stuck.is_empty() && queue.stuck_cuts.is_empty() {
                         reclaimer.moved.wait(&mut queue);
                     } else if reclaimer.moved.wait_for(&mut queue, STUCK_PAUSE).timed_out() {
                         queue.retry_stuck();
+                        drop(queue);
+                        while self.retry_cuts() && !reclaimer.is_stopping() {}
+                        queue = reclaimer.queue.lock();
                     }
                 }
                 let gathers = queue.long.is_empty() && queue.waiting.len() < GROUP;

@@ -123,8 +123,10 @@ impl Inner {
         Ok(())
     }
 
-    /// How many blocks of a run belong to more than one extent.
+    /// How many blocks of a run belong to more than one extent. The caller does not hold `sharing`.
     pub(super) fn shared_blocks(&self, run: Run) -> Result<u64> {
+        // A count that is split meanwhile may be found in none of two pages (H3).
+        let _counts = self.sharing.lock();
         let (from, to) = (run.start.0, run.end().0);
         let mut records = BTreeMap::new();
         self.counts_in(from, to, &mut records)?;

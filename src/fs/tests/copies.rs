@@ -118,24 +118,46 @@ fn copies_within_a_file_are_refused_where_they_overlap_and_done_elsewhere() {
 
 #[test]
 fn a_crash_leaves_counts_right() {
-    let storage = image(64 << 20);
-    let fs = open(&storage);
-    let (a, b) = (file(&fs, b"a"), file(&fs, b"b"));
-    for i in 0..40 {
-        // Extents of one block each.
-        fs.write(a, i * 8192, &pattern(4096, i as usize), &ME).unwrap();
+    // What the last sync comes after.
+    for synced in ["writing", "copying", "deleting", "writing again"] {
+        let storage = image(64 << 20);
+        let fs = open(&storage);
+        let (a, b) = (file(&fs, b"a"), file(&fs, b"b"));
+        let sync_after = |step| {
+            if step == synced {
+                fs.sync().unwrap();
+            }
+        };
+        let mut data = vec![0; 39 * 8192 + 4096];
+        for i in 0..40 {
+            // Extents of one block each.
+            let block = pattern(4096, i);
+            fs.write(a, i as u64 * 8192, &block, &ME).unwrap();
+            data[i * 8192..][..4096].copy_from_slice(&block);
+        }
+        sync_after("writing");
+        fs.copy_range(a, 0, b, 0, 1 << 20, &ME).unwrap();
+        sync_after("copying");
+        fs.unlink(ROOT, b"a", &ME).unwrap();
+        sync_after("deleting");
+        fs.write(b, 0, &[1; 8192], &ME).unwrap();
+        sync_after("writing again");
+        drop(fs);
+        let fs = open(&storage);
+        let blocks_of = |ino| fs.attributes(ino).unwrap().blocks / 8;
+        let whole = fs.lookup(ROOT, b"a").map_or(0, blocks_of);
+        assert!(blocks_in_use(&fs) == whole.max(blocks_of(b)), "{synced}: {whole}, {}", blocks_of(b));
+        match synced {
+            "writing" => assert!(fs.read(a, 0, 1 << 20).unwrap() == data),
+            "writing again" => assert!(fs.read(b, 0, 1 << 20).unwrap()[8192..] == data[8192..]),
+            _ => assert!(fs.read(b, 8192, 1 << 20).unwrap() == data[8192..]),
+        }
+        if whole > 0 {
+            fs.unlink(ROOT, b"a", &ME).unwrap();
+        }
+        fs.unlink(ROOT, b"b", &ME).unwrap();
+        assert_eq!(blocks_in_use(&fs), 0, "{synced}");
     }
-    fs.sync().unwrap();
-    fs.copy_range(a, 0, b, 0, 1 << 20, &ME).unwrap();
-    fs.unlink(ROOT, b"a", &ME).unwrap();
-    drop(fs);
-    let fs = open(&storage);
-    let whole = fs.lookup(ROOT, b"a").map(|a| fs.attributes(a).unwrap().blocks / 8).unwrap_or(0);
-    let copied = fs.attributes(b).unwrap().blocks / 8;
-    assert!(blocks_in_use(&fs) == whole.max(copied), "{whole} {copied}");
-    let _ = fs.unlink(ROOT, b"a", &ME);
-    fs.unlink(ROOT, b"b", &ME).unwrap();
-    assert_eq!(blocks_in_use(&fs), 0);
 }
 
 #[test]

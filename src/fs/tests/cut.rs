@@ -1,5 +1,6 @@
 //! Files that are cut to a smaller size in many batches.
 
+use super::extents::BLOCK;
 use super::*;
 
 #[test]
@@ -46,7 +47,8 @@ fn a_file_does_not_grow_over_what_a_failed_truncate_left() {
         fs.tree().apply(&batch).unwrap();
     };
     put(&[9; 30]);
-    resize(&fs, ino, 0);
+    let change = SetAttributes { size: Some(0), ..SetAttributes::default() };
+    assert!(fs.set_attributes(ino, &change, &ME).is_err());
     let left = fs.attributes(ino).unwrap();
     assert!(left.size == 0 && left.blocks > 0, "{left:?}");
     assert!(fs.write(ino, 1 << 20, b"x", &ME).is_err(), "old bytes would come back");
@@ -58,4 +60,38 @@ fn a_file_does_not_grow_over_what_a_failed_truncate_left() {
     let data = fs.read(ino, 0, 300 * 8192).unwrap();
     assert!(data.iter().all(|b| *b == 0));
     assert!(fs.tree().get(&format::orphan_key(ino)).unwrap().is_none());
+}
+
+/// A file, and two copies of blocks of it by turns: all are counted as one run, and many without one of the copies.
+#[test]
+fn a_truncate_that_finds_no_space_for_its_rest_is_finished_when_there_is_some() {
+    const BLOCKS: u64 = 400;
+    let fs = open(&image(64 << 20));
+    let change = SetAttributes { size: Some(0), ..SetAttributes::default() };
+    // The page of the counts becomes full at some time, perhaps in the middle of a truncate.
+    let unfinished = (0..100).find_map(|round| {
+        let [whole, even, odd] =
+            ["whole", "even", "odd"].map(|name| file(&fs, format!("{name}{round}").as_bytes()));
+        fs.write(whole, 0, &vec![5; (BLOCKS * BLOCK) as usize], &ME).unwrap();
+        for n in 0..BLOCKS {
+            let copy = if n % 2 == 0 { even } else { odd };
+            fs.copy_range(whole, n * BLOCK, copy, n * BLOCK, BLOCK, &ME).unwrap();
+        }
+        // Also what was freed before.
+        fs.tree().checkpoint().unwrap();
+        let places = fs.tree().take_places();
+        let cut = fs.set_attributes(even, &change, &ME);
+        assert!(matches!(cut, Ok(_) | Err(FsError::NoSpace)), "{cut:?}");
+        let left = fs.attributes(even).unwrap();
+        let is_unfinished = cut.is_ok() && left.blocks > 0;
+        assert!(left.size == 0 || cut.is_err());
+        assert!(!is_unfinished || !fs.retry_cuts(), "it goes on without space");
+        places.into_iter().for_each(|run| fs.tree().unreserve_blocks(run));
+        is_unfinished.then_some(even)
+    });
+    let even = unfinished.expect("no truncate finds no space for its rest");
+    assert!(fs.tree().get(&format::orphan_key(even)).unwrap().is_some());
+    while fs.retry_cuts() {}
+    assert_eq!(fs.attributes(even).unwrap().blocks, 0);
+    assert!(fs.tree().get(&format::orphan_key(even)).unwrap().is_none());
 }

@@ -389,6 +389,12 @@ fn zeros_that_do_not_fit_destroy_nothing() {
     let zeros = fs.fallocate(kept, 0, 8 << 20, Fallocate::ZeroRange, &ME);
     let expected = if zeros.is_ok() { 0 } else { 7 };
     assert!(fs.read(kept, 0, 8 << 20).unwrap().iter().all(|b| *b == expected), "{zeros:?}");
+    fs.write(kept, 0, &vec![5; 8 << 20], &ME).unwrap();
+    for mode in [Fallocate::ZeroRange, Fallocate::ZeroKeepSize] {
+        let zeros = fs.fallocate(kept, 0, 32 << 20, mode, &ME);
+        assert!(matches!(zeros, Err(FsError::NoSpace)), "{zeros:?}");
+        assert!(fs.read(kept, 0, 32 << 20).unwrap() == vec![5; 8 << 20]);
+    }
 }
 
 /// What cannot be there as a whole is not begun, whatever the file has elsewhere.

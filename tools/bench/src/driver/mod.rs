@@ -136,7 +136,10 @@ impl Driver {
             dir: dir.to_owned(),
             cgroup,
             records: self.results.plan.records,
-            cache_size: self.results.plan.cache_size,
+            cache_size: match role {
+                Role::Engine(engine) => self.results.plan.cache_of(engine),
+                Role::Floor => 0,
+            },
             memory_limit: self.results.plan.memory_limit,
             log_size: self.results.plan.log_size,
             row_seconds: self.row_seconds,

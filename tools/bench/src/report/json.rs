@@ -1,5 +1,7 @@
 //! All figures as one JSON document.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::targets::Target;
@@ -10,13 +12,15 @@ use crate::rows::Row;
 
 pub fn document(results: &Results, targets: &[Target]) -> Value {
     let plan = &results.plan;
+    let caches: BTreeMap<_, _> =
+        plan.engines.iter().map(|engine| (engine.name(), plan.cache_of(*engine))).collect();
     json!({
         "machine": results.machine,
         "records": plan.records,
         "key_bytes": KEY_LEN,
         "value_bytes": VALUE_LEN,
         "rounds": plan.rounds,
-        "cache_bytes": plan.cache_size,
+        "cache_bytes": caches,
         "memory_limit_bytes": plan.memory_limit,
         "seconds": results.seconds,
         "settings": results.settings,
