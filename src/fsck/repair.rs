@@ -15,7 +15,9 @@ use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
 use super::structure::Gap;
 use super::switch::{self, Target};
-use super::{Earlier, Looked, Options, Progress, Repair, Result, look, mark_damaged, replay_options, size};
+use super::{
+    Earlier, FsckError, Looked, Options, Progress, Repair, Result, look, mark_damaged, replay_options, size,
+};
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::superblock::INCOMPAT_RECORDS;
@@ -69,9 +71,18 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
     let mut known = Earlier::default();
     let (mut rounds, mut least, mut first) = (0, u64::MAX, true);
     loop {
-        let mut looked = look(storage, &options, &known)?;
+        let mut looked = match look(storage, &options, &known) {
+            // What has nothing to replay takes no memory for that; and what is to be repaired may be written.
+            Err(FsckError::Engine(e)) if first && !history.replayed && e.is_out_of_memory() => {
+                history.replay = Some(replay_home(storage).map_err(|_| e)?);
+                history.replayed = true;
+                options.force = true;
+                continue;
+            }
+            looked => looked?,
+        };
         if std::mem::take(&mut first) {
-            history.replay = looked.report.replay.clone();
+            history.replay = history.replay.take().or_else(|| looked.report.replay.clone());
             history.marked = looked.image.superblock.is_damaged();
         }
         history.note(&looked, &options);
@@ -126,6 +137,14 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             Done::Refused(size) => known.size = Some(size),
         }
     }
+}
+
+/// Replays the log into the image.
+fn replay_home(storage: &Arc<dyn Storage>) -> crate::Result<RecoveryReport> {
+    let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
+    let report = tree.recovery().clone();
+    tree.close()?;
+    Ok(report)
 }
 
 impl History {
@@ -213,8 +232,7 @@ impl History {
             return Ok(Done::Nothing);
         }
         if looked.image.needs_replay {
-            let tree = Tree::open(storage.clone(), &replay_options(&**storage))?;
-            tree.close()?;
+            replay_home(storage)?;
             self.replayed = true;
         }
         did |= fixes.contains(&Fix::Finish) && looked.findings.allowed(options);

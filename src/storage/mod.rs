@@ -38,7 +38,7 @@ mod file;
 mod image;
 mod lock;
 mod mem;
-mod overlay;
+pub(crate) mod overlay;
 pub mod rng;
 pub mod sim;
 mod sys;

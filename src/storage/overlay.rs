@@ -65,8 +65,18 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>, Ra
     })
 }
 
+#[cfg(test)]
+thread_local! {
+    /// What [`spare_memory`] is in a test.
+    pub static SPARE: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
+
 /// Half of the memory that is available now, in bytes: what an overlay may take.
 pub fn spare_memory() -> u64 {
+    #[cfg(test)]
+    if let Some(spare) = SPARE.get() {
+        return spare;
+    }
     let told = std::fs::read_to_string("/proc/meminfo").ok();
     told.and_then(|told| available(&told)).map_or(SPARE_UNKNOWN, |available| available / 2)
 }

@@ -11,6 +11,7 @@ use crate::page::node::{Node, NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
 use crate::page::superblock::LOG_OFFSET;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
+use crate::storage::overlay::SPARE;
 use crate::storage::{MemStorage, OverlayStorage};
 use crate::wal::format::{Kind, RECORD_HEADER_SIZE, encode_header, hash_body};
 use crate::wal::{self, Place as LogPlace};
@@ -140,6 +141,20 @@ fn a_log_that_makes_more_pages_than_fit_into_memory_is_no_damage() {
         opened.expect(about);
         assert_eq!(problems, Vec::from_iter(found), "{about}");
     }
+    // What repairs may write, and looks again then.
+    SPARE.set(Some(MEMORY));
+    let copy = Arc::new(MemStorage::from_image(whole.image()));
+    let looking = check(copy.clone(), &Options::default()).map(drop);
+    let FsckError::Engine(error) = looking.unwrap_err() else { panic!() };
+    assert!(error.is_out_of_memory(), "{error}");
+    for repair in [Repair::Safe, Repair::All] {
+        let copy = Arc::new(MemStorage::from_image(whole.image()));
+        let report = check(copy.clone(), &Options { repair, ..Options::default() }).unwrap();
+        assert!(report.is_clean() && report.checked && report.replay_written, "{report}");
+        assert!(report.replay.is_some_and(|replay| replay.records > 0));
+        assert!(check(copy, &Options::default()).unwrap().is_clean(), "nothing is left to replay");
+    }
+    SPARE.set(None);
     // Opening for reading only.
     let overlay = OverlayStorage::new(whole.clone(), MEMORY).unwrap();
     let refused = Fs::open(Arc::new(overlay), &options()).map(drop).unwrap_err();
