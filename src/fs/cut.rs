@@ -82,7 +82,7 @@ impl Inner {
     /// Before a file grows: finishes a cut (O4).
     pub(super) fn finish_cut(&self, node: &Node, state: &mut State) -> Result<()> {
         while self.is_unfinished(node.ino) {
-            self.cut_on(node, state)?;
+            self.or_after_cleaning(|| self.cut_on(node, state))?;
         }
         Ok(())
     }
@@ -112,31 +112,38 @@ impl Inner {
         }
     }
 
-    /// Tries again what found no space: a batch of each such cut, but of inodes that are locked. Whether any came further. The caller
-    /// may hold inode locks (O3).
-    pub(super) fn retry_cuts(&self) -> bool {
-        let mut any = false;
-        for ino in self.reclaimer.take_stuck_cuts() {
+    /// Tries again what found no space, up to so many batches, but of inodes that are locked. Whether any came further. The caller may
+    /// hold inode locks (O3).
+    pub(super) fn retry_cuts(&self, batches: u64) -> bool {
+        let (mut any, mut later) = (false, Vec::new());
+        for _ in 0..batches {
+            let Some(ino) = self.reclaimer.take_stuck_cut() else { break };
             let node = self.node(ino);
-            let result = match node.state.try_write() {
-                Some(mut state) => {
-                    let result =
-                        state.load(&self.tree, ino).map(drop).and_then(|()| self.cut_on(&node, &mut state));
-                    any |= result.is_ok();
-                    result
-                }
-                None => Ok(()),
+            let Some(mut state) = node.state.try_write() else {
+                later.push(ino);
+                continue;
             };
-            match result {
-                Ok(()) | Err(FsError::NoSpace | FsError::ReadOnly) if self.is_unfinished(ino) => {
-                    self.reclaimer.add_stuck_cut(ino);
+            match state.load(&self.tree, ino).map(drop).and_then(|()| self.cut_on(&node, &mut state)) {
+                Ok(()) => {
+                    any = true;
+                    if self.is_unfinished(ino) {
+                        self.reclaimer.add_stuck_cut(ino);
+                    }
                 }
-                Ok(()) | Err(FsError::NotFound) => {}
+                Err(FsError::NoSpace | FsError::ReadOnly) => {
+                    later.push(ino);
+                    break;
+                }
+                Err(FsError::NotFound) => {}
                 Err(e) => {
                     log::warn!("inode {} keeps blocks behind its end: {e}", ino.0);
                     self.note_damage(&e);
                 }
             }
+        }
+        later.into_iter().for_each(|ino| self.reclaimer.add_stuck_cut(ino));
+        if any {
+            self.reclaimer.has_deleted();
         }
         any
     }

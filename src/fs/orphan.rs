@@ -12,7 +12,7 @@
 //!   batch deletes it from the tree, and its node has it alone. That is the common case, since the kernel forgets an inode only after
 //!   it has been unlinked. Who changes it attaches it before: a batch puts it back, with an orphan record.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,7 +67,7 @@ struct Queue {
     /// These found no space for what has to be noted about shared blocks: they are tried again when others have been deleted.
     stuck: Vec<Doomed>,
     /// Files whose cuts found no space either.
-    stuck_cuts: Vec<Ino>,
+    stuck_cuts: BTreeSet<Ino>,
     /// Groups whose deletion is under way, and long deletions.
     busy: [usize; 2],
     /// The inode that has lost its last name last, if it is still in use, and until when its user is likely to give it up.
@@ -124,15 +124,20 @@ impl Reclaimer {
     }
 
     pub(super) fn add_stuck_cut(&self, ino: Ino) {
-        let mut queue = self.queue.lock();
-        if !queue.stuck_cuts.contains(&ino) {
-            queue.stuck_cuts.push(ino);
+        if self.queue.lock().stuck_cuts.insert(ino) {
             self.moved.notify_all();
         }
     }
 
-    pub(super) fn take_stuck_cuts(&self) -> Vec<Ino> {
-        std::mem::take(&mut self.queue.lock().stuck_cuts)
+    pub(super) fn take_stuck_cut(&self) -> Option<Ino> {
+        self.queue.lock().stuck_cuts.pop_first()
+    }
+
+    /// Tells those who wait for space that something has been deleted.
+    pub(super) fn has_deleted(&self) {
+        let _queue = self.queue.lock();
+        self.deletions.fetch_add(1, Ordering::SeqCst);
+        self.moved.notify_all();
     }
 
     fn add(&self, doomed: Doomed) {
@@ -430,9 +435,7 @@ impl Inner {
             match self.delete_alone(&one) {
                 Ok(Deleted::Partly) if !stop() => {
                     // Who needs space need not wait for all of it.
-                    let _queue = self.reclaimer.queue.lock();
-                    self.reclaimer.deletions.fetch_add(1, Ordering::SeqCst);
-                    self.reclaimer.moved.notify_all();
+                    self.reclaimer.has_deleted();
                 }
                 Err(FsError::ReadOnly) => break Ok(Deleted::NotYet),
                 result => break result,
@@ -513,7 +516,7 @@ impl Inner {
                 return any;
             }
         }
-        any || self.await_deletions(deletions, batches) || self.delete_stuck() || self.retry_cuts()
+        any || self.await_deletions(deletions, batches) || self.delete_stuck() || self.retry_cuts(batches)
     }
 
     /// Tries again what has found no space; whether it came any further.
@@ -589,7 +592,7 @@ impl Inner {
                     } else if reclaimer.moved.wait_for(&mut queue, STUCK_PAUSE).timed_out() {
                         queue.retry_stuck();
                         drop(queue);
-                        while self.retry_cuts() && !reclaimer.is_stopping() {}
+                        while self.retry_cuts(1) && !reclaimer.is_stopping() {}
                         queue = reclaimer.queue.lock();
                     }
                 }
@@ -607,6 +610,9 @@ impl Inner {
             let interrupted = || reclaimer.is_stopping() || reclaimer.queue.lock().waiting.len() >= GROUP;
             let any = self.reclaim_group().or_else(|| self.reclaim_long(interrupted));
             further = any.unwrap_or(true);
+            if any == Some(true) {
+                self.retry_cuts(1);
+            }
         }
     }
 
@@ -681,7 +687,7 @@ impl Inner {
         if state.get().ok_or(FsError::NotFound)?.size != size {
             return Err(FsError::damaged(ino, "it is being cut to another size than it has"));
         }
-        self.finish_cut(&node, &mut state)
+        self.cut_rest(&node, &mut state)
     }
 }
 

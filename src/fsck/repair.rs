@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::apply;
 use super::fix::Fix;
+use super::image::read_superblocks;
 use super::rebuild;
 use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
@@ -73,8 +74,10 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
     loop {
         let mut looked = match look(storage, &options, &known) {
             // What has nothing to replay takes no memory for that; and what is to be repaired may be written.
-            Err(FsckError::Engine(e)) if first && !history.replayed && e.is_out_of_memory() => {
-                history.replay = Some(replay_home(storage).map_err(|_| e)?);
+            Err(FsckError::Engine(e))
+                if first && !history.replayed && e.is_out_of_memory() && superblocks_agree(storage)? =>
+            {
+                history.replay = Some(replay_home(storage)?);
                 history.replayed = true;
                 options.force = true;
                 continue;
@@ -137,6 +140,12 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             Done::Refused(size) => known.size = Some(size),
         }
     }
+}
+
+/// Whether opening the image believes both superblocks, which say the same of its size: it writes both again.
+fn superblocks_agree(storage: &Arc<dyn Storage>) -> Result<bool> {
+    let both = read_superblocks(&**storage)?;
+    Ok(matches!(both, [Ok(a), Ok(b)] if a.size == b.size))
 }
 
 /// Replays the log into the image.
