@@ -11,6 +11,9 @@ use crate::defects::Defect;
 use crate::page::BLOCK_SIZE;
 use crate::tree::Batch;
 
+/// Cuts that find no space again before the others are left for the next time.
+const RETRIES: u32 = 4;
+
 impl Fs {
     /// Before a file gets another size: whether something of it goes. What lies behind a smaller size is gone, and reads as zeros if
     /// the file grows again.
@@ -115,8 +118,8 @@ impl Inner {
     /// Tries again what found no space, up to so many batches, but of inodes that are locked. Whether any came further. The caller may
     /// hold inode locks (O3).
     pub(super) fn retry_cuts(&self, batches: u64) -> bool {
-        let (mut any, mut later) = (false, Vec::new());
-        for _ in 0..batches {
+        let (mut done, mut failed, mut later) = (0, 0, Vec::new());
+        while done < batches && failed < RETRIES {
             let Some(ino) = self.reclaimer.take_stuck_cut() else { break };
             let node = self.node(ino);
             let Some(mut state) = node.state.try_write() else {
@@ -125,14 +128,15 @@ impl Inner {
             };
             match state.load(&self.tree, ino).map(drop).and_then(|()| self.cut_on(&node, &mut state)) {
                 Ok(()) => {
-                    any = true;
+                    done += 1;
                     if self.is_unfinished(ino) {
                         self.reclaimer.add_stuck_cut(ino);
                     }
+                    self.reclaimer.has_deleted();
                 }
                 Err(FsError::NoSpace | FsError::ReadOnly) => {
+                    failed += 1;
                     later.push(ino);
-                    break;
                 }
                 Err(FsError::NotFound) => {}
                 Err(e) => {
@@ -142,10 +146,7 @@ impl Inner {
             }
         }
         later.into_iter().for_each(|ino| self.reclaimer.add_stuck_cut(ino));
-        if any {
-            self.reclaimer.has_deleted();
-        }
-        any
+        done > 0
     }
 }
 

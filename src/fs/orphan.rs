@@ -13,6 +13,7 @@
 //!   it has been unlinked. Who changes it attaches it before: a batch puts it back, with an orphan record.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,8 @@ struct Queue {
     stuck: Vec<Doomed>,
     /// Files whose cuts found no space either.
     stuck_cuts: BTreeSet<Ino>,
+    /// The number of the one that was tried last.
+    tried_cut: u64,
     /// Groups whose deletion is under way, and long deletions.
     busy: [usize; 2],
     /// The inode that has lost its last name last, if it is still in use, and until when its user is likely to give it up.
@@ -129,8 +132,14 @@ impl Reclaimer {
         }
     }
 
+    /// All of them have their turn.
     pub(super) fn take_stuck_cut(&self) -> Option<Ino> {
-        self.queue.lock().stuck_cuts.pop_first()
+        let mut queue = self.queue.lock();
+        let behind = (Bound::Excluded(Ino(queue.tried_cut)), Bound::Unbounded);
+        let ino = *queue.stuck_cuts.range(behind).next().or_else(|| queue.stuck_cuts.first())?;
+        queue.stuck_cuts.remove(&ino);
+        queue.tried_cut = ino.0;
+        Some(ino)
     }
 
     /// Tells those who wait for space that something has been deleted.
@@ -592,7 +601,10 @@ impl Inner {
                     } else if reclaimer.moved.wait_for(&mut queue, STUCK_PAUSE).timed_out() {
                         queue.retry_stuck();
                         drop(queue);
-                        while self.retry_cuts(1) && !reclaimer.is_stopping() {}
+                        while self.retry_cuts(1)
+                            && !reclaimer.is_stopping()
+                            && reclaimer.queue.lock().len() == 0
+                        {}
                         queue = reclaimer.queue.lock();
                     }
                 }

@@ -77,7 +77,11 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             Err(FsckError::Engine(e))
                 if first && !history.replayed && e.is_out_of_memory() && superblocks_agree(storage)? =>
             {
-                history.replay = Some(replay_home(storage)?);
+                history.replay = Some(match replay_home(storage) {
+                    // Then it has to be replayed as far as it goes, and nothing but memory helps.
+                    Err(damage) if damage.is_corrupt() => return Err(e.into()),
+                    replayed => replayed?,
+                });
                 history.replayed = true;
                 options.force = true;
                 continue;
