@@ -223,9 +223,7 @@ impl Run {
         let (dir, name) = (self.dir(), self.name());
         let id = self.pick(|i| !matches!(i.body, Body::Dir { .. }));
         let expected = self.live(dir).and_then(|e| {
-            if id == dir {
-                Err(FsError::IsDirectory)
-            } else if e.contains_key(&name) {
+            if e.contains_key(&name) {
                 Err(FsError::Exists)
             } else if self.is_dir(id) {
                 Err(FsError::IsDirectory)
