@@ -34,9 +34,9 @@ impl Fs {
 impl Inner {
     /// Sets the size of `inode` by a batch to which `batch` belongs, and frees of what lies behind it as much as that may. If there is
     /// more it leaves a mark: before [`Inner::finish_cut`] the file must not grow, or what lies behind its size would come back.
-    pub(super) fn cut(&self, node: &Node, state: &mut State, inode: Inode, batch: Batch) -> Result<()> {
+    pub(super) fn cut(&self, node: &Node, state: &mut State, inode: &Inode, batch: &Batch) -> Result<()> {
         self.drop_window(node.ino);
-        in_smaller_batches(|extents| self.cut_some(node, state, &inode, &batch, extents))
+        in_smaller_batches(|extents| self.cut_some(node, state, inode, batch, extents))
     }
 
     /// The batch of [`Inner::cut`], with up to so many extents.
@@ -96,7 +96,7 @@ impl Inner {
             return Ok(());
         }
         let inode = state.get().ok_or(FsError::NotFound)?.clone();
-        self.cut(node, state, inode, Batch::new())
+        self.cut(node, state, &inode, &Batch::new())
     }
 
     /// After the first batch of a cut: the others. The size is what was asked for already, so it is no error of the call if they find no

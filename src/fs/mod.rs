@@ -362,7 +362,7 @@ impl Fs {
         inode.mtime = change.mtime.unwrap_or(inode.mtime);
         inode.ctime = change.ctime.unwrap_or(caller.now);
         if shrinks == Some(true) {
-            self.or_after_cleaning(|| self.cut(&node, &mut state, inode.clone(), batch.clone()))?;
+            self.or_after_cleaning(|| self.cut(&node, &mut state, &inode, &batch))?;
             self.cut_rest(&node, &mut state)?;
         } else {
             self.update(&mut batch, &node, &mut state, inode)?;

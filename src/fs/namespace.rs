@@ -278,9 +278,6 @@ impl Fs {
         };
         let mut state = self.lock_in_memory(&child)?;
         let mut inode = state.get().ok_or(FsError::NotFound)?.clone();
-        if inode.kind == Kind::Directory {
-            return Err(FsError::IsDirectory);
-        }
         match inode.links {
             0 => return Err(FsError::NotFound),
             LINK_MAX.. => return Err(FsError::TooManyLinks),

@@ -12,8 +12,7 @@
 //!   batch deletes it from the tree, and its node has it alone. That is the common case, since the kernel forgets an inode only after
 //!   it has been unlinked. Who changes it attaches it before: a batch puts it back, with an orphan record.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::ops::Bound;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,10 +66,8 @@ struct Queue {
     long: VecDeque<Doomed>,
     /// These found no space for what has to be noted about shared blocks: they are tried again when others have been deleted.
     stuck: Vec<Doomed>,
-    /// Files whose cuts found no space either.
-    stuck_cuts: BTreeSet<Ino>,
-    /// The number of the one that was tried last.
-    tried_cut: u64,
+    /// Files whose cuts found no space either; all have their turn.
+    stuck_cuts: VecDeque<Ino>,
     /// Groups whose deletion is under way, and long deletions.
     busy: [usize; 2],
     /// The inode that has lost its last name last, if it is still in use, and until when its user is likely to give it up.
@@ -127,19 +124,15 @@ impl Reclaimer {
     }
 
     pub(super) fn add_stuck_cut(&self, ino: Ino) {
-        if self.queue.lock().stuck_cuts.insert(ino) {
+        let mut queue = self.queue.lock();
+        if !queue.stuck_cuts.contains(&ino) {
+            queue.stuck_cuts.push_back(ino);
             self.moved.notify_all();
         }
     }
 
-    /// All of them have their turn.
     pub(super) fn take_stuck_cut(&self) -> Option<Ino> {
-        let mut queue = self.queue.lock();
-        let behind = (Bound::Excluded(Ino(queue.tried_cut)), Bound::Unbounded);
-        let ino = *queue.stuck_cuts.range(behind).next().or_else(|| queue.stuck_cuts.first())?;
-        queue.stuck_cuts.remove(&ino);
-        queue.tried_cut = ino.0;
-        Some(ino)
+        self.queue.lock().stuck_cuts.pop_front()
     }
 
     /// Tells those who wait for space that something has been deleted.

@@ -1,16 +1,12 @@
 //! Files that are cut to a smaller size in many batches.
 
-use super::extents::BLOCK;
 use super::*;
 
 #[test]
 fn old_bytes_do_not_come_back_when_a_truncate_was_killed_half_way() {
     let storage = image(256 << 20);
     let fs = open(&storage);
-    let ino = file(&fs, b"f");
-    for i in 0..300 {
-        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
-    }
+    let ino = file_in_pieces(&fs, b"f", 300);
     // As the first batch leaves it: the size is set, a mark tells of it, and most extents are still there.
     let node = fs.node(ino);
     let mut inode = fs.lock(&node).unwrap().get().unwrap().clone();
@@ -34,10 +30,7 @@ fn old_bytes_do_not_come_back_when_a_truncate_was_killed_half_way() {
 fn a_file_does_not_grow_over_what_a_failed_truncate_left() {
     let storage = image(256 << 20);
     let fs = open(&storage);
-    let ino = file(&fs, b"f");
-    for i in 0..300 {
-        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
-    }
+    let ino = file_in_pieces(&fs, b"f", 300);
     // One extent record is damaged, so the truncate ends there.
     let key = format::extent_key(ino, 200 * 8192 + 4096);
     let good = fs.tree().get(&key).unwrap().unwrap();
@@ -62,22 +55,15 @@ fn a_file_does_not_grow_over_what_a_failed_truncate_left() {
     assert!(fs.tree().get(&format::orphan_key(ino)).unwrap().is_none());
 }
 
-/// A file, and two copies of blocks of it by turns: all are counted as one run, and many without one of the copies. So to cut one of
-/// them takes space, and there is none for its rest. Returns that one.
+/// A copy that has been cut, where there was no space for all of it.
 fn cut_without_space(fs: &Fs) -> Ino {
     const BLOCKS: u64 = 400;
     let change = SetAttributes { size: Some(0), ..SetAttributes::default() };
     // The page of the counts becomes full at some time, perhaps in the middle of a truncate.
     let unfinished = (0..100).find_map(|round| {
-        let [whole, even, odd] =
-            ["whole", "even", "odd"].map(|name| file(fs, format!("{name}{round}").as_bytes()));
-        fs.write(whole, 0, &vec![5; (BLOCKS * BLOCK) as usize], &ME).unwrap();
-        for n in 0..BLOCKS {
-            let copy = if n % 2 == 0 { even } else { odd };
-            fs.copy_range(whole, n * BLOCK, copy, n * BLOCK, BLOCK, &ME).unwrap();
-        }
+        let files @ [_, even, _] = copied_by_turns(fs, round, BLOCKS);
         // Also what was freed before, and what is kept for files that grow.
-        [whole, even, odd].iter().for_each(|ino| fs.drop_window(*ino));
+        files.iter().for_each(|ino| fs.drop_window(*ino));
         fs.tree().checkpoint().unwrap();
         let places = fs.tree().take_places();
         let cut = fs.set_attributes(even, &change, &ME);

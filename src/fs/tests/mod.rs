@@ -16,6 +16,7 @@ mod two_threads;
 
 use std::sync::Arc;
 
+use super::extents::BLOCK;
 use super::*;
 use crate::storage::MemStorage;
 
@@ -83,4 +84,25 @@ fn file(fs: &Fs, name: &[u8]) -> Ino {
 fn resize(fs: &Fs, ino: Ino, size: u64) {
     let change = SetAttributes { size: Some(size), ..SetAttributes::default() };
     fs.set_attributes(ino, &change, &ME).unwrap();
+}
+
+/// A file with so many extents of one block, and holes between them.
+fn file_in_pieces(fs: &Fs, name: &[u8], pieces: u64) -> Ino {
+    let ino = file(fs, name);
+    for i in 0..pieces {
+        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
+    }
+    ino
+}
+
+/// A file, and two copies of blocks of it by turns: all are counted as one run, and without one of the copies as many.
+fn copied_by_turns(fs: &Fs, round: u64, blocks: u64) -> [Ino; 3] {
+    let files = ["whole", "even", "odd"].map(|name| file(fs, format!("{name}{round}").as_bytes()));
+    let [whole, even, odd] = files;
+    fs.write(whole, 0, &vec![5; (blocks * BLOCK) as usize], &ME).unwrap();
+    for n in 0..blocks {
+        let copy = if n % 2 == 0 { even } else { odd };
+        fs.copy_range(whole, n * BLOCK, copy, n * BLOCK, BLOCK, &ME).unwrap();
+    }
+    files
 }

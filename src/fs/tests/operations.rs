@@ -149,10 +149,7 @@ fn a_write_over_what_is_allocated_a_hole_and_contents_is_one_record() {
 fn a_large_file_is_gone_as_a_whole_after_a_restart_in_the_middle() {
     let storage = image(256 << 20);
     let fs = open(&storage);
-    let ino = file(&fs, b"f");
-    for i in 0..300 {
-        fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
-    }
+    let ino = file_in_pieces(&fs, b"f", 300);
     fs.retain(ino);
     fs.unlink(ROOT, b"f", &ME).unwrap();
     assert!(fs.read(ino, 0, 10).is_ok(), "an open file can still be read");

@@ -453,19 +453,12 @@ fn who_finds_no_space_waits_for_some_deletions_and_not_for_all() {
     }
 }
 
-/// A file, and two copies of blocks of it by turns: all are counted as one run. Without one of the copies they are many. Such copies are
-/// made and deleted until the page of the counts is full: then a deletion takes space, and there is none. Returns the number of
-/// that one, the copy, and the places that were taken.
+/// Copies are made and deleted until the page of the counts is full: then a deletion takes space, and there is none. Returns the number
+/// of that one, the copy, and the places that were taken.
 fn deletion_without_space(fs: &Fs) -> (u64, Ino, Vec<Run>) {
     const BLOCKS: u64 = 100;
     for round in 0..100 {
-        let [whole, even, odd] =
-            ["whole", "even", "odd"].map(|name| file(fs, format!("{name}{round}").as_bytes()));
-        fs.write(whole, 0, &vec![5; (BLOCKS * BLOCK) as usize], &ME).unwrap();
-        for n in 0..BLOCKS {
-            let copy = if n % 2 == 0 { even } else { odd };
-            fs.copy_range(whole, n * BLOCK, copy, n * BLOCK, BLOCK, &ME).unwrap();
-        }
+        let [_, even, _] = copied_by_turns(fs, round, BLOCKS);
         // Also what was freed before.
         fs.tree().checkpoint().unwrap();
         let places = fs.tree().take_places();
