@@ -39,6 +39,12 @@ pub enum RenameMode {
     NoReplace,
     /// Exchange both.
     Exchange,
+    /// Replace it or refuse, and leave a whiteout under the old name: a character device with the number 0, which hides what a lower
+    /// layer of an overlay has under that name (`RENAME_WHITEOUT`).
+    Whiteout {
+        /// Whether to replace.
+        replace: bool,
+    },
 }
 
 /// A new inode without contents and links.
@@ -146,11 +152,37 @@ impl Fs {
             Found::Free(cookie) => cookie.ok_or(FsError::NoSpace)?,
         };
         let mut above = parent.touched(caller.now)?;
-        let dir = dir_mut(&mut above)?;
+        let mut batch = Batch::new();
+        let (ino, inode) = self.bear(&parent, &mut above, (new, mode, umask), caller, &mut batch)?;
+        count_entry(&mut above, true)?;
+        let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
+        self.put_entry(&node, parent.dir()?.entries, cookie, &entry, &mut batch);
+        let child = self.node(ino);
+        let mut state = child.state.write();
+        self.update(&mut batch, &node, &mut parent.state, above)?;
+        parent.state.births_are_free = true;
+        let attributes = attributes(ino, &inode);
+        state.set(inode);
+        self.table.retain(&child);
+        child.set_seen_in(node.ino);
+        Ok(attributes)
+    }
+
+    /// An inode is born in a directory that is locked for changes, and whose record is going to be `above`. Its own records are put
+    /// into the batch; its name is left to the caller, who also notes, once the batch is applied, that further births are free.
+    fn bear(
+        &self,
+        parent: &Parent<'_>,
+        above: &mut Inode,
+        (new, mode, umask): (New<'_>, u16, u16),
+        caller: &Caller,
+        batch: &mut Batch,
+    ) -> Result<(Ino, Inode)> {
+        let dir = dir_mut(above)?;
         let group = dir.births;
         let ino = self.birth(dir)?;
         if group != dir.births || !parent.state.births_are_free {
-            self.check_births(node.ino, ino)?;
+            self.check_births(parent.node.ino, ino)?;
         }
         let mut inode = match new {
             New::File => new_inode(Kind::File, mode, caller),
@@ -158,11 +190,10 @@ impl Fs {
             New::Symlink(_) => new_inode(Kind::Symlink, 0o777, caller),
             New::Special(kind, rdev) => Inode { rdev, ..new_inode(kind, mode, caller) },
         };
-        let mut batch = Batch::new();
         match inode.kind {
             Kind::Symlink => {}
             _ if above.flags & INODE_DEFAULT_ACL != 0 => {
-                self.inherit_acl(node.ino, ino, &mut inode, &mut batch)?;
+                self.inherit_acl(parent.node.ino, ino, &mut inode, batch)?;
             }
             _ => inode.mode &= !(umask & 0o777),
         }
@@ -178,29 +209,23 @@ impl Fs {
             New::Directory => {
                 let group = self.new_group()?;
                 inode.links = 2;
-                inode.dir =
-                    Some(DirInfo { entries: group, births: group, next: 1, parent: node.ino, count: 0 });
+                inode.dir = Some(DirInfo {
+                    entries: group,
+                    births: group,
+                    next: 1,
+                    parent: parent.node.ino,
+                    count: 0,
+                });
                 if above.links >= LINK_MAX {
                     return Err(FsError::TooManyLinks);
                 }
                 above.links += 1;
             }
-            New::Symlink(target) => self.set_target(ino, &mut inode, target, &mut batch)?,
+            New::Symlink(target) => self.set_target(ino, &mut inode, target, batch)?,
             New::File | New::Special(..) => {}
         }
-        count_entry(&mut above, true)?;
-        let entry = Entry { ino, kind: inode.kind, name: name.to_vec() };
-        self.put_entry(&node, parent.dir()?.entries, cookie, &entry, &mut batch);
-        put_inode(&mut batch, ino, &inode);
-        let child = self.node(ino);
-        let mut state = child.state.write();
-        self.update(&mut batch, &node, &mut parent.state, above)?;
-        parent.state.births_are_free = true;
-        let attributes = attributes(ino, &inode);
-        state.set(inode);
-        self.table.retain(&child);
-        child.set_seen_in(node.ino);
-        Ok(attributes)
+        put_inode(batch, ino, &inode);
+        Ok((ino, inode))
     }
 
     /// No inode has the number of a directory's next birth, or a later one of its group: a counter that is damaged would give away
@@ -415,7 +440,10 @@ impl Fs {
     ) -> Result<()> {
         check_name(name)?;
         check_name(new_name)?;
-        self.admit_change()?;
+        match mode {
+            RenameMode::Whiteout { .. } => self.admit()?,
+            _ => self.admit_change()?,
+        }
         // One lock for all moves between directories: ancestry stands still while it is held.
         let _moves = (parent != new_parent).then(|| self.renames.lock());
         let (node, new_node) = (self.node(parent), self.node(new_parent));
@@ -436,7 +464,9 @@ impl Fs {
         };
         let found = self.find(to.as_ref().unwrap_or(&from), new_name)?;
         let target = match (found, mode) {
-            (Found::Entry(..), RenameMode::NoReplace) => return Err(FsError::Exists),
+            (Found::Entry(..), RenameMode::NoReplace | RenameMode::Whiteout { replace: false }) => {
+                return Err(FsError::Exists);
+            }
             (Found::Free(_), RenameMode::Exchange) => return Err(FsError::NotFound),
             (found, _) => found,
         };
@@ -536,12 +566,20 @@ impl Fs {
             _ => return Err(FsError::NotFound),
         };
         let batch = &mut change.batch;
-        if mode != RenameMode::Exchange {
+        let leaves_whiteout = matches!(mode, RenameMode::Whiteout { .. });
+        if leaves_whiteout {
+            let new = (New::Special(Kind::CharDevice, 0), 0, 0);
+            let (ino, inode) = self.bear(from, &mut old_above, new, caller, batch)?;
+            let whiteout = Entry { ino, kind: inode.kind, name: name.to_vec() };
+            self.put_entry(from.node, from_group, cookie, &whiteout, batch);
+        } else if mode != RenameMode::Exchange {
             batch.delete(&entry_key(from_group, cookie));
+            count_entry(&mut old_above, false)?;
+        }
+        if mode != RenameMode::Exchange {
             if self.tree.defects().has(Defect::RenameInTwoBatches) {
                 self.tree.apply(batch)?;
             }
-            count_entry(&mut old_above, false)?;
             count_entry(new_above.as_mut().unwrap_or(&mut old_above), true)?;
         }
         if let Some(dir) = &mut source_inode.dir {
@@ -559,6 +597,7 @@ impl Fs {
             put_inode(batch, to_ino, above);
         }
         self.update(batch, from.node, &mut from.state, old_above)?;
+        from.state.births_are_free |= leaves_whiteout;
         if let (Some(to), Some(above)) = (to, new_above) {
             to.state.set(above);
         }

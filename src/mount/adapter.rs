@@ -412,6 +412,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
             f if f.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            RenameFlags::RENAME_WHITEOUT => RenameMode::Whiteout { replace: true },
+            f if f == RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE => {
+                RenameMode::Whiteout { replace: false }
+            }
             _ => return reply.error(Errno::EINVAL),
         };
         let caller = self.caller(req);

@@ -25,6 +25,7 @@ pub fn cases() -> Vec<Case> {
         handles_open_what_they_were_taken_of,
         hard_links_are_one_file,
         renames_exchange_and_refuse_as_asked,
+        renames_leave_whiteouts_as_asked,
         extended_attributes_have_their_limits,
         new_files_get_group_and_access_list_of_their_directory,
         who_reads_a_directory_or_a_link_accesses_it,
@@ -375,6 +376,33 @@ fn renames_exchange_and_refuse_as_asked(mount: &mut Mount) {
     let before = Manifest::of(&mount.point);
     mount.remount();
     before.must_equal(&Manifest::of(&mount.point), "after a remount");
+}
+
+fn renames_leave_whiteouts_as_asked(mount: &mut Mount) {
+    let (a, b, dir) = (mount.path("a"), mount.path("b"), mount.path("dir"));
+    fs::write(&a, "was a").expect("write");
+    fs::create_dir_all(dir.join("sub")).expect("mkdir");
+    assert!(fs::metadata(&b).is_err(), "the kernel knows that there is no b");
+    sys::rename(&a, &b, libc::RENAME_WHITEOUT).expect("to a new name");
+    sys::rename(&dir.join("sub"), &mount.path("moved"), libc::RENAME_WHITEOUT).expect("of a directory");
+    let refused = sys::rename(&b, &mount.path("moved"), libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE);
+    assert_eq!(sys::errno(refused), libc::EEXIST);
+    fs::write(dir.join("old"), "old").expect("write");
+    sys::rename(&b, &dir.join("old"), libc::RENAME_WHITEOUT).expect("over another file");
+    for _ in 0..2 {
+        assert_eq!(fs::read(dir.join("old")).expect("read"), b"was a");
+        for whiteout in [&a, &b, &dir.join("sub")] {
+            let facts = fs::metadata(whiteout).expect("stat");
+            assert!(facts.file_type().is_char_device() && facts.rdev() == 0, "{}", whiteout.display());
+        }
+        let links = |path: &Path| fs::metadata(path).expect("stat").nlink();
+        assert_eq!((links(&dir), links(&mount.path("moved"))), (2, 2));
+        mount.remount();
+    }
+    fs::write(mount.path("c"), "c").expect("write");
+    fs::rename(mount.path("c"), &a).expect("over a whiteout");
+    assert_eq!(fs::read(&a).expect("read"), b"c");
+    fs::remove_file(&b).expect("unlink of a whiteout");
 }
 
 fn extended_attributes_have_their_limits(mount: &mut Mount) {

@@ -4,6 +4,7 @@ use btfs_mount_tests::cases;
 use btfs_mount_tests::manifest::Manifest;
 use btfs_mount_tests::mount::Mount;
 use btfs_mount_tests::runner::{Case, not_run};
+use btfs_mount_tests::sys;
 use std::path::Path;
 
 pub fn cases() -> Vec<Case> {
@@ -13,6 +14,7 @@ pub fn cases() -> Vec<Case> {
         sqlite_keeps_its_transactions_with_a_write_ahead_log,
         cargo_builds_a_crate_and_rebuilds_only_what_changed,
         many_processes_at_once_lose_nothing,
+        containers_keep_their_changes_in_an_overlay,
     ]
 }
 
@@ -131,4 +133,37 @@ fn many_processes_at_once_lose_nothing(mount: &mut Mount) {
         mount.remount();
     }
     shell.run("rm -r shared own-*; [ -z \"$(ls | grep -v lost+found)\" ]");
+}
+
+/// What container engines do: an image of files below, changes in a directory of the mount.
+fn containers_keep_their_changes_in_an_overlay(mount: &mut Mount) {
+    let overlays = std::fs::read_to_string("/proc/filesystems").expect("/proc/filesystems");
+    if !sys::is_root() || !overlays.lines().any(|line| line.ends_with("\toverlay")) {
+        not_run("overlayfs needs root, and a kernel that has it");
+    }
+    let lower = mount.base.join("lower");
+    let shell = mount.shell().set("LOWER", &lower).set("MERGED", mount.base.join("merged"));
+    shell.run(
+        "mkdir -p $LOWER/etc/deep \"$MERGED\" upper work; cd $LOWER
+         for i in $(seq 100); do echo lower $i > etc/f$i; done; echo deep > etc/deep/er; ln -s etc/f1 link",
+    );
+    let overlay = |script: &str| {
+        shell.run(&format!(
+            "mount -t overlay overlay -o lowerdir=$LOWER,upperdir=upper,workdir=work \"$MERGED\"
+             trap 'cd /; umount \"$MERGED\"' EXIT; cd \"$MERGED\"
+             {script}"
+        ));
+    };
+    overlay(
+        "echo more >> etc/f1; rm etc/f2; mv etc/f3 etc/f4; mv etc/f5 new; chmod 600 etc/f6; ln etc/f7 hard
+         rm -r etc/deep; mkdir etc/deep; echo other > etc/deep/other; rm link; mkdir made; cp -a etc made",
+    );
+    let seen = "[ \"$(cat etc/f1)\" = \"$(printf 'lower 1\\nmore')\" ]; [ ! -e etc/f2 ]; [ ! -e etc/f3 ]
+        [ \"$(cat etc/f4)\" = 'lower 3' ]; [ \"$(cat new)\" = 'lower 5' ]; [ ! -e etc/f5 ]
+        [ $(stat -c %a etc/f6) = 600 ]; [ $(stat -c %h hard) = 2 ]; [ \"$(ls etc/deep)\" = other ]; [ ! -e link ]
+        [ $(ls etc | wc -l) = 98 ]; diff -r etc made/etc";
+    overlay(seen);
+    mount.remount();
+    overlay(seen);
+    shell.run("[ -c upper/etc/f2 ]; [ -c upper/etc/f3 ]; [ -c upper/link ]");
 }

@@ -15,7 +15,7 @@ enum Body {
     File(Vec<u8>),
     Dir { entries: BTreeMap<Vec<u8>, Id>, parent: Id },
     Symlink(Vec<u8>),
-    Fifo,
+    Special(Kind),
 }
 
 #[derive(Clone, Debug)]
@@ -177,7 +177,7 @@ impl Run {
         let (body, new_kind) = match self.rng.below(6) {
             0 | 1 => (Body::Dir { entries: BTreeMap::new(), parent: dir }, 0),
             2 => (Body::Symlink(vec![b't'; self.rng.below(4097) as usize]), 1),
-            3 => (Body::Fifo, 2),
+            3 => (Body::Special(Kind::Fifo), 2),
             _ => (Body::File(Vec::new()), 3),
         };
         let mode = self.rng.below(0o1000) as u16;
@@ -199,11 +199,16 @@ impl Run {
         let real = self.fs().create(parent, &name, new, mode, umask, &ME);
         self.same("create", &real.clone().map(|_| ()), &expected);
         let Ok(Attributes { ino, .. }) = real else { return };
-        let is_dir = new_kind == 0;
+        self.born(dir, name, body, mode & !umask, mode, ino);
+    }
+
+    /// An inode is there under a new name; what its ACL leaves of its mode counts where a default ACL is handed down.
+    fn born(&mut self, dir: Id, name: Vec<u8>, body: Body, masked: u16, mode: u16, ino: Ino) {
+        let is_dir = matches!(body, Body::Dir { .. });
         let default = self.items[&dir].default.clone();
         let (mode, access, default) = match default {
-            _ if new_kind == 1 => (0o777, None, None),
-            None => (mode & !umask, None, None),
+            _ if matches!(body, Body::Symlink(_)) => (0o777, None, None),
+            None => (masked, None, None),
             Some(default) => {
                 let mut access = default.clone();
                 access.limit(mode);
@@ -281,14 +286,24 @@ impl Run {
         if !self.is_dir(from) || !self.is_dir(to) {
             return;
         }
-        let mode = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]
-            [self.rng.index(4)];
+        let mode = [
+            RenameMode::Replace,
+            RenameMode::Replace,
+            RenameMode::NoReplace,
+            RenameMode::Exchange,
+            RenameMode::Whiteout { replace: true },
+            RenameMode::Whiteout { replace: false },
+        ][self.rng.index(6)];
         let expected = self.check_rename(from, &name, to, &new_name, mode);
         let (from_ino, to_ino) = (self.items[&from].ino, self.items[&to].ino);
         let real = self.fs().rename(from_ino, &name, to_ino, &new_name, mode, &ME);
         self.same("rename", &real, &expected.clone().map(|_| ()));
         if let Ok((id, other)) = expected {
-            self.do_rename(from, name, to, new_name, mode, id, other);
+            self.do_rename(from, name.clone(), to, new_name, mode, id, other);
+            if matches!(mode, RenameMode::Whiteout { .. }) && other != Some(id) {
+                let ino = self.fs().lookup_attributes(from_ino, &name).unwrap().ino;
+                self.born(from, name, Body::Special(Kind::CharDevice), 0, 0, ino);
+            }
         }
     }
 
@@ -304,7 +319,9 @@ impl Run {
         let id = *old.get(name).ok_or(FsError::NotFound)?;
         let other = new.get(new_name).copied();
         match (mode, other) {
-            (RenameMode::NoReplace, Some(_)) => return Err(FsError::Exists),
+            (RenameMode::NoReplace | RenameMode::Whiteout { replace: false }, Some(_)) => {
+                return Err(FsError::Exists);
+            }
             (RenameMode::Exchange, None) => return Err(FsError::NotFound),
             _ => {}
         }
@@ -607,7 +624,7 @@ impl Run {
                 );
             }
             Body::Symlink(target) => assert_eq!(&self.fs().read_link(item.ino).unwrap(), target),
-            Body::Fifo => assert_eq!(attributes.kind, Kind::Fifo),
+            Body::Special(kind) => assert_eq!((attributes.kind, attributes.rdev), (*kind, 0)),
             Body::Dir { entries, .. } => {
                 let mut seen = BTreeMap::new();
                 let mut after = Cookie(0);

@@ -159,22 +159,30 @@ impl Shared {
             }
             return;
         }
-        let mode = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange][rng.index(3)];
+        let whiteout = RenameMode::Whiteout { replace: true };
+        let mode = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange, whiteout][rng.index(4)];
         let same = old.is_some_and(|o| new.is_some_and(|n| o.ino == n.ino));
         let kinds =
             |a: bool, b: bool| old.is_some_and(|o| o.is_dir == a) && new.is_some_and(|n| n.is_dir == b);
+        let fits = old.is_some() && new.is_none() || kinds(true, true) || kinds(false, false);
+        let replaces = matches!(mode, RenameMode::Replace | RenameMode::Whiteout { .. });
         match (fs.rename(self.dir(from), &name, self.dir(to), &new_name, mode, &ME), mode) {
             (Ok(()), RenameMode::Exchange) if old.is_some() && new.is_some() => std::mem::swap(old, new),
-            (Ok(()), RenameMode::Replace) if same => {}
-            (Ok(()), RenameMode::Replace) if new.is_none() || kinds(true, true) || kinds(false, false) => {
+            (Ok(()), RenameMode::Replace | RenameMode::Whiteout { .. }) if same => {}
+            (Ok(()), RenameMode::Replace) if fits => *new = old.take(),
+            (Ok(()), RenameMode::Whiteout { .. }) if fits => {
                 *new = old.take();
+                let left = fs.lookup_attributes(self.dir(from), &name).unwrap();
+                assert_eq!((left.kind, left.rdev, left.mode), (Kind::CharDevice, 0, 0));
+                *old = Some(Item { ino: left.ino, is_dir: false });
+                fs.release(left.ino, 1).unwrap();
             }
             (Ok(()), RenameMode::NoReplace) if new.is_none() => *new = old.take(),
             (Err(FsError::NotFound), RenameMode::Exchange) if old.is_none() || new.is_none() => {}
             (Err(FsError::NotFound), _) if old.is_none() => {}
             (Err(FsError::Exists), RenameMode::NoReplace) if new.is_some() => {}
-            (Err(FsError::NotDirectory), RenameMode::Replace) if kinds(true, false) => {}
-            (Err(FsError::IsDirectory), RenameMode::Replace) if kinds(false, true) => {}
+            (Err(FsError::NotDirectory), _) if replaces && kinds(true, false) => {}
+            (Err(FsError::IsDirectory), _) if replaces && kinds(false, true) => {}
             other => panic!("rename: {other:?}, {old:?} to {new:?}"),
         }
     }

@@ -357,7 +357,7 @@ impl Volume for Floor {
         };
         let source = find(parent, name)?.ok_or(FsError::NotFound)?;
         match (mode, find(new_parent, new_name)?) {
-            (RenameMode::Exchange, _) => return Err(FsError::Invalid),
+            (RenameMode::Exchange | RenameMode::Whiteout { .. }, _) => return Err(FsError::Invalid),
             (RenameMode::NoReplace, Some(_)) => return Err(FsError::Exists),
             (_, Some(target)) if target.ino == source.ino => return Ok(()),
             (_, Some(target)) => {
