@@ -23,8 +23,9 @@ use super::convert::{
 };
 use super::counters::{Counters, Request, Running};
 use super::damage::{Damage, Scrubber};
-use super::flusher::Flusher;
+use super::flusher::{Flusher, WHOLE};
 use super::report::{findings, report};
+use super::seek::{Wanted, reply_offset};
 use super::volume::Volume;
 use crate::fs::{
     Attributes, Caller, Cookie, Fallocate, FsError, Ino, Kind, New, RenameMode, Result, SetAttributes,
@@ -227,14 +228,6 @@ impl<V: Volume> Adapter<V> {
         let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
         Ok(groups.split_ascii_whitespace().any(|g| g.parse() == Ok(gid)))
     }
-
-    /// Runs `then` after the kernel has written back what it holds of an inode's contents; at once if it never holds any.
-    fn after_flush(&self, n: INodeNo, then: impl FnOnce() + Send + 'static) {
-        match self.options.writeback {
-            true => self.flusher.flush_then(n, Box::new(then)),
-            false => then(),
-        }
-    }
 }
 
 /// Capabilities of the kernel that are used where it has them.
@@ -432,7 +425,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
         let started = run.hand_over();
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        self.after_flush(inode_no(source.ino), move || {
+        self.flusher.run(move |kernel| {
+            kernel.give_up(inode_no(source.ino), WHOLE);
             let names = (name.as_bytes(), new_name.as_bytes());
             let result = volume.rename(ino(parent), names.0, ino(new_parent), names.1, mode, &caller);
             if let Err(e) = volume.release(source.ino, 1) {
@@ -486,13 +480,14 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let run = self.begin(Request::Read);
         let mut reply = Some(reply);
-        let result = self.accessed(n).and_then(|()| {
+        let accessed = if flags.0 & libc::O_NOATIME == 0 { self.accessed(n) } else { Ok(()) };
+        let result = accessed.and_then(|()| {
             self.volume.read(ino(n), offset, size.min(REQUEST_MAX) as usize, |bytes| {
                 if let Some(reply) = reply.take() {
                     reply.data(bytes);
@@ -513,7 +508,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -524,10 +519,12 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let collected = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         caller.keeps_times = self.options.writeback && collected;
         let mut result = self.volume.write(ino(n), offset, data, &caller);
-        // Of what it has collected the kernel never writes a rest again: it must meet the error now.
+        // Of what it has collected the kernel never writes a rest again: it must meet the error now. And a part of what goes past its
+        // cache is an I/O error to it.
+        let at_once = collected || flags.0 & libc::O_DIRECT != 0;
         while let Ok(done) = result
             && done < data.len()
-            && collected
+            && at_once
         {
             let rest = self.volume.write(ino(n), offset + done as u64, &data[done..], &caller);
             result = rest.map(|more| done + more);
@@ -734,7 +731,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
             Err(e) => {
                 // What was zeroed before the error is still in the kernel's cache: it drops that only after a success.
                 let errno = self.refuse(e, Request::Fallocate, ino(n));
-                self.flusher.flush_then(n, Box::new(move || reply.error(errno)));
+                self.flusher.run(move |kernel| {
+                    kernel.give_up(n, WHOLE);
+                    reply.error(errno);
+                });
             }
         }
         run.done(&result);
@@ -756,16 +756,19 @@ impl<V: Volume> Filesystem for Adapter<V> {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let whole = self.options.writeback.then_some(WHOLE);
+        let wanted = Wanted { n, offset, data };
+        let (found, unsure) = wanted.seek(&*self.volume);
+        let Some(unsure) = whole.or(unsure) else {
+            reply_offset(&found, reply, |e| self.refuse(e, Request::Lseek, ino(n)));
+            return run.done(&found);
+        };
         let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
         let started = run.hand_over();
-        self.after_flush(n, move || {
-            let result = volume.seek(ino(n), offset, data);
-            counters.add(Request::Lseek, started, result.is_err());
-            match result {
-                Ok(Some(at)) => reply.offset(at as i64),
-                Ok(None) => reply.error(Errno::ENXIO),
-                Err(e) => reply.error(damage.refuse(&*volume, &e, Request::Lseek, ino(n))),
-            }
+        self.flusher.run(move |kernel| {
+            let found = wanted.seek_surely(&*volume, kernel, unsure);
+            counters.add(Request::Lseek, started, found.is_err());
+            reply_offset(&found, reply, |e| damage.refuse(&*volume, e, Request::Lseek, ino(n)));
         });
     }
 

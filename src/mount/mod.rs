@@ -16,6 +16,7 @@ mod flusher;
 pub mod mounts;
 pub mod options;
 mod report;
+mod seek;
 mod session;
 mod volume;
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 pub fn cases() -> Vec<Case> {
     cases![
         a_copy_of_a_file_that_is_still_being_written_has_its_data,
+        a_copy_of_a_file_that_is_still_mapped_has_what_was_stored,
         a_file_written_later_is_never_older,
         a_file_renamed_over_another_before_its_close_is_whole,
         cutting_inside_a_block_leaves_no_old_bytes,
@@ -30,17 +31,16 @@ pub fn cases() -> Vec<Case> {
         a_file_of_16_tib_works_at_its_end,
         appending_processes_never_overwrite_each_other,
         locks_hold_between_processes,
-        writes_beyond_the_space_fail_and_keep_what_was_there,
         random_writes_cuts_and_punches_match_a_model,
     ]
 }
 
 /// For reading and writing, made if need be.
-fn open(path: &Path) -> File {
+pub fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).expect("open")
 }
 
-fn read_at(file: &File, offset: u64, length: usize) -> Vec<u8> {
+pub fn read_at(file: &File, offset: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0xee; length];
     file.read_exact_at(&mut bytes, offset).unwrap_or_else(|e| panic!("{length} bytes at {offset}: {e}"));
     bytes
@@ -76,6 +76,35 @@ fn a_copy_of_a_file_that_is_still_being_written_has_its_data(mount: &mut Mount) 
     }
     mount.remount();
     assert!(fs::read(mount.path("copy-3")).expect("read") == bytes, "after a remount");
+}
+
+fn a_copy_of_a_file_that_is_still_mapped_has_what_was_stored(mount: &mut Mount) {
+    const LENGTH: usize = 1 << 20;
+    let bytes = Random::new(2).bytes(LENGTH);
+    for (name, allocated) in [("sparse", false), ("allocated", true)] {
+        let file = open(&mount.path(name));
+        if allocated {
+            sys::fallocate(&file, 0, 0, LENGTH as u64).expect("fallocate");
+        } else {
+            file.set_len(LENGTH as u64).expect("size");
+        }
+        let mut map = sys::Map::shared(&file, LENGTH).expect("mmap");
+        // Every other stretch: `cp` looks for data and holes, and neither may be missed.
+        let mut wanted = vec![0; LENGTH];
+        for at in (0..LENGTH).step_by(128 << 10) {
+            let stored = at..at + (64 << 10);
+            map.bytes_mut()[stored.clone()].copy_from_slice(&bytes[stored.clone()]);
+            wanted[stored.clone()].copy_from_slice(&bytes[stored]);
+        }
+        assert_eq!(sys::seek(&file, 0, libc::SEEK_DATA).expect("data"), 0);
+        mount.shell().run(&format!("cp {name} {name}.copy; cp --reflink=never {name} $SCRATCH/"));
+        for copy in [mount.path(format!("{name}.copy")), mount.scratch.join(name)] {
+            assert!(fs::read(&copy).expect("read") == wanted, "{}", copy.display());
+        }
+        map.bytes_mut()[100_000] = 1;
+        let hole = sys::seek(&file, 70_000, libc::SEEK_HOLE).expect("hole");
+        assert!(!(98_304..102_400).contains(&hole), "a hole at {hole}, where something was stored");
+    }
 }
 
 fn a_file_written_later_is_never_older(mount: &mut Mount) {
@@ -634,73 +663,6 @@ fn locks_hold_between_processes(mount: &mut Mount) {
     for child in waiting {
         assert_eq!(sys::wait(child), 0);
     }
-}
-
-fn writes_beyond_the_space_fail_and_keep_what_was_there(mount: &mut Mount) {
-    // Small, so that it is soon full.
-    mount.unmount();
-    fs::remove_file(&mount.image).expect("unlink");
-    mount.format_with_size("64M");
-    mount.mount();
-    let kept = Random::new(7).bytes(1 << 20);
-    fs::write(mount.path("kept"), &kept).expect("write");
-    let free = free_bytes(mount);
-    let mut fill = File::create(mount.path("fill")).expect("create");
-    let mut written = 0u64;
-    let error = loop {
-        match fill.write(&kept) {
-            Ok(more) => written += more as u64,
-            Err(error) => break error,
-        }
-        assert!(written < 200 << 20, "200 MiB fit into 64");
-    };
-    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-    assert!(written >= free / 100 * 98, "only {written} of {free} bytes could be written");
-    assert_eq!(fill.metadata().expect("stat").len(), written, "size and what write said");
-    fill.sync_all().expect("fsync when full: what was accepted has its place");
-    drop(fill);
-    for number in 0..100_000 {
-        match File::create(mount.path(format!("small-{number}"))) {
-            Ok(_) => assert!(number < 99_999, "no end of inodes"),
-            Err(error) => {
-                assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-                break;
-            }
-        }
-    }
-    assert!(fs::read(mount.path("kept")).expect("read") == kept);
-    mount.remount();
-    assert!(fs::read(mount.path("kept")).expect("read") == kept, "after a remount of the full filesystem");
-    let filled = open(&mount.path("fill"));
-    assert_eq!(filled.metadata().expect("stat").len(), written);
-    for piece in 0..written >> 20 {
-        assert!(read_at(&filled, piece << 20, 1 << 20) == kept, "MiB {piece} of what was accepted");
-    }
-    // On a full filesystem: overwriting, rename, truncate, and what is deleted can be used at once.
-    for n in 0..50 {
-        filled
-            .write_all_at(&kept[..4096], (n * 1_234_567) % written / 4096 * 4096)
-            .expect("overwriting on a full filesystem");
-    }
-    filled.write_all_at(&kept, 1 << 20).expect("overwriting a MiB on a full filesystem");
-    filled.sync_all().expect("fsync on a full filesystem");
-    fs::rename(mount.path("fill"), mount.path("renamed")).expect("rename on a full filesystem");
-    filled.set_len(written - 10_000).expect("truncate on a full filesystem");
-    drop(filled);
-    fs::remove_file(mount.path("renamed")).expect("unlink on a full filesystem");
-    let again = File::create(mount.path("again")).expect("create");
-    for piece in 0..(written / 100 * 95) >> 20 {
-        again
-            .write_all_at(&kept, piece << 20)
-            .unwrap_or_else(|e| panic!("MiB {piece} of {written} deleted bytes: {e}"));
-    }
-    again.sync_all().expect("fsync");
-}
-
-/// What statfs says that an ordinary user may still write.
-fn free_bytes(mount: &Mount) -> u64 {
-    let space = sys::statvfs(&mount.point).expect("statvfs");
-    space.f_bavail * space.f_frsize
 }
 
 /// The model is a vector of bytes; after each change they are compared, in the end also after a remount.

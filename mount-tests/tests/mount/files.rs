@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         extended_attributes_have_their_limits,
         new_files_get_group_and_access_list_of_their_directory,
         who_reads_a_directory_or_a_link_accesses_it,
+        who_asks_not_to_leave_an_access_time_leaves_none,
         programs_can_be_run_and_are_not_changed_while_they_run,
         with_writeback_times_are_those_of_the_writes.options("writeback=on"),
         free_space_is_told,
@@ -491,6 +492,22 @@ fn who_reads_a_directory_or_a_link_accesses_it(mount: &mut Mount) {
     assert!(after.iter().all(|time| *time > 2000), "{after:?}");
     mount.remount();
     assert_eq!(accessed(mount), after, "after a remount");
+}
+
+fn who_asks_not_to_leave_an_access_time_leaves_none(mount: &mut Mount) {
+    let path = mount.path("file");
+    fs::write(&path, [1; 100_000]).expect("write");
+    sys::set_times(&path, (1000, 0), (2000, 0)).expect("utimensat");
+    // The kernel reads nothing from its cache.
+    mount.remount();
+    let read = |flags: i32| {
+        let mut bytes = Vec::new();
+        OpenOptions::new().read(true).custom_flags(flags).open(&path)?.read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>((bytes.len(), fs::metadata(&path)?.atime()))
+    };
+    assert_eq!(read(libc::O_NOATIME).expect("read"), (100_000, 1000));
+    mount.remount();
+    assert!(read(0).expect("read").1 > 2000, "an ordinary reader leaves one");
 }
 
 fn programs_can_be_run_and_are_not_changed_while_they_run(mount: &mut Mount) {
