@@ -104,11 +104,16 @@ impl Fs {
         Ok(len)
     }
 
-    /// Writes, and returns how many bytes: fewer than there are if an error came behind them, which whoever writes the rest is told.
+    /// Writes, and returns how many bytes: fewer than there are if an error came behind them, which whoever writes the rest is told, or
+    /// if the longest possible file ends there.
     /// Clears suid and sgid unless the caller is privileged. What touches no more than 1 MiB of blocks, or 64 KiB in a full image
     /// or a file in many small pieces, is written as a whole or not at all.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], caller: &Caller) -> Result<usize> {
-        checked_end(offset, data.len() as u64)?;
+        let room = FILE_SIZE_MAX.saturating_sub(offset);
+        if room == 0 && !data.is_empty() {
+            return Err(FsError::FileTooLarge);
+        }
+        let data = &data[..data.len().min(room.try_into().unwrap_or(usize::MAX))];
         let node = self.node(ino);
         let mut state = self.lock(&node)?;
         let mut done = 0;
@@ -162,6 +167,11 @@ impl Inner {
             let rest = Piece { offset: offset + *done as u64, data: &data[*done..], urgent: false };
             let piece = rest.first(limit - rest.offset % BLOCK);
             *done += match self.write_piece(node, state, piece, caller) {
+                // There may be room for a part.
+                Err(FsError::NoSpace) if limit > URGENT_MAX => {
+                    limit = URGENT_MAX;
+                    continue;
+                }
                 Err(FsError::NoSpace) => self.write_urgently(node, state, rest, caller)?,
                 // The free blocks lie in so many pieces that a small cache has no room for all their records at once.
                 Err(e) if limit > BLOCK && is_too_large(&e) => {

@@ -41,6 +41,8 @@ const STUCK_PAUSE: Duration = Duration::from_secs(10);
 /// So long after an inode's last name went it is likely that its user is about to give it up: the kernel forgets an inode
 /// that it has closed a moment after the unlink has been answered. (Tests shall not depend on how fast a thread is.)
 const RELEASE_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 100 });
+/// How long who asks for the free space waits for what is being deleted.
+const DELETION_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What waits to be deleted, and who does it.
 pub(super) struct Reclaimer {
@@ -550,6 +552,17 @@ impl Inner {
             let Some((_, until)) = expected else { return deleted > 0 };
             self.reclaimer.moved.wait_until(&mut queue, until);
         }
+    }
+
+    /// Waits a moment for the long deletions that are under way in the background.
+    pub(super) fn await_long_deletions(&self) {
+        let until = Instant::now() + DELETION_PATIENCE;
+        let mut queue = self.reclaimer.queue.lock();
+        while self.reclaimer.background
+            && (queue.busy[1] > 0 || !queue.long.is_empty())
+            && !self.tree.is_read_only()
+            && !self.reclaimer.moved.wait_until(&mut queue, until).timed_out()
+        {}
     }
 
     /// Deletes what waits, and waits for what others delete; whether there was anything. The caller may hold inode locks.

@@ -195,9 +195,11 @@ impl Inner {
 }
 
 impl Fs {
-    /// How much space there is. What waits to be deleted is deleted first, but for long files.
+    /// How much space there is. What waits to be deleted is deleted first; but for files so long that this takes more than a tenth of a
+    /// second.
     pub fn usage(&self) -> Usage {
         self.drain_small();
+        self.await_long_deletions();
         let windows = self.windows.blocks();
         let blocks = self.tree.size() / BLOCK_SIZE as u64;
         let available = self.blocks_for_data();

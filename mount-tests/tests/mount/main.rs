@@ -11,14 +11,16 @@ mod lifecycle;
 mod programs;
 mod recorded;
 mod shell_tools;
+mod space;
 mod suites;
 
 fn main() {
-    let modules: [fn() -> Vec<btfs_mount_tests::runner::Case>; 12] = [
+    let modules: [fn() -> Vec<btfs_mount_tests::runner::Case>; 13] = [
         shell_tools::cases,
         data::cases,
         files::cases,
         directories::cases,
+        space::cases,
         lifecycle::cases,
         commands::cases,
         programs::cases,

@@ -1,6 +1,7 @@
 //! Single operations, where the model says too little.
 
 use super::*;
+use crate::fs::format::FILE_SIZE_MAX;
 
 #[test]
 fn old_bytes_do_not_come_back_after_truncate_and_extend() {
@@ -73,6 +74,11 @@ fn sparse_files_reach_sixteen_tebibytes() {
     assert_eq!(fs.seek(ino, 0, true).unwrap(), Some(16 << 40));
     assert_eq!(fs.read(ino, 16 << 40, 100).unwrap(), b"end");
     assert!(matches!(fs.write(ino, u64::MAX - 1, b"xyz", &ME), Err(FsError::FileTooLarge)));
+    // At the longest size a write ends, and none begins.
+    assert_eq!(fs.write(ino, FILE_SIZE_MAX - 4096, &[7; 8192], &ME).unwrap(), 4096);
+    assert_eq!(fs.attributes(ino).unwrap().size, FILE_SIZE_MAX);
+    assert!(matches!(fs.write(ino, FILE_SIZE_MAX, b"x", &ME), Err(FsError::FileTooLarge)));
+    assert_eq!(fs.write(ino, FILE_SIZE_MAX, b"", &ME).unwrap(), 0);
 }
 
 #[test]
