@@ -311,6 +311,15 @@ impl Image {
         if page_lsn(page) > self.end { Err(PageError::Beyond) } else { Ok(()) }
     }
 
+    /// Whether a page is a whole leaf of this image, whatever its LSN.
+    pub fn is_leaf(&self, id: PageId, page: &PageBytes) -> bool {
+        verify_seal(page, id, self.superblock.image()).is_ok()
+            && self.superblock.is_data_page(id)
+            && Node(page).validate().is_ok()
+            && Node(page).level() == 0
+            && !Node(page).is_dead()
+    }
+
     /// Whether a run of blocks lies in one group, behind its bitmap page.
     pub fn is_valid_run(&self, run: Run) -> bool {
         let (first, per_group) = (self.first_block(), BLOCKS_PER_GROUP as u64);

@@ -13,10 +13,11 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 use super::blocks::Claims;
 use super::image::{Image, read_pages};
 use super::logged;
+use super::records::Records;
 use super::rehash::Rehash;
 use super::structure::{Gap, Row, Structure};
 use super::switch::{self, Target, failed};
-use super::{FsckError, Progress, Result, Stage};
+use super::{FsckError, Looked, Progress, Result, Stage};
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::bitmap::Bitmap;
@@ -29,41 +30,25 @@ use crate::storage::Storage;
 /// Free bytes left in a page.
 const SLACK: usize = PAGE_SIZE / 16;
 
-/// A leaf, or the part of one, that goes into the new tree: its keys from `low` on and below `high`.
-pub(super) struct Source {
-    pub id: PageId,
-    pub low: Vec<u8>,
-    pub high: Option<Vec<u8>>,
-}
-
-/// What the new tree is made of.
-pub(super) struct From<'a> {
-    pub image: &'a Image,
-    pub structure: &'a Structure,
-    /// The pages of the old tree, as far as they were reached.
-    pub pages: Option<&'a Claims>,
-}
-
 /// Builds a new tree and makes it the image's. Returns the ranges of keys that are lost.
 pub(super) fn rebuild(
     storage: &dyn Storage,
-    from: &From<'_>,
+    looked: &Looked,
     progress: &dyn Fn(Progress),
 ) -> Result<Vec<Gap>> {
-    let (image, structure) = (from.image, from.structure);
+    let (image, structure) = (&looked.image, &looked.structure);
     let maps = Maps { image, believed: !image.repair_unfinished };
-    let (sources, lost) = sources(image, structure, &maps, progress)?;
-    let mut claims = from.pages.cloned().unwrap_or_else(|| Claims::new(image));
-    for source in &sources {
-        claims.claim(source.id.run());
+    let (leaves, lost) = sources(image, structure, &maps, progress)?;
+    let mut claims = looked.pages.clone().unwrap_or_else(|| Claims::new(image));
+    for id in leaves.ids() {
+        claims.claim(id.run());
     }
     let mut home = BTreeSet::new();
-    each_record(image, &sources, |key, value| {
-        if let Some(run) = run_of(key, value).filter(|run| image.is_valid_run(*run)) {
-            claims.claim(run);
-        }
-        logged::settle(image, key, value, &mut home)
-    })?;
+    let mut records = Records::new(image, &leaves, &[])?;
+    while records.next()? {
+        claim_blocks(image, &records, &mut claims);
+        logged::settle(image, records.key(), records.value(), &mut home)?;
+    }
     let end = image.end.max(Lsn(image.superblock.log_size));
     let mut build = Build {
         storage,
@@ -78,22 +63,22 @@ pub(super) fn rebuild(
     // Without superblocks these come first, and names when they are there.
     let unfinished = image.seed_lost && image.salvaged;
     if image.seed_lost && !unfinished {
-        let mut rehash = Rehash::new(image, &sources);
-        rehash.run(|key, value| build.add(0, key, value))?;
+        Rehash::new(image, &leaves)?.run(|key, value| build.add(0, key, value))?;
     } else {
-        each_record(image, &sources, |key, value| build.add(0, key, value))?;
+        let mut records = Records::new(image, &leaves, &[])?;
+        while records.next()? {
+            build.add(0, records.key(), records.value())?;
+        }
     }
     let root = build.finish()?;
     write_contents(storage, image, &home)?;
     storage.sync().map_err(failed)?;
     let (pages, groups) = (build.pages, build.groups);
     let mut used = pages.clone();
-    each_record(image, &sources, |key, value| {
-        if let Some(run) = run_of(key, value).filter(|run| image.is_valid_run(*run)) {
-            used.claim(run);
-        }
-        Ok(())
-    })?;
+    let mut records = Records::new(image, &leaves, &[])?;
+    while records.next()? {
+        claim_blocks(image, &records, &mut used);
+    }
     let groups = if image.salvaged { used.groups() } else { groups };
     let lossy = !lost.is_empty();
     switch::switch(storage, image, &Target { root, end, groups, claims: &used, pages: &pages, lossy })?;
@@ -104,13 +89,8 @@ pub(super) fn rebuild(
 /// then. Nothing is written. Returns how many leaves were found.
 pub(super) fn foresee(image: &Image, structure: &mut Structure, progress: &dyn Fn(Progress)) -> Result<u64> {
     let maps = Maps { image, believed: !image.repair_unfinished };
-    let (sources, lost) = sources(image, structure, &maps, progress)?;
+    let (leaves, lost) = sources(image, structure, &maps, progress)?;
     let reached: HashSet<PageId> = structure.leaves.ids().collect();
-    let mut leaves = Row::default();
-    leaves.bounded = true;
-    for source in &sources {
-        leaves.push(source.id, &source.low);
-    }
     let found: HashSet<PageId> = leaves.ids().filter(|id| !reached.contains(id)).collect();
     (structure.leaves, structure.gaps) = (leaves, lost);
     Ok(found.len() as u64)
@@ -135,42 +115,11 @@ fn run_of(key: &[u8], value: &[u8]) -> Option<Run> {
     }
 }
 
-/// Calls `f` with all records of the sources, in key order, each key once.
-fn each_record(
-    image: &Image,
-    sources: &[Source],
-    mut f: impl FnMut(&[u8], &[u8]) -> Result<()>,
-) -> Result<()> {
-    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-    let (mut key, mut last) = (Vec::new(), None::<Vec<u8>>);
-    for source in sources {
-        image.storage().read_at(source.id.offset(), &mut page[..]).map_err(|_| FsckError::Changed)?;
-        if !is_leaf(image, source.id, &page) {
-            return Err(FsckError::Changed);
-        }
-        let node = Node(&page);
-        for i in 0..node.count() {
-            node.key_into(i, &mut key);
-            let inside = key >= source.low && source.high.as_ref().is_none_or(|high| key < *high);
-            if !inside || last.as_ref().is_some_and(|last| key <= *last) {
-                continue;
-            }
-            f(&key, node.value(i))?;
-            let last = last.get_or_insert_default();
-            last.clear();
-            last.extend_from_slice(&key);
-        }
+/// Claims the blocks that a record names.
+fn claim_blocks(image: &Image, record: &Records<'_>, claims: &mut Claims) {
+    if let Some(run) = run_of(record.key(), record.value()).filter(|run| image.is_valid_run(*run)) {
+        claims.claim(run);
     }
-    Ok(())
-}
-
-/// Whether a page is a whole leaf of this image, whatever its LSN.
-pub(super) fn is_leaf(image: &Image, id: PageId, page: &PageBytes) -> bool {
-    verify_seal(page, id, image.superblock.image()).is_ok()
-        && image.superblock.is_data_page(id)
-        && Node(page).validate().is_ok()
-        && Node(page).level() == 0
-        && !Node(page).is_dead()
 }
 
 /// The bitmaps as they are on the image.
@@ -190,23 +139,20 @@ impl Maps<'_> {
     }
 }
 
-/// What the new tree is made of, in key order, and the ranges of keys for which nothing was found.
+/// The leaves that the new tree is made of, or the parts of them that count, and the ranges of keys for which nothing was found.
 fn sources(
     image: &Image,
     structure: &Structure,
     maps: &Maps<'_>,
     progress: &dyn Fn(Progress),
-) -> Result<(Vec<Source>, Vec<Gap>)> {
-    let leaves = &structure.leaves;
-    let mut found: BTreeMap<Vec<u8>, Source> = BTreeMap::new();
-    for i in 0..leaves.len() {
-        let high = (i + 1 < leaves.len()).then(|| leaves.low(i + 1).to_vec());
-        let low = leaves.low(i).to_vec();
-        found.insert(low.clone(), Source { id: leaves.id(i), low, high });
-    }
+) -> Result<(Row, Vec<Gap>)> {
+    let mut leaves = structure.leaves.clone();
+    leaves.bounded = true;
     if structure.gaps.is_empty() {
-        return Ok((found.into_values().collect(), Vec::new()));
+        return Ok((leaves, Vec::new()));
     }
+    let mut found: BTreeMap<Vec<u8>, PageId> =
+        (0..leaves.len()).map(|i| (leaves.low(i).to_vec(), leaves.id(i))).collect();
     let mut candidates = search(image, structure, maps, progress)?;
     // Newest first: each takes what no newer one has.
     candidates.sort_unstable_by_key(|(lsn, id)| (std::cmp::Reverse(*lsn), *id));
@@ -215,25 +161,17 @@ fn sources(
     let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
     for (_, id) in candidates {
         image.storage().read_at(id.offset(), &mut page[..]).map_err(|_| FsckError::Changed)?;
-        if !is_leaf(image, id, &page) {
+        if !image.is_leaf(id, &page) {
             return Err(FsckError::Changed);
         }
         let (low, high) = (Node(&page).low(), Node(&page).high());
-        for (from, to) in take(&mut open, low, high) {
-            found.insert(from.clone(), Source { id, low: from, high: to });
-        }
+        found.extend(take(&mut open, low, high).into_iter().map(|(from, _)| (from, id)));
     }
-    // A leaf beside a gap keeps to its own side of it.
-    let mut sources: Vec<Source> = found.into_values().collect();
-    for i in 1..sources.len() {
-        let next = sources[i].low.clone();
-        let high = &mut sources[i - 1].high;
-        if high.as_ref().is_none_or(|high| *high > next) {
-            *high = Some(next);
-        }
-    }
+    let mut leaves = Row::default();
+    leaves.bounded = true;
+    found.iter().for_each(|(low, id)| leaves.push(*id, low));
     let lost = open.into_iter().map(|(low, high)| Gap { low, high }).collect();
-    Ok((sources, lost))
+    Ok((leaves, lost))
 }
 
 /// Takes what lies between two keys out of the open ranges.
@@ -305,7 +243,7 @@ fn search(
                     let used = bitmap
                         .as_ref()
                         .is_none_or(|map| Bitmap(map).state(within, BLOCKS_PER_PAGE) == Some(true));
-                    if used && !reached.contains(&id) && is_leaf(image, id, page) {
+                    if used && !reached.contains(&id) && image.is_leaf(id, page) {
                         candidates.push((page_lsn(page), id));
                     }
                 }

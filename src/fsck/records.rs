@@ -1,7 +1,6 @@
 //! Records in key order, from the leaves that the walk has found.
 
 use super::image::Image;
-use super::rebuild::is_leaf;
 use super::structure::Row;
 use super::{FsckError, Result};
 use crate::page::node::Node;
@@ -23,6 +22,13 @@ pub(super) struct Records<'a> {
     last: Vec<u8>,
     /// Records that were left out.
     pub skipped: u64,
+}
+
+/// Where a record lies.
+#[derive(Clone, Copy)]
+pub(super) struct Position {
+    leaf: usize,
+    slot: usize,
 }
 
 impl<'a> Records<'a> {
@@ -63,7 +69,7 @@ impl<'a> Records<'a> {
             // It was whole when the walk came by; it is checked again, for who knows what is written meanwhile.
             let whole = if self.leaves.bounded {
                 let read = self.image.storage().read_at(id.offset(), &mut self.page[..]);
-                read.is_ok() && is_leaf(self.image, id, &self.page)
+                read.is_ok() && self.image.is_leaf(id, &self.page)
             } else {
                 self.image.read_page(id, &mut self.page).is_ok() && Node(&self.page).level() == 0
             };
@@ -105,6 +111,22 @@ impl<'a> Records<'a> {
         let (leaves, key) = (self.leaves, self.key.as_slice());
         !leaves.bounded
             || key >= leaves.low(self.next - 1) && (self.next == leaves.len() || key < leaves.low(self.next))
+    }
+
+    /// Where the record lies that [`Records::next`] moved to.
+    pub fn position(&self) -> Position {
+        Position { leaf: self.next - 1, slot: self.at - 1 }
+    }
+
+    /// Moves back, in front of a record. It need not be behind the last one.
+    pub fn back_to(&mut self, position: Position) -> Result<()> {
+        self.next = position.leaf;
+        self.fill()?;
+        if self.next != position.leaf + 1 || position.slot >= self.count {
+            return Err(FsckError::Changed);
+        }
+        (self.at, self.started) = (position.slot, false);
+        Ok(())
     }
 
     /// The key of the record that [`Records::next`] moved to.

@@ -5,24 +5,15 @@
 //! next smaller hashes.
 
 use super::image::Image;
-use super::rebuild::{Source, is_leaf};
-use super::{FsckError, Result};
+use super::records::Records;
+use super::{Result, structure};
 use crate::fs::format::*;
 use crate::fs::name_hash;
-use crate::page::node::Node;
-use crate::page::{PAGE_SIZE, PageBytes};
 
 /// Bytes of records that are held at the most.
 const HELD_MAX: usize = if cfg!(test) { 4 << 10 } else { 64 << 20 };
 /// What a record takes beside its key and value.
 const OVERHEAD: usize = 64;
-
-/// A position in front of a record.
-#[derive(Clone, Copy)]
-struct At {
-    source: usize,
-    slot: usize,
-}
 
 /// The row that a record belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,61 +22,27 @@ enum Row {
     Attributes(Ino),
 }
 
-/// The records of the sources, with names at the places of the image's hash seed.
+/// The records of some leaves, with names at the places of the image's hash seed.
 pub(super) struct Rehash<'a> {
-    image: &'a Image,
-    sources: &'a [Source],
-    page: Box<PageBytes>,
-    /// The source whose page is held.
-    held: Option<usize>,
-    next: At,
-    key: Vec<u8>,
+    records: Records<'a>,
+    hash_seed: [u8; 16],
 }
 
 impl<'a> Rehash<'a> {
-    pub fn new(image: &'a Image, sources: &'a [Source]) -> Self {
-        let next = At { source: 0, slot: 0 };
-        Rehash { image, sources, page: Box::new([0; PAGE_SIZE]), held: None, next, key: Vec::new() }
-    }
-
-    /// Moves to the next record; its value is that of slot `next.slot - 1`.
-    fn step(&mut self) -> Result<bool> {
-        while let Some(source) = self.sources.get(self.next.source) {
-            if self.held != Some(self.next.source) {
-                let read = self.image.storage().read_at(source.id.offset(), &mut self.page[..]);
-                read.map_err(|_| FsckError::Changed)?;
-                if !is_leaf(self.image, source.id, &self.page) {
-                    return Err(FsckError::Changed);
-                }
-                self.held = Some(self.next.source);
-            }
-            let node = Node(&self.page);
-            while self.next.slot < node.count() {
-                node.key_into(self.next.slot, &mut self.key);
-                self.next.slot += 1;
-                let low = self.key >= source.low;
-                if low && source.high.as_ref().is_none_or(|high| self.key < *high) {
-                    return Ok(true);
-                }
-            }
-            self.next = At { source: self.next.source + 1, slot: 0 };
-        }
-        Ok(false)
-    }
-
-    fn value(&self) -> &[u8] {
-        Node(&self.page).value(self.next.slot - 1)
+    pub fn new(image: &'a Image, leaves: &'a structure::Row) -> Result<Self> {
+        let records = Records::new(image, leaves, &[])?;
+        Ok(Rehash { records, hash_seed: image.superblock.hash_seed })
     }
 
     /// Calls `f` with all records in the order of their new keys.
     pub fn run(&mut self, mut f: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
-        let mut more = self.step()?;
+        let mut more = self.records.next()?;
         while more {
-            match row_of(&self.key) {
+            match row_of(self.records.key()) {
                 Some(row) => more = self.row(row, &mut f)?,
                 None => {
-                    f(&self.key, self.value())?;
-                    more = self.step()?;
+                    f(self.records.key(), self.records.value())?;
+                    more = self.records.next()?;
                 }
             }
         }
@@ -94,13 +51,13 @@ impl<'a> Rehash<'a> {
 
     /// Passes a row on, from the record at hand to its last one. Returns whether a record follows.
     fn row(&mut self, row: Row, f: &mut impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<bool> {
-        let begin = At { slot: self.next.slot - 1, ..self.next };
+        let begin = self.records.position();
         let mut from = 0;
         loop {
             let (mut held, mut bytes, mut until) = (Vec::<(u64, Vec<u8>)>::new(), 0, u64::MAX);
             let mut more = true;
-            while more && row_of(&self.key) == Some(row) {
-                let value = self.value();
+            while more && row_of(self.records.key()) == Some(row) {
+                let value = self.records.value();
                 // What has no name keeps to the beginning, where it is reported.
                 let hash = self.hash(row, value).unwrap_or(0);
                 if hash >= from && hash < until {
@@ -110,7 +67,7 @@ impl<'a> Rehash<'a> {
                 if bytes > HELD_MAX {
                     (until, bytes) = shorten(&mut held, until);
                 }
-                more = self.step()?;
+                more = self.records.next()?;
             }
             held.sort_by_key(|(hash, _)| *hash);
             let (mut last, mut slot) = (None, 0);
@@ -129,8 +86,9 @@ impl<'a> Rehash<'a> {
             if until == u64::MAX {
                 return Ok(more);
             }
-            (from, self.next) = (until, begin);
-            self.step()?;
+            from = until;
+            self.records.back_to(begin)?;
+            self.records.next()?;
         }
     }
 
@@ -139,7 +97,7 @@ impl<'a> Rehash<'a> {
             Row::Entries(_) => Entry::decode(ROOT, value).ok()?.name,
             Row::Attributes(ino) => Xattr::decode(ino, value).ok()?.name,
         };
-        Some(name_hash(&self.image.superblock.hash_seed, &name))
+        Some(name_hash(&self.hash_seed, &name))
     }
 }
 

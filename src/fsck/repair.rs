@@ -236,9 +236,7 @@ impl History {
         if !looked.is_sound() {
             if options.repair == Repair::All {
                 self.did = true;
-                let pages = looked.pages.as_ref();
-                let from = rebuild::From { image: &looked.image, structure: &looked.structure, pages };
-                let lost = rebuild::rebuild(&**storage, &from, progress)?;
+                let lost = rebuild::rebuild(&**storage, looked, progress)?;
                 self.replayed = true;
                 return Ok(Done::Rebuilt(lost));
             }
