@@ -49,9 +49,9 @@ pub const GROUP_MAX: u64 = (1 << 40) - 1;
 /// Entries whose names have the same hash.
 pub const SLOTS: u64 = 256;
 
-const TAG_GROUP: u8 = 0x10;
-const TAG_XATTR: u8 = 0x20;
-const TAG_EXTENT: u8 = 0x30;
+pub(crate) const TAG_GROUP: u8 = 0x10;
+pub(crate) const TAG_XATTR: u8 = 0x20;
+pub(crate) const TAG_EXTENT: u8 = 0x30;
 const TAG_SHARED: u8 = 0x40;
 const TAG_ORPHAN: u8 = 0x50;
 const TAG_STATE: u8 = 0x60;

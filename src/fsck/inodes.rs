@@ -86,19 +86,18 @@ impl<'a> Stream<'a> {
     fn new(
         image: &'a Image,
         structure: &'a Structure,
-        from: &[u8],
+        tag: u8,
         parse: fn(AnyKey) -> Option<(Ino, u64)>,
     ) -> Result<Self> {
-        let mut stream =
-            Stream { records: Records::new(image, &structure.leaves, from)?, ahead: None, parse };
-        stream.step(from[0])?;
+        let mut stream = Stream { records: structure.records(image, tag)?, ahead: None, parse };
+        stream.step()?;
         Ok(stream)
     }
 
     /// Moves to the next record with a whole key; others are reported by the main pass.
-    fn step(&mut self, tag: u8) -> Result<()> {
+    fn step(&mut self) -> Result<()> {
         self.ahead = None;
-        while self.records.next()? && self.records.key().first() == Some(&tag) {
+        while self.records.next()? {
             self.ahead = AnyKey::parse(self.records.key()).and_then(self.parse);
             if self.ahead.is_some() {
                 break;
@@ -151,8 +150,8 @@ pub(super) fn check_inodes<'a>(
         shared,
         findings,
         report,
-        attributes: Stream::new(image, structure, &xattr_key(Ino(0), 0)[..1], xattr)?,
-        extents: Stream::new(image, structure, &extent_key(Ino(0), 0)[..1], extent)?,
+        attributes: Stream::new(image, structure, TAG_XATTR, xattr)?,
+        extents: Stream::new(image, structure, TAG_EXTENT, extent)?,
         found: Inodes::default(),
         scrub_xattrs: options.0,
     };
@@ -344,16 +343,13 @@ impl Pass<'_> {
 
     /// Attributes and extents in front of those of inode `ino` belong to nobody.
     fn strays(&mut self, ino: Ino, all: bool) -> Result<()> {
-        let (tags, kinds) =
-            ([xattr_key(Ino(0), 0)[0], extent_key(Ino(0), 0)[0]], ["an attribute", "contents"]);
-        for (i, tag) in tags.into_iter().enumerate() {
-            loop {
-                let stream = if i == 0 { &mut self.attributes } else { &mut self.extents };
-                let Some((owner, _)) = stream.ahead.filter(|(o, _)| all || *o < ino) else { break };
-                let what = format!("{} of an inode that does not exist", kinds[i]);
+        let streams = [(&mut self.attributes, "an attribute"), (&mut self.extents, "contents")];
+        for (stream, kind) in streams {
+            while let Some((owner, _)) = stream.ahead.filter(|(o, _)| all || *o < ino) {
+                let what = format!("{kind} of an inode that does not exist");
                 let fixes = vec![Fix::Delete(stream.records.key().to_vec())];
                 self.findings.add(Problem::Stray, Place::ino(owner.0), what, fixes);
-                stream.step(tag)?;
+                stream.step()?;
             }
         }
         Ok(())
@@ -389,7 +385,7 @@ impl Pass<'_> {
                 }
                 Err(e) => self.bad(Problem::Record, Place::ino(ino.0), &key, e),
             }
-            self.attributes.step(key[0])?;
+            self.attributes.step()?;
         }
         Ok(found)
     }
@@ -518,7 +514,7 @@ impl Pass<'_> {
                 }
                 _ => self.bad(Problem::Extent, Place::ino(ino.0), &key, "contents of what can have none"),
             }
-            self.extents.step(key[0])?;
+            self.extents.step()?;
         }
         contents.gaps.extend(gaps.map(|gap| (contents.block_end, end_of(gap, ino))));
         if let Some(end) = behind

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 
 use super::Result;
 use super::image::Image;
-use super::records::Records;
 use super::structure::Structure;
 use crate::fs::format::*;
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
@@ -41,10 +40,9 @@ pub(super) fn settle_all(image: &Image, structure: &Structure) -> Result<()> {
     if image.contents.is_empty() || structure.leaves.len() == 0 {
         return Ok(());
     }
-    let tag = extent_key(Ino(0), 0)[0];
-    let mut records = Records::new(image, &structure.leaves, &[tag])?;
+    let mut records = structure.records(image, TAG_EXTENT)?;
     let mut home = BTreeSet::new();
-    while records.next()? && records.key().first() == Some(&tag) {
+    while records.next()? {
         settle(image, records.key(), records.value(), &mut home)?;
     }
     Ok(())

@@ -3,7 +3,6 @@
 use super::fix::Fix;
 use super::image::Image;
 use super::inodes::{Inodes, Slot};
-use super::records::Records;
 use super::report::{Findings, Place, ProblemKind as Problem, Report, counted};
 use super::structure::Structure;
 use super::{Progress, Result, Stage};
@@ -68,9 +67,9 @@ pub(super) fn check_names(
         hash: 0,
         same_hash: Vec::new(),
     };
-    let mut records = Records::new(image, &structure.leaves, &inode_key(Ino(0))[..1])?;
+    let mut records = structure.records(image, TAG_GROUP)?;
     let mut n = 0u64;
-    while records.next()? && records.key().first() == inode_key(Ino(0)).first() {
+    while records.next()? {
         if let Some(AnyKey::Entry(group, cookie)) = AnyKey::parse(records.key()) {
             names.entry(group, cookie, records.key(), records.value());
             n += 1;

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::Result;
 use super::image::Image;
 use super::inodes::Inodes;
-use super::records::Records;
 use super::report::Place;
 use super::structure::Structure;
 use crate::fs::format::*;
@@ -60,9 +59,8 @@ fn find(
     wanted: &mut BTreeMap<u64, Option<(u64, Vec<u8>)>>,
 ) -> Result<()> {
     let owners: BTreeMap<u64, u64> = inodes.dirs.iter().map(|d| (d.info.entries, d.ino.0)).collect();
-    let tag = inode_key(Ino(0))[0];
-    let mut records = Records::new(image, &structure.leaves, &[tag])?;
-    while records.next()? && records.key().first() == Some(&tag) {
+    let mut records = structure.records(image, TAG_GROUP)?;
+    while records.next()? {
         let Some(AnyKey::Entry(group, _)) = AnyKey::parse(records.key()) else { continue };
         let Ok(entry) = Entry::decode(Ino(0), records.value()) else { continue };
         if let (Some(place @ None), Some(owner)) = (wanted.get_mut(&entry.ino.0), owners.get(&group)) {

@@ -20,6 +20,8 @@ pub(super) struct Records<'a> {
     /// Keys at or below the last one are left out: leaves that overlap are damage, which the walk has reported.
     started: bool,
     last: Vec<u8>,
+    /// The records end where keys begin with another byte.
+    tag: Option<u8>,
     /// Records that were left out.
     pub skipped: u64,
 }
@@ -44,6 +46,7 @@ impl<'a> Records<'a> {
             key: Vec::new(),
             started: false,
             last: Vec::new(),
+            tag: None,
             skipped: 0,
         };
         records.fill()?;
@@ -58,6 +61,11 @@ impl<'a> Records<'a> {
             }
         }
         Ok(records)
+    }
+
+    /// All records whose keys begin with `tag`.
+    pub fn of_tag(image: &'a Image, leaves: &'a Row, tag: u8) -> Result<Records<'a>> {
+        Ok(Records { tag: Some(tag), ..Records::new(image, leaves, &[tag])? })
     }
 
     /// Reads leaves until one has records.
@@ -99,7 +107,7 @@ impl<'a> Records<'a> {
             }
             if !self.started || self.key > self.last {
                 self.started = true;
-                return Ok(true);
+                return Ok(self.tag.is_none_or(|tag| self.key.first() == Some(&tag)));
             }
             self.skipped += 1;
             std::mem::swap(&mut self.last, &mut self.key);

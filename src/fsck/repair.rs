@@ -412,7 +412,7 @@ fn contested(looked: &Looked, fixes: &mut Vec<Fix>) -> Result<()> {
         runs.get(next).is_some_and(|r| r.start < run.end())
     };
     let (mut own, mut shared) = (Vec::new(), Vec::new());
-    let mut records = Records::new(&looked.image, &looked.structure.leaves, &xattr_key(Ino(0), 0)[..1])?;
+    let mut records = Records::new(&looked.image, &looked.structure.leaves, &[TAG_XATTR])?;
     while records.next()? {
         match AnyKey::parse(records.key()) {
             Some(AnyKey::Extent(ino, end)) => {

@@ -4,7 +4,6 @@
 
 use super::fix::Fix;
 use super::image::Image;
-use super::records::Records;
 use super::report::{Findings, Place, ProblemKind, Report};
 use super::structure::Structure;
 use super::{Progress, Result, Stage};
@@ -33,13 +32,12 @@ pub(super) fn scrub(
     progress: &dyn Fn(Progress),
 ) -> Result<()> {
     let total = report.data_bytes;
-    let tag = extent_key(Ino(0), 0)[0];
-    let mut records = Records::new(image, &structure.leaves, &[tag])?;
+    let mut records = structure.records(image, TAG_EXTENT)?;
     let mut buffer = Vec::new();
     loop {
         let (mut window, mut bytes, mut more) = (Vec::new(), 0, true);
         while bytes < WINDOW {
-            more = records.next()? && records.key().first() == Some(&tag);
+            more = records.next()?;
             if !more {
                 break;
             }

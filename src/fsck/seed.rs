@@ -6,7 +6,6 @@
 use super::Result;
 use super::fix::Fix;
 use super::image::Image;
-use super::records::Records;
 use super::report::{Findings, Place, ProblemKind};
 use super::structure::Structure;
 use crate::fs::format::*;
@@ -28,7 +27,7 @@ pub(super) fn choose(image: &mut Image, structure: &Structure, findings: &mut Fi
     seeds.push(image.superblock.hash_seed);
     let mut right = vec![0usize; seeds.len()];
     let mut names = 0;
-    let mut records = Records::new(image, &structure.leaves, &inode_key(Ino(0))[..1])?;
+    let mut records = structure.records(image, TAG_GROUP)?;
     for _ in 0..RECORDS_MAX {
         if names == NAMES_MAX || !records.next()? {
             break;

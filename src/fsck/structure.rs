@@ -6,8 +6,9 @@
 use super::blocks::{Claims, claim_page};
 use super::fix::Fix;
 use super::image::{Image, PageError};
+use super::records::Records;
 use super::report::{Findings, Place, ProblemKind, Report};
-use super::{Progress, Stage};
+use super::{Progress, Result, Stage};
 use crate::fs::format::{AnyKey, KEY_CAPACITY};
 use crate::page::format::{PAGE_SIZE, page_lsn};
 use crate::page::node::Node;
@@ -123,6 +124,13 @@ pub(super) struct Structure {
     pub gaps: Vec<Gap>,
     /// Nothing is wrong with the structure.
     pub sound: bool,
+}
+
+impl Structure {
+    /// The records whose keys begin with a tag.
+    pub fn records<'a>(&'a self, image: &'a Image, tag: u8) -> Result<Records<'a>> {
+        Records::of_tag(image, &self.leaves, tag)
+    }
 }
 
 /// Pages of a row that are read ahead.
