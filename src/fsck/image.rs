@@ -18,7 +18,7 @@ use crate::page::node::Node;
 use crate::page::superblock::{self, *};
 use crate::page::{BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::{Pool, PoolOptions, RecoveryReport};
-use crate::storage::{OverlayStorage, Storage};
+use crate::storage::{OverlayStorage, Storage, spare_memory};
 
 /// An image that is being checked. What replaying the log changes is kept in memory, above the storage.
 pub(super) struct Image {
@@ -96,9 +96,9 @@ pub(super) fn newest(copies: &Copies) -> Option<&Superblock> {
     superblock::newest(copies, u64::MAX)
 }
 
-/// What is written to it stays in memory, and takes no more than so many bytes.
-fn overlay(below: &Arc<dyn Storage>, memory: u64) -> Result<Arc<dyn Storage>> {
-    let overlay = OverlayStorage::new(below.clone(), memory);
+/// What is written to it stays in memory.
+fn overlay(below: &Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+    let overlay = OverlayStorage::new(below.clone(), spare_memory());
     Ok(Arc::new(overlay.map_err(|e| Error::io("reading the image's size", e))?))
 }
 
@@ -132,20 +132,19 @@ fn whole_length(
 
 impl Image {
     /// Reads superblocks, doublewrite area and log. Nothing is written to the storage. `size`: what the image is believed to have,
-    /// whatever the superblock says; `memory`: the bytes that what replaying the log changes may take.
+    /// whatever the superblock says.
     ///
     /// # Errors
     /// Not an image, or one of a newer version; or too little memory.
     pub fn open(
         below: &Arc<dyn Storage>,
         size: Option<u64>,
-        memory: u64,
         findings: &mut Findings,
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
         let both = read_superblocks(&**below)?;
         let Some(mut superblock) = newest(&both).cloned() else {
-            return Image::salvage(below, &both, size, memory, findings, progress);
+            return Image::salvage(below, &both, size, findings, progress);
         };
         if superblock.ro_compat != 0 {
             let features = superblock.ro_compat;
@@ -166,7 +165,7 @@ impl Image {
         if !image.superblock.clean && !repair_unfinished {
             image.needs_replay = true;
             let resized = image.superblock.size != said;
-            image.replay_log(&below, resized, memory, findings)?;
+            image.replay_log(&below, resized, findings)?;
         }
         Ok(image)
     }
@@ -196,7 +195,6 @@ impl Image {
         below: &Arc<dyn Storage>,
         both: &Copies,
         size: Option<u64>,
-        memory: u64,
         findings: &mut Findings,
         progress: &dyn Fn(Progress),
     ) -> Result<Image> {
@@ -224,7 +222,7 @@ impl Image {
         check_doublewrite(&*below, &superblock, findings)?;
         let mut image = Image::new(below.clone(), superblock);
         (image.short, image.salvaged, image.seeds) = (short, true, seeds);
-        let storage = overlay(&below, memory)?;
+        let storage = overlay(&below)?;
         let mut before = image.superblock.clone();
         before.checkpoint = log.pieces.first().map_or(log.end, |piece| piece.start);
         let replayed = replay::replay_lost(&*storage, &before, &log)?;
@@ -240,14 +238,8 @@ impl Image {
     }
 
     /// Replays the log in memory: as opening the image would, or, if that refuses, as far as it goes.
-    fn replay_log(
-        &mut self,
-        below: &Arc<dyn Storage>,
-        resized: bool,
-        memory: u64,
-        findings: &mut Findings,
-    ) -> Result<()> {
-        let storage = overlay(below, memory)?;
+    fn replay_log(&mut self, below: &Arc<dyn Storage>, resized: bool, findings: &mut Findings) -> Result<()> {
+        let storage = overlay(below)?;
         let kept = |e| Error::io("keeping what replaying the log changes", e);
         // Opening might believe what is not believed here.
         for (found, at) in read_superblocks(&**below)?.iter().zip(SUPERBLOCK_OFFSETS) {
@@ -272,7 +264,7 @@ impl Image {
             Err(error) if replay::is_damage(&error) => {
                 findings.add(ProblemKind::Log, Place::image(), &error, vec![Fix::Tree]);
                 drop(storage);
-                let storage = overlay(below, memory)?;
+                let storage = overlay(below)?;
                 let replayed = replay::replay(&*storage, &self.superblock)?;
                 self.superblock.groups = replayed.groups;
                 self.end = replayed.end;

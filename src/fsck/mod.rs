@@ -45,7 +45,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::page::BLOCK_SIZE;
-use crate::storage::{Storage, spare_memory};
+use crate::storage::Storage;
 use blocks::Claims;
 use fix::Fix;
 use image::{INTERRUPTED, Image};
@@ -211,7 +211,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
     let silent = |_: Progress| {};
     let progress = options.progress.unwrap_or(&silent);
     let (mut findings, mut report) = (Findings::default(), Report { checked: true, ..Report::default() });
-    let mut image = Image::open(storage, known.size, spare_memory(), &mut findings, progress)?;
+    let mut image = Image::open(storage, known.size, &mut findings, progress)?;
     if known.size.is_none()
         && let Some(size) = size::believed(storage, &image, progress)?
     {

@@ -19,7 +19,7 @@ use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::superblock::*;
 use crate::page::{PAGE_SIZE, PageBytes, PageId};
-use crate::storage::{Storage, spare_memory};
+use crate::storage::Storage;
 
 /// The least size of an image with these areas.
 pub(super) fn least(superblock: &Superblock) -> u64 {
@@ -71,7 +71,7 @@ pub(super) fn believed(
     let Some(larger) = others.into_iter().find(|other| *other > size && *other <= held) else {
         return Ok(None);
     };
-    let image = Image::open(storage, Some(larger), spare_memory(), &mut Findings::default(), progress)?;
+    let image = Image::open(storage, Some(larger), &mut Findings::default(), progress)?;
     let right = gained(&image, size, larger) || Used::find(&image, progress)?.reaches(&image, size);
     Ok(right.then_some(larger))
 }
