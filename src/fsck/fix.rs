@@ -82,6 +82,12 @@ impl Fix {
     /// Whether this is for the image as a whole. There are few of these that differ.
     pub fn is_for_all(&self) -> bool {
         use Fix::*;
+        self.is_past_the_log() || matches!(self, State(_) | Root | Contested | SharedCounts)
+    }
+
+    /// Whether this is done to the image itself: it is no step of the batches that repair records.
+    pub fn is_past_the_log(&self) -> bool {
+        use Fix::*;
         matches!(
             self,
             Superblock(_)
@@ -93,10 +99,6 @@ impl Fix {
                 | Bitmaps
                 | Tree
                 | Finish
-                | State(_)
-                | Root
-                | Contested
-                | SharedCounts
         )
     }
 

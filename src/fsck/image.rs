@@ -10,7 +10,7 @@ use super::report::{Findings, Place, ProblemKind};
 use super::salvage::{self, Salvaged};
 use super::short::Extended;
 use super::size;
-use super::{FsckError, Progress, Result, replay, replay_options};
+use super::{FsckError, Options, Result, replay, replay_options};
 use crate::error::Error;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
@@ -140,11 +140,11 @@ impl Image {
         below: &Arc<dyn Storage>,
         size: Option<u64>,
         findings: &mut Findings,
-        progress: &dyn Fn(Progress),
+        options: &Options<'_>,
     ) -> Result<Image> {
         let both = read_superblocks(&**below)?;
         let Some(mut superblock) = newest(&both).cloned() else {
-            return Image::salvage(below, &both, size, findings, progress);
+            return Image::salvage(below, &both, size, findings, options);
         };
         if superblock.ro_compat != 0 {
             let features = superblock.ro_compat;
@@ -196,13 +196,13 @@ impl Image {
         both: &Copies,
         size: Option<u64>,
         findings: &mut Findings,
-        progress: &dyn Fn(Progress),
+        options: &Options<'_>,
     ) -> Result<Image> {
         let newer = |copy: &std::result::Result<Superblock, Missing>| {
             let Err(Missing::Unusable(reason)) = copy else { return false };
             matches!(reason, SuperblockError::Version(_) | SuperblockError::Features(_))
         };
-        let found = if both.iter().any(newer) { None } else { salvage::find(&**below, progress)? };
+        let found = if both.iter().any(newer) { None } else { salvage::find(&**below, options)? };
         let Some(Salvaged { mut superblock, seeds, log }) = found else {
             return Err(FsckError::Engine(match crate::pool::read_superblock(&**below) {
                 Err(e) => e,

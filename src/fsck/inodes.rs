@@ -10,7 +10,7 @@ use super::records::Records;
 use super::report::{Findings, Place, ProblemKind as Problem, Report, counted};
 use super::shared::SharedRuns;
 use super::structure::{Gap, Structure};
-use super::{Progress, Result, Stage};
+use super::{Options, Result, Stage, TELL_RECORDS};
 use crate::fs::acl::{ACL_ACCESS, ACL_DEFAULT, Acl, CAPABILITY};
 use crate::fs::format::*;
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
@@ -139,7 +139,7 @@ pub(super) fn check_inodes<'a>(
     shared: &'a mut SharedRuns,
     findings: &'a mut Findings,
     report: &'a mut Report,
-    options: (bool, &dyn Fn(Progress)),
+    options: &Options<'_>,
 ) -> Result<Inodes> {
     let xattr = |key| if let AnyKey::Xattr(ino, place) = key { Some((ino, place)) } else { None };
     let extent = |key| if let AnyKey::Extent(ino, end) = key { Some((ino, end)) } else { None };
@@ -153,15 +153,15 @@ pub(super) fn check_inodes<'a>(
         attributes: Stream::new(image, structure, TAG_XATTR, xattr)?,
         extents: Stream::new(image, structure, TAG_EXTENT, extent)?,
         found: Inodes::default(),
-        scrub_xattrs: options.0,
+        scrub_xattrs: options.scrub,
     };
     let mut records = Records::new(image, &structure.leaves, &[])?;
     let mut n = 0u64;
     while records.next()? {
         pass.record(records.key(), records.value())?;
         n += 1;
-        if n.is_multiple_of(1 << 16) {
-            options.1(Progress { stage: Stage::Inodes, done: pass.found.slots.len() as u64, total: 0 });
+        if n.is_multiple_of(TELL_RECORDS) {
+            options.tell(Stage::Inodes, pass.found.slots.len() as u64, 0);
         }
     }
     if records.skipped > 0 {

@@ -126,6 +126,18 @@ pub struct Options<'a> {
     pub progress: Option<&'a dyn Fn(Progress)>,
 }
 
+impl Options<'_> {
+    /// Says how far the check is.
+    fn tell(&self, stage: Stage, done: u64, total: u64) {
+        if let Some(progress) = self.progress {
+            progress(Progress { stage, done, total });
+        }
+    }
+}
+
+/// Records of one kind after which it is told again how far the check is.
+const TELL_RECORDS: u64 = 1 << 16;
+
 /// Checks an image, and repairs what the options say.
 ///
 /// # Errors
@@ -186,8 +198,13 @@ struct Looked {
 
 impl Looked {
     /// Everything that the tree holds is known.
+    fn is_whole(&self) -> bool {
+        self.structure.sound && self.image.log_whole
+    }
+
+    /// It is, and names are at their places: the tree need not be built again.
     fn is_sound(&self) -> bool {
-        self.structure.sound && self.image.log_whole && !self.image.seed_lost
+        self.is_whole() && !self.image.seed_lost
     }
 }
 
@@ -208,12 +225,10 @@ struct Earlier {
 
 /// One check without repair.
 fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> Result<Looked> {
-    let silent = |_: Progress| {};
-    let progress = options.progress.unwrap_or(&silent);
     let (mut findings, mut report) = (Findings::default(), Report { checked: true, ..Report::default() });
-    let mut image = Image::open(storage, known.size, &mut findings, progress)?;
+    let mut image = Image::open(storage, known.size, &mut findings, options)?;
     if known.size.is_none()
-        && let Some(size) = size::believed(storage, &image, progress)?
+        && let Some(size) = size::believed(storage, &image, options)?
     {
         return look(storage, options, &Earlier { size: Some(size), ..known.clone() });
     }
@@ -251,25 +266,25 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
         looked.complete = false;
         return Ok(looked);
     }
-    looked.walk(options, known.lost.clone(), progress)?;
+    looked.walk(options, known.lost.clone())?;
     // Everything would be said of a tree that is built again anyway. Without superblocks they come first, with the bitmaps.
-    let first = looked.image.salvaged && looked.structure.sound && looked.image.log_whole;
+    let first = looked.image.salvaged && looked.is_whole();
     if options.repair == Repair::All && !looked.is_sound() && !first {
         looked.complete = false;
         return Ok(looked);
     }
-    looked.records(options, progress)?;
+    looked.records(options)?;
     Ok(looked)
 }
 
 impl Looked {
-    fn walk(&mut self, options: &Options<'_>, lost: Vec<Gap>, progress: &dyn Fn(Progress)) -> Result<()> {
+    fn walk(&mut self, options: &Options<'_>, lost: Vec<Gap>) -> Result<()> {
         let Looked { image, claims, findings, report, .. } = self;
-        self.structure = structure::walk(image, claims, findings, report, progress);
+        self.structure = structure::walk(image, claims, findings, report, options);
         let mut lost = lost;
         if options.repair == Repair::No && !self.structure.gaps.is_empty() {
             // What a repair would find, and what not, is to be known before there is one.
-            self.found = rebuild::foresee(image, &mut self.structure, progress)?;
+            self.found = rebuild::foresee(image, &mut self.structure, options)?;
             lost.append(&mut self.structure.gaps);
         }
         logged::settle_all(image, &self.structure)?;
@@ -283,20 +298,20 @@ impl Looked {
         Ok(())
     }
 
-    fn records(&mut self, options: &Options<'_>, progress: &dyn Fn(Progress)) -> Result<()> {
-        let sound = self.structure.sound && self.image.log_whole;
+    fn records(&mut self, options: &Options<'_>) -> Result<()> {
+        let whole = self.is_whole();
         let Looked { image, structure, findings, report, claims, shared, .. } = self;
         let mut found = None;
         if structure.leaves.len() > 0 {
-            let how = (options.scrub, progress);
-            let mut inodes = inodes::check_inodes(image, structure, claims, shared, findings, report, how)?;
-            names::check_names(image, structure, &mut inodes, findings, report, progress)?;
+            let mut inodes =
+                inodes::check_inodes(image, structure, claims, shared, findings, report, options)?;
+            names::check_names(image, structure, &mut inodes, findings, report, options)?;
             found = Some(inodes);
         }
         shared.check(image, claims, findings);
         if let Some(held) = image.short {
             let used = claims.reaches(held / BLOCK_SIZE as u64);
-            let what = match (used, sound) {
+            let what = match (used, whole) {
                 (true, _) => "; some of what was behind that is in use, and lost",
                 (false, true) => "; nothing behind that was in use",
                 (false, false) => "",
@@ -305,10 +320,10 @@ impl Looked {
             cut.for_each(|p| p.what.push_str(what));
         }
         if !image.repair_unfinished && !image.salvaged {
-            blocks::check_bitmaps(image, claims, sound, findings);
+            blocks::check_bitmaps(image, claims, whole, findings);
         }
         if options.scrub {
-            scrub::scrub(image, structure, findings, report, progress)?;
+            scrub::scrub(image, structure, findings, report, options)?;
         }
         if let Some(inodes) = &found {
             let places = findings.problems.iter_mut().map(|p| &mut p.place).chain(&mut report.lost);

@@ -5,7 +5,7 @@ use super::image::Image;
 use super::inodes::{Inodes, Slot};
 use super::report::{Findings, Place, ProblemKind as Problem, Report, counted};
 use super::structure::Structure;
-use super::{Progress, Result, Stage};
+use super::{Options, Result, Stage, TELL_RECORDS};
 use crate::fs::format::*;
 use crate::fs::name_hash;
 
@@ -51,7 +51,7 @@ pub(super) fn check_names(
     inodes: &mut Inodes,
     findings: &mut Findings,
     report: &mut Report,
-    progress: &dyn Fn(Progress),
+    options: &Options<'_>,
 ) -> Result<()> {
     let seen = vec![Seen::default(); inodes.dirs.len()];
     let by_group = groups(inodes, findings);
@@ -73,8 +73,8 @@ pub(super) fn check_names(
         if let Some(AnyKey::Entry(group, cookie)) = AnyKey::parse(records.key()) {
             names.entry(group, cookie, records.key(), records.value());
             n += 1;
-            if n.is_multiple_of(1 << 16) {
-                progress(Progress { stage: Stage::Names, done: n, total: 0 });
+            if n.is_multiple_of(TELL_RECORDS) {
+                options.tell(Stage::Names, n, 0);
             }
         }
     }

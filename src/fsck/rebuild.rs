@@ -17,7 +17,7 @@ use super::records::Records;
 use super::rehash::Rehash;
 use super::structure::{Gap, Row, Structure};
 use super::switch::{self, Target, failed};
-use super::{FsckError, Looked, Progress, Result, Stage};
+use super::{FsckError, Looked, Options, Result, Stage};
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::bitmap::Bitmap;
@@ -31,14 +31,10 @@ use crate::storage::Storage;
 const SLACK: usize = PAGE_SIZE / 16;
 
 /// Builds a new tree and makes it the image's. Returns the ranges of keys that are lost.
-pub(super) fn rebuild(
-    storage: &dyn Storage,
-    looked: &Looked,
-    progress: &dyn Fn(Progress),
-) -> Result<Vec<Gap>> {
+pub(super) fn rebuild(storage: &dyn Storage, looked: &Looked, options: &Options<'_>) -> Result<Vec<Gap>> {
     let (image, structure) = (&looked.image, &looked.structure);
     let maps = Maps { image, believed: !image.repair_unfinished };
-    let (leaves, lost) = sources(image, structure, &maps, progress)?;
+    let (leaves, lost) = sources(image, structure, &maps, options)?;
     let mut claims = looked.pages.clone().unwrap_or_else(|| Claims::new(image));
     for id in leaves.ids() {
         claims.claim(id.run());
@@ -87,9 +83,9 @@ pub(super) fn rebuild(
 
 /// Makes of a structure with gaps what a new tree would be made of: with the leaves that a search finds, and the gaps that are left
 /// then. Nothing is written. Returns how many leaves were found.
-pub(super) fn foresee(image: &Image, structure: &mut Structure, progress: &dyn Fn(Progress)) -> Result<u64> {
+pub(super) fn foresee(image: &Image, structure: &mut Structure, options: &Options<'_>) -> Result<u64> {
     let maps = Maps { image, believed: !image.repair_unfinished };
-    let (leaves, lost) = sources(image, structure, &maps, progress)?;
+    let (leaves, lost) = sources(image, structure, &maps, options)?;
     let reached: HashSet<PageId> = structure.leaves.ids().collect();
     let found: HashSet<PageId> = leaves.ids().filter(|id| !reached.contains(id)).collect();
     (structure.leaves, structure.gaps) = (leaves, lost);
@@ -144,7 +140,7 @@ fn sources(
     image: &Image,
     structure: &Structure,
     maps: &Maps<'_>,
-    progress: &dyn Fn(Progress),
+    options: &Options<'_>,
 ) -> Result<(Row, Vec<Gap>)> {
     let mut leaves = structure.leaves.clone();
     leaves.bounded = true;
@@ -153,7 +149,7 @@ fn sources(
     }
     let mut found: BTreeMap<Vec<u8>, PageId> =
         (0..leaves.len()).map(|i| (leaves.low(i).to_vec(), leaves.id(i))).collect();
-    let mut candidates = search(image, structure, maps, progress)?;
+    let mut candidates = search(image, structure, maps, options)?;
     // Newest first: each takes what no newer one has.
     candidates.sort_unstable_by_key(|(lsn, id)| (std::cmp::Reverse(*lsn), *id));
     let mut open: BTreeMap<Vec<u8>, Option<Vec<u8>>> =
@@ -213,7 +209,7 @@ fn search(
     image: &Image,
     structure: &Structure,
     maps: &Maps<'_>,
-    progress: &dyn Fn(Progress),
+    options: &Options<'_>,
 ) -> Result<Vec<(Lsn, PageId)>> {
     let reached: HashSet<PageId> = structure.leaves.ids().collect();
     let mut candidates = Vec::new();
@@ -251,7 +247,7 @@ fn search(
             at += n;
         }
         let total = image.superblock.groups as u64 * GROUP_SIZE;
-        progress(Progress { stage: Stage::Search, done: (group as u64 + 1) * GROUP_SIZE, total });
+        options.tell(Stage::Search, (group as u64 + 1) * GROUP_SIZE, total);
     }
     Ok(candidates)
 }

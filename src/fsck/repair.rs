@@ -16,9 +16,7 @@ use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
 use super::structure::Gap;
 use super::switch::{self, Target};
-use super::{
-    Earlier, FsckError, Looked, Options, Progress, Repair, Result, look, mark_damaged, replay_options, size,
-};
+use super::{Earlier, FsckError, Looked, Options, Repair, Result, look, mark_damaged, replay_options, size};
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::superblock::INCOMPAT_RECORDS;
@@ -198,8 +196,6 @@ impl History {
         looked: &mut Looked,
         deals_with_lost: bool,
     ) -> Result<Done> {
-        let silent = |_: Progress| {};
-        let progress = options.progress.unwrap_or(&silent);
         let mut did = false;
         let fixes = std::mem::take(&mut looked.findings.fixes);
         let extend = fixes.iter().find_map(|f| if let Fix::Extend(len) = f { Some(*len) } else { None });
@@ -216,7 +212,7 @@ impl History {
             self.did = true;
             return Ok(Done::Something);
         }
-        if looked.image.salvaged && looked.structure.sound && looked.image.log_whole {
+        if looked.image.salvaged && looked.is_whole() {
             // Names are given new places, if they need any, when the superblocks are there.
             self.bitmaps(storage, looked)?;
             self.did = true;
@@ -236,7 +232,7 @@ impl History {
         if !looked.is_sound() {
             if options.repair == Repair::All {
                 self.did = true;
-                let lost = rebuild::rebuild(&**storage, looked, progress)?;
+                let lost = rebuild::rebuild(&**storage, looked, options)?;
                 self.replayed = true;
                 return Ok(Done::Rebuilt(lost));
             }
@@ -338,19 +334,7 @@ impl History {
         if !looked.findings.allowed(options) {
             return Ok(false);
         }
-        let elsewhere = |f: &Fix| {
-            matches!(
-                f,
-                Fix::Superblock(_)
-                    | Fix::Doublewrite(_)
-                    | Fix::Bitmaps
-                    | Fix::Tree
-                    | Fix::Rehash
-                    | Fix::Finish
-                    | Fix::ImageSize(_)
-            )
-        };
-        let mut fixes: Vec<Fix> = fixes.into_iter().filter(|f| !elsewhere(f)).collect();
+        let mut fixes: Vec<Fix> = fixes.into_iter().filter(|fix| !fix.is_past_the_log()).collect();
         if fixes.contains(&Fix::Contested) {
             contested(looked, &mut fixes)?;
         }

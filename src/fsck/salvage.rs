@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use super::image::read_pages;
 use super::lostlog::{self, LostLog};
-use super::{Progress, Result, Stage, seed};
+use super::{Options, Result, Stage, seed};
 use crate::error::Error;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
@@ -40,7 +40,7 @@ pub(super) struct Salvaged {
 }
 
 /// Looks for an image. `None`: there is none.
-pub(super) fn find(storage: &dyn Storage, progress: &dyn Fn(Progress)) -> Result<Option<Salvaged>> {
+pub(super) fn find(storage: &dyn Storage, options: &Options<'_>) -> Result<Option<Salvaged>> {
     let len = storage.len().map_err(|e| Error::io("reading the image's size", e))?;
     let remains = remains(storage, len);
     let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
@@ -49,7 +49,7 @@ pub(super) fn find(storage: &dyn Storage, progress: &dyn Fn(Progress)) -> Result
         if let Some((image, copy)) = bitmap_at(storage, guess.bitmap_page(0), &mut page) {
             let at = guess.data_offset();
             // A newer filesystem with a smaller log may begin in front of it.
-            if image != guess.image() && survey(storage, at, progress)?.has_bitmaps() {
+            if image != guess.image() && survey(storage, at, options)?.has_bitmaps() {
                 break;
             }
             let copy = copy.filter(|copy| copy.data_offset() == at);
@@ -59,7 +59,7 @@ pub(super) fn find(storage: &dyn Storage, progress: &dyn Fn(Progress)) -> Result
     }
     let (image, base, mut durable, root) = match first {
         Some((image, base, lsn)) => (image, base, lsn, None),
-        None => match survey(storage, len, progress)?.choose(&remains, len) {
+        None => match survey(storage, len, options)?.choose(&remains, len) {
             Some(found) => found,
             None => return Ok(None),
         },
@@ -203,7 +203,7 @@ struct Pages {
 struct Survey(BTreeMap<u64, Pages>);
 
 /// Reads the whole image, but for holes.
-fn survey(storage: &dyn Storage, len: u64, progress: &dyn Fn(Progress)) -> Result<Survey> {
+fn survey(storage: &dyn Storage, len: u64, options: &Options<'_>) -> Result<Survey> {
     let mut found: BTreeMap<u64, Pages> = BTreeMap::new();
     let mut chunk = vec![0; CHUNK_SIZE];
     let mut at = LOG_OFFSET;
@@ -225,7 +225,7 @@ fn survey(storage: &dyn Storage, len: u64, progress: &dyn Fn(Progress)) -> Resul
             }
         }
         at += n as u64;
-        progress(Progress { stage: Stage::Search, done: at, total: len });
+        options.tell(Stage::Search, at, len);
     }
 }
 

@@ -6,7 +6,7 @@ use super::fix::Fix;
 use super::image::Image;
 use super::report::{Findings, Place, ProblemKind, Report};
 use super::structure::Structure;
-use super::{Progress, Result, Stage};
+use super::{Options, Result, Stage};
 use crate::fs::format::*;
 use crate::page::{BLOCK_SIZE, BlockNo, Run};
 
@@ -29,7 +29,7 @@ pub(super) fn scrub(
     structure: &Structure,
     findings: &mut Findings,
     report: &mut Report,
-    progress: &dyn Fn(Progress),
+    options: &Options<'_>,
 ) -> Result<()> {
     let total = report.data_bytes;
     let mut records = structure.records(image, TAG_EXTENT)?;
@@ -55,7 +55,7 @@ pub(super) fn scrub(
         window.sort_unstable_by_key(|p| p.run.start);
         report.scrubbed_bytes += bytes as u64;
         verify(image, &window, &mut buffer, findings);
-        progress(Progress { stage: Stage::Scrub, done: report.scrubbed_bytes, total });
+        options.tell(Stage::Scrub, report.scrubbed_bytes, total);
         if !more {
             return Ok(());
         }

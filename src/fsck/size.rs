@@ -14,7 +14,7 @@ use super::blocks::Claims;
 use super::image::{Image, newest, read_superblocks};
 use super::report::{Findings, Report};
 use super::shared::SharedRuns;
-use super::{Progress, Result, inodes, structure};
+use super::{Options, Result, inodes, structure};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::superblock::*;
@@ -44,7 +44,7 @@ pub(super) fn resized(superblock: &Superblock, size: u64) -> Option<Superblock> 
 pub(super) fn believed(
     storage: &Arc<dyn Storage>,
     image: &Image,
-    progress: &dyn Fn(Progress),
+    options: &Options<'_>,
 ) -> Result<Option<u64>> {
     if image.salvaged {
         return Ok(None);
@@ -63,7 +63,7 @@ pub(super) fn believed(
         if others.is_empty() {
             return Ok(None);
         }
-        let used = Used::find(image, progress)?;
+        let used = Used::find(image, options)?;
         let fits = |other: &u64| used.whole && !used.reaches(image, *other) && !gained(image, *other, size);
         return Ok(others.into_iter().rev().find(fits));
     }
@@ -71,8 +71,8 @@ pub(super) fn believed(
     let Some(larger) = others.into_iter().find(|other| *other > size && *other <= held) else {
         return Ok(None);
     };
-    let image = Image::open(storage, Some(larger), &mut Findings::default(), progress)?;
-    let right = gained(&image, size, larger) || Used::find(&image, progress)?.reaches(&image, size);
+    let image = Image::open(storage, Some(larger), &mut Findings::default(), options)?;
+    let right = gained(&image, size, larger) || Used::find(&image, options)?.reaches(&image, size);
     Ok(right.then_some(larger))
 }
 
@@ -106,13 +106,13 @@ struct Used {
 }
 
 impl Used {
-    fn find(image: &Image, progress: &dyn Fn(Progress)) -> Result<Used> {
+    fn find(image: &Image, options: &Options<'_>) -> Result<Used> {
         let (mut findings, mut report) = (Findings::default(), Report::default());
         let (mut claims, mut shared) = (Claims::new(image), SharedRuns::default());
-        let structure = structure::walk(image, &mut claims, &mut findings, &mut report, progress);
+        let structure = structure::walk(image, &mut claims, &mut findings, &mut report, options);
         let whole = structure.sound && image.log_whole;
         if structure.leaves.len() > 0 {
-            let how = (false, progress);
+            let options = Options { scrub: false, ..*options };
             inodes::check_inodes(
                 image,
                 &structure,
@@ -120,7 +120,7 @@ impl Used {
                 &mut shared,
                 &mut findings,
                 &mut report,
-                how,
+                &options,
             )?;
             shared.check(image, &mut claims, &mut findings);
         }

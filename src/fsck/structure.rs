@@ -8,7 +8,7 @@ use super::fix::Fix;
 use super::image::{Image, PageError};
 use super::records::Records;
 use super::report::{Findings, Place, ProblemKind, Report};
-use super::{Progress, Result, Stage};
+use super::{Options, Result, Stage};
 use crate::fs::format::{AnyKey, KEY_CAPACITY};
 use crate::page::format::{PAGE_SIZE, page_lsn};
 use crate::page::node::Node;
@@ -135,6 +135,8 @@ impl Structure {
 
 /// Pages of a row that are read ahead.
 const AHEAD: usize = 256;
+/// Pages of a row after which it is told again how far the walk is.
+const TELL_PAGES: usize = 1024;
 
 struct Walk<'a> {
     image: &'a Image,
@@ -164,7 +166,7 @@ pub(super) fn walk(
     claims: &mut Claims,
     findings: &mut Findings,
     report: &mut Report,
-    progress: &dyn Fn(Progress),
+    options: &Options<'_>,
 ) -> Structure {
     let before = findings.total();
     let mut walk = Walk {
@@ -189,7 +191,7 @@ pub(super) fn walk(
     };
     report.height = level.map_or(0, |l| l as u32 + 1);
     while let Some(number) = level {
-        row = walk.level(&row, number, progress);
+        row = walk.level(&row, number, options);
         level = number.checked_sub(1);
     }
     if let Some(low) = walk.covered.take() {
@@ -245,7 +247,7 @@ impl Walk<'_> {
         }
     }
 
-    fn level(&mut self, row: &Row, level: u8, progress: &dyn Fn(Progress)) -> Row {
+    fn level(&mut self, row: &Row, level: u8, options: &Options<'_>) -> Row {
         let mut below = Row::default();
         let mut gaps = row.gaps.iter().peekable();
         if gaps.next_if(|g| **g == 0).is_some() {
@@ -260,8 +262,8 @@ impl Walk<'_> {
             if !self.segment(Segment { row, i, level, torn }, &mut below) {
                 below.gap();
             }
-            if i.is_multiple_of(1024) {
-                progress(Progress { stage: Stage::Tree, done: self.pages, total: 0 });
+            if i.is_multiple_of(TELL_PAGES) {
+                options.tell(Stage::Tree, self.pages, 0);
             }
         }
         below

@@ -128,7 +128,7 @@ fn a_log_that_makes_more_pages_than_fit_into_memory_is_no_damage() {
         let open = |memory| {
             SPARE.set(Some(memory));
             let mut findings = Findings::default();
-            let opened = Image::open(&below, None, &mut findings, &|_| {}).map(drop);
+            let opened = Image::open(&below, None, &mut findings, &Options::default()).map(drop);
             (opened, findings.counts.into_keys().collect::<Vec<P>>())
         };
         let FsckError::Engine(error) = open(MEMORY).0.expect_err(about) else { panic!("{about}") };
