@@ -141,7 +141,6 @@ fn name(stage: Stage) -> &'static str {
         Stage::Inodes => "inodes",
         Stage::Names => "names",
         Stage::Scrub => "contents",
-        Stage::Repair => "repairing",
     }
 }
 
@@ -152,7 +151,6 @@ fn line(progress: Progress, image: &OsStr) -> Vec<u8> {
         Stage::Inodes => 2,
         Stage::Names => 3,
         Stage::Scrub => 4,
-        Stage::Repair => 5,
     };
     let (done, total) = if progress.total == 0 { (0, 1) } else { (progress.done, progress.total) };
     let mut line = format!("{pass} {} {total} ", done.min(total)).into_bytes();

@@ -9,7 +9,7 @@ use super::image::{Image, PageError};
 use super::report::{Findings, Place, ProblemKind, counted};
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
-use crate::page::{BlockNo, PAGE_SIZE, PageBytes, PageId, Run};
+use crate::page::{BlockNo, PAGE_SIZE, PageBytes, Run};
 
 const WORDS: usize = BLOCKS_PER_GROUP as usize / 64;
 /// Bitmap pages that are damaged one behind the other, after which the rest is not looked at.
@@ -21,14 +21,12 @@ pub(super) struct Claims {
     first: u64,
     /// By number: a forged image may have two groups that are a billion apart.
     groups: BTreeMap<u32, Box<[u64; WORDS]>>,
-    /// Blocks that are claimed.
-    pub count: u64,
 }
 
 impl Claims {
-    /// No block is claimed yet but those of the bitmap pages, which belong to nobody else.
+    /// No block is claimed yet. Bitmap pages are never claimed: no valid run covers them.
     pub fn new(image: &Image) -> Claims {
-        Claims { first: image.first_block(), groups: BTreeMap::new(), count: 0 }
+        Claims { first: image.first_block(), groups: BTreeMap::new() }
     }
 
     /// Claims a run, which [`Image::is_valid_run`] has found valid; how many of its blocks were claimed already.
@@ -44,7 +42,6 @@ impl Claims {
                 *word |= mask;
             }
         });
-        self.count += (run.len - twice) as u64;
         twice
     }
 
@@ -181,9 +178,4 @@ fn compare(
             findings.add(ProblemKind::BlocksLeaked, Place::blocks(run), what, vec![Fix::Bitmaps]);
         }
     }
-}
-
-/// Whether the page is claimed by nobody, and claims it.
-pub(super) fn claim_page(claims: &mut Claims, id: PageId) -> bool {
-    claims.claim(id.run()) == 0
 }

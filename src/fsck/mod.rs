@@ -96,8 +96,6 @@ pub enum Stage {
     Names,
     /// Contents, in bytes.
     Scrub,
-    /// Repairing.
-    Repair,
 }
 
 /// How far a check is.

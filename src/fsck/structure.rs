@@ -3,7 +3,7 @@
 //! Each level is walked in segments: a child that a parent names, and the siblings behind it whose separators have not been posted.
 //! So damage in one page leaves the rest in reach, and a page is visited once (each claims its blocks): no links lead in circles.
 
-use super::blocks::{Claims, claim_page};
+use super::blocks::Claims;
 use super::fix::Fix;
 use super::image::{Image, PageError};
 use super::records::Records;
@@ -286,7 +286,7 @@ impl Walk<'_> {
                 self.add(ProblemKind::PageLink, id, "a link leads to a page that the image does not have");
                 return false;
             }
-            if !claim_page(self.claims, id) {
+            if self.claims.claim(id.run()) > 0 {
                 self.add(ProblemKind::PageTwice, id, "page is reached from two places");
                 return false;
             }
