@@ -68,28 +68,9 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
     let mut history = History::default();
     let mut options = *options;
     let mut known = Earlier::default();
-    let (mut rounds, mut least, mut first) = (0, u64::MAX, true);
+    let (mut rounds, mut least) = (0, u64::MAX);
+    let mut looked = history.first_look(storage, &mut options)?;
     loop {
-        let mut looked = match look(storage, &options, &known) {
-            // What has nothing to replay takes no memory for that; and what is to be repaired may be written.
-            Err(FsckError::Engine(e))
-                if first && !history.replayed && e.is_out_of_memory() && superblocks_agree(storage)? =>
-            {
-                history.replay = Some(match replay_home(storage) {
-                    // Then it has to be replayed as far as it goes, and nothing but memory helps.
-                    Err(damage) if damage.is_corrupt() => return Err(e.into()),
-                    replayed => replayed?,
-                });
-                history.replayed = true;
-                options.force = true;
-                continue;
-            }
-            looked => looked?,
-        };
-        if std::mem::take(&mut first) {
-            history.replay = history.replay.take().or_else(|| looked.report.replay.clone());
-            history.marked = looked.image.superblock.is_damaged();
-        }
         history.note(&looked, &options);
         let found = &looked.findings;
         if (found.more || found.more_rotten) && found.total() < least {
@@ -108,8 +89,8 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
         let last = rounds == ROUNDS_MAX;
         // What was lost is dealt with once, when records can be; not in a round that only writes a superblock again or makes a root
         // directory, or has too much to do.
-        let first = |fix: &Fix| matches!(fix, Fix::Superblock(_) | Fix::Root);
-        let unfinished = looked.findings.more || looked.findings.fixes.iter().any(first);
+        let comes_first = |fix: &Fix| matches!(fix, Fix::Superblock(_) | Fix::Root);
+        let unfinished = looked.findings.more || looked.findings.fixes.iter().any(comes_first);
         let dealt_with = looked.complete && looked.is_sound() && !looked.image.salvaged && !unfinished;
         let done = match last {
             true => Done::Nothing,
@@ -141,6 +122,9 @@ pub(super) fn repair(storage: &Arc<dyn Storage>, options: &Options<'_>) -> Resul
             Done::Rebuilt(gaps) => known.lost = gaps,
             Done::Refused(size) => known.size = Some(size),
         }
+        // Two at once might take twice the memory.
+        drop(looked);
+        looked = look(storage, &options, &known)?;
     }
 }
 
@@ -159,6 +143,27 @@ fn replay_home(storage: &Arc<dyn Storage>) -> crate::Result<RecoveryReport> {
 }
 
 impl History {
+    /// The first look. Where there is no memory for what the log changes, it is replayed into the image: what is to be repaired may be
+    /// written.
+    fn first_look(&mut self, storage: &Arc<dyn Storage>, options: &mut Options<'_>) -> Result<Looked> {
+        let looked = match look(storage, options, &Earlier::default()) {
+            Err(FsckError::Engine(e)) if e.is_out_of_memory() && superblocks_agree(storage)? => {
+                self.replay = Some(match replay_home(storage) {
+                    // Then it has to be replayed as far as it goes, and nothing but memory helps.
+                    Err(damage) if damage.is_corrupt() => return Err(e.into()),
+                    replayed => replayed?,
+                });
+                self.replayed = true;
+                options.force = true;
+                look(storage, options, &Earlier::default())?
+            }
+            looked => looked?,
+        };
+        self.replay = self.replay.take().or_else(|| looked.report.replay.clone());
+        self.marked = looked.image.superblock.is_damaged();
+        Ok(looked)
+    }
+
     /// Remembers what a round has found.
     fn note(&mut self, looked: &Looked, options: &Options<'_>) {
         for problem in &looked.findings.problems {
@@ -196,53 +201,24 @@ impl History {
         looked: &mut Looked,
         deals_with_lost: bool,
     ) -> Result<Done> {
-        let mut did = false;
-        let fixes = std::mem::take(&mut looked.findings.fixes);
-        let extend = fixes.iter().find_map(|f| if let Fix::Extend(len) = f { Some(*len) } else { None });
-        let resize = fixes.iter().find_map(|f| if let Fix::ImageSize(size) = f { Some(*size) } else { None });
-        if (extend.is_some() || resize.is_some() || looked.image.salvaged) && options.repair != Repair::All {
-            return Ok(Done::Nothing);
-        }
-        if let Some(len) = extend {
-            return self.extend(storage, looked, len);
-        }
-        // Without superblocks the size is written with the rest of them.
-        if let Some(size) = resize.filter(|_| !looked.image.salvaged) {
-            switch::set_size(&**storage, size)?;
-            self.did = true;
-            return Ok(Done::Something);
-        }
-        if looked.image.salvaged && looked.is_whole() {
-            // Names are given new places, if they need any, when the superblocks are there.
-            self.bitmaps(storage, looked)?;
-            self.did = true;
-            return Ok(Done::Something);
-        }
-        for fix in &fixes {
-            if let Fix::Superblock(which) = fix {
-                switch::restore_superblock(&**storage, *which)?;
-                did = true;
-            }
-        }
-        if did {
-            // From now on both can be marked.
-            self.did = true;
-            return Ok(Done::Something);
+        let mut fixes = std::mem::take(&mut looked.findings.fixes);
+        if let Some(done) = self.size_and_superblocks(storage, options, looked, &fixes)? {
+            return Ok(done);
         }
         if !looked.is_sound() {
-            if options.repair == Repair::All {
-                self.did = true;
-                let lost = rebuild::rebuild(&**storage, looked, options)?;
-                self.replayed = true;
-                return Ok(Done::Rebuilt(lost));
+            if options.repair != Repair::All {
+                return Ok(Done::Nothing);
             }
-            return Ok(Done::Nothing);
+            self.did = true;
+            let lost = rebuild::rebuild(&**storage, looked, options)?;
+            self.replayed = true;
+            return Ok(Done::Rebuilt(lost));
         }
         if looked.image.needs_replay {
             replay_home(storage)?;
             self.replayed = true;
         }
-        did |= fixes.contains(&Fix::Finish) && looked.findings.allowed(options);
+        let mut did = fixes.contains(&Fix::Finish) && looked.findings.allowed(options);
         for fix in &fixes {
             if let Fix::Doublewrite(half) = fix {
                 switch::empty_half(&**storage, &looked.image.superblock, *half)?;
@@ -252,7 +228,6 @@ impl History {
         if fixes.contains(&Fix::Bitmaps) {
             did |= self.bitmaps_of_records(storage, options, looked)?;
         }
-        let mut fixes = fixes;
         if options.repair == Repair::All && looked.findings.unsafe_fixes == 0 {
             fixes.append(&mut looked.findings.rotten);
         }
@@ -266,6 +241,44 @@ impl History {
         did |= self.records(storage, options, looked, fixes)?;
         self.did |= did;
         Ok(if did { Done::Something } else { Done::Nothing })
+    }
+
+    /// What everything else relies on. `None`: nothing is to be done about it.
+    fn size_and_superblocks(
+        &mut self,
+        storage: &Arc<dyn Storage>,
+        options: &Options<'_>,
+        looked: &Looked,
+        fixes: &[Fix],
+    ) -> Result<Option<Done>> {
+        let salvaged = looked.image.salvaged;
+        let extend = fixes.iter().find_map(|f| if let Fix::Extend(len) = f { Some(*len) } else { None });
+        let resize = fixes.iter().find_map(|f| if let Fix::ImageSize(size) = f { Some(*size) } else { None });
+        if (extend.is_some() || resize.is_some() || salvaged) && options.repair != Repair::All {
+            return Ok(Some(Done::Nothing));
+        }
+        if let Some(len) = extend {
+            return self.extend(storage, looked, len).map(Some);
+        }
+        let mut did = false;
+        if salvaged && looked.is_whole() {
+            // The size is written with the rest of them. Names are given new places, if they need any, when they are there.
+            self.bitmaps(storage, looked)?;
+            did = true;
+        } else if let Some(size) = resize.filter(|_| !salvaged) {
+            switch::set_size(&**storage, size)?;
+            did = true;
+        } else {
+            // From then on both can be marked.
+            for fix in fixes {
+                if let Fix::Superblock(which) = fix {
+                    switch::restore_superblock(&**storage, *which)?;
+                    did = true;
+                }
+            }
+        }
+        self.did |= did;
+        Ok(did.then_some(Done::Something))
     }
 
     /// Makes the file as long as the image. If it cannot be so long, the image is to be as long as the file: nothing lies behind
