@@ -43,7 +43,7 @@ impl Mapped {
 
     /// Allocated, but never written.
     pub fn is_unwritten(&self) -> bool {
-        matches!(&self.extent, Extent::Blocks { crcs, .. } if crcs.is_empty())
+        self.extent.is_unwritten()
     }
 
     pub fn is_inline(&self) -> bool {
@@ -51,7 +51,7 @@ impl Mapped {
     }
 
     pub fn is_shared(&self) -> bool {
-        matches!(&self.extent, Extent::Blocks { shared: true, .. })
+        self.extent.is_shared()
     }
 
     /// Given up by a repair.

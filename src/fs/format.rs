@@ -553,14 +553,20 @@ impl Extent {
         }
     }
 
+    /// Its blocks are allocated, but never written.
+    pub fn is_unwritten(&self) -> bool {
+        matches!(self, Extent::Blocks { crcs, .. } if crcs.is_empty())
+    }
+
+    /// Its blocks may belong to other extents, too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Extent::Blocks { shared: true, .. })
+    }
+
     /// The blocks it lies in.
     pub fn run(&self) -> Option<Run> {
-        match self {
-            Extent::Inline(_) | Extent::Lost { .. } => None,
-            Extent::Blocks { len, start, .. } => {
-                Some(Run { start: *start, len: len.div_ceil(BLOCK_SIZE as u32) })
-            }
-        }
+        let Extent::Blocks { len, start, .. } = self else { return None };
+        Some(Run { start: *start, len: len.div_ceil(BLOCK_SIZE as u32) })
     }
 
     /// The record's bytes.

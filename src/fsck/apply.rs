@@ -4,10 +4,10 @@
 //! round looks again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::fix::Fix;
-use super::inodes::is_written;
 use super::shared::SharedRuns;
 use super::{Result, replay_options};
 use crate::fs::format::*;
@@ -403,24 +403,20 @@ impl Apply<'_> {
                 if !right || crcs.is_empty() {
                     return self.give_up(key);
                 }
+                let begin = end - len as u64;
                 // Piece by piece, from the front: the record keeps what is not copied yet.
                 let mut at = 0;
                 while at < crcs.len() {
                     let run = self.copy(&bytes[at * BLOCK_SIZE..])?;
                     let to = at + run.len as usize;
-                    let until = (to * BLOCK_SIZE).min(len as usize) as u32;
                     if to < crcs.len() {
-                        let (start, crcs) = (BlockNo(start.0 + to as u64), crcs[to..].to_vec());
-                        let rest = Extent::Blocks { len: len - until, start, shared, crcs };
+                        let start = BlockNo(start.0 + to as u64);
+                        let rest = piece(len, &crcs, to..crcs.len(), start, shared);
                         self.batch.put(key, &rest.encode());
                     }
-                    let piece = Extent::Blocks {
-                        len: until - (at * BLOCK_SIZE) as u32,
-                        start: run.start,
-                        shared: false,
-                        crcs: crcs[at..to].to_vec(),
-                    };
-                    self.batch.put(&extent_key(ino, end - (len - until) as u64), &piece.encode());
+                    let copied = piece(len, &crcs, at..to, run.start, false);
+                    let until = end.min(begin + (to * BLOCK_SIZE) as u64);
+                    self.batch.put(&extent_key(ino, until), &copied.encode());
                     self.flush()?;
                     at = to;
                 }
@@ -465,21 +461,16 @@ impl Apply<'_> {
         if !there || run.len == 0 || first + run.len as u64 > crcs.len() as u64 {
             return Ok(());
         }
-        let (from, to) = (first as u32, first as u32 + run.len);
-        let (lost, behind) =
-            (from as u64 * BLOCK_SIZE as u64, (to as u64 * BLOCK_SIZE as u64).min(len as u64));
+        let (from, to) = (first as usize, first as usize + run.len as usize);
+        let (lost, behind) = (begin + (from * BLOCK_SIZE) as u64, end.min(begin + (to * BLOCK_SIZE) as u64));
         self.batch.delete(key);
         if from > 0 {
-            let crcs = crcs[..from as usize].to_vec();
-            let before = Extent::Blocks { len: lost as u32, start, shared, crcs };
-            self.batch.put(&extent_key(ino, begin + lost), &before.encode());
+            let before = piece(len, &crcs, 0..from, start, shared);
+            self.batch.put(&extent_key(ino, lost), &before.encode());
         }
-        let hole = Extent::Lost { len: behind - lost };
-        self.batch.put(&extent_key(ino, begin + behind), &hole.encode());
-        if behind < len as u64 {
-            let crcs = crcs[to as usize..].to_vec();
-            let start = BlockNo(start.0 + to as u64);
-            let rest = Extent::Blocks { len: len - behind as u32, start, shared, crcs };
+        self.batch.put(&extent_key(ino, behind), &Extent::Lost { len: behind - lost }.encode());
+        if to < crcs.len() {
+            let rest = piece(len, &crcs, to..crcs.len(), BlockNo(start.0 + to as u64), shared);
             self.batch.put(key, &rest.encode());
         }
         // What another one may own is found free by the next round, when the bitmaps are compared.
@@ -558,7 +549,7 @@ impl Apply<'_> {
                 if self.inode(ino)?.is_none_or(|inode| inode.kind != Kind::File) {
                     return Ok(());
                 }
-                if is_written(&extent) {
+                if !extent.is_unwritten() {
                     self.lose_holes(ino, end.saturating_sub(extent.length()), end, key)?;
                 }
                 (ino, extent.run())
@@ -599,6 +590,13 @@ impl Apply<'_> {
         }
         Ok(())
     }
+}
+
+/// Some of the blocks of an extent of `len` bytes, as an extent that lies at `start`.
+fn piece(len: u32, crcs: &[u32], blocks: Range<usize>, start: BlockNo, shared: bool) -> Extent {
+    let end = (blocks.end * BLOCK_SIZE).min(len as usize);
+    let len = (end - blocks.start * BLOCK_SIZE) as u32;
+    Extent::Blocks { len, start, shared, crcs: crcs[blocks].to_vec() }
 }
 
 /// A name, and those that stand for it where it is taken: `name.1` and so on.

@@ -491,7 +491,7 @@ impl Pass<'_> {
                 Kind::File => match Extent::decode(ino, end, self.extents.records.value()) {
                     Ok(extent) => {
                         self.extent(ino, end, &key, &extent, &mut contents);
-                        if end > inode.size && is_written(&extent) {
+                        if end > inode.size && !extent.is_unwritten() {
                             behind = Some(end);
                         }
                     }
@@ -551,7 +551,7 @@ impl Pass<'_> {
         let Some(run) = extent.run() else { return };
         contents.blocks += run.len as u64;
         self.behind_the_end(ino, begin, run, extent);
-        if is_shared(extent) && self.image.is_valid_run(run) {
+        if extent.is_shared() && self.image.is_valid_run(run) {
             self.shared.extent(run);
             self.report.data_bytes += run.len as u64 * BLOCK;
             return;
@@ -606,14 +606,4 @@ fn end_of(gap: &Gap, ino: Ino) -> u64 {
 /// The beginning of a key as it is shown.
 fn hex(key: &[u8]) -> String {
     key.iter().take(32).map(|b| format!("{b:02x}")).collect()
-}
-
-/// Whether an extent holds contents; others are set aside, and read as zeros.
-pub(super) fn is_written(extent: &Extent) -> bool {
-    !matches!(extent, Extent::Blocks { crcs, .. } if crcs.is_empty())
-}
-
-/// Whether an extent says that its blocks may belong to others, too.
-fn is_shared(extent: &Extent) -> bool {
-    matches!(extent, Extent::Blocks { shared: true, .. })
 }

@@ -415,11 +415,7 @@ fn contested(looked: &Looked, fixes: &mut Vec<Fix>) -> Result<()> {
             Some(AnyKey::Extent(ino, end)) => {
                 let Ok(extent) = Extent::decode(ino, end, records.value()) else { continue };
                 if extent.run().is_some_and(overlaps) {
-                    let list = if matches!(extent, Extent::Blocks { shared: true, .. }) {
-                        &mut shared
-                    } else {
-                        &mut own
-                    };
+                    let list = if extent.is_shared() { &mut shared } else { &mut own };
                     list.push(Fix::Unshare(records.key().to_vec()));
                 }
             }
