@@ -110,14 +110,7 @@ pub(super) fn check_bitmaps(image: &Image, claims: &Claims, sound: bool, finding
         match image.read_page(id, &mut page) {
             Ok(()) => damaged = 0,
             Err(error) => {
-                let (kind, what) = match error {
-                    PageError::Damaged(reason) => {
-                        (ProblemKind::Bitmap, format!("bitmap of group {group}: {reason}"))
-                    }
-                    PageError::Beyond => {
-                        (ProblemKind::PageLsn, "it was changed by a record beyond the log's end".to_string())
-                    }
-                };
+                let (kind, what) = error.problem(ProblemKind::Bitmap, &format!("bitmap of group {group}: "));
                 findings.add(kind, Place::page(id), what, vec![Fix::Bitmaps]);
                 damaged += 1;
                 if damaged > DAMAGED_MAX {

@@ -65,6 +65,23 @@ pub(super) enum PageError {
     Beyond,
 }
 
+impl PageError {
+    /// What is reported. If the page fails its checks: a problem of kind `damaged`, with `about` in front of the reason.
+    pub fn problem(self, damaged: ProblemKind, about: &str) -> (ProblemKind, String) {
+        match self {
+            PageError::Damaged(reason) => (damaged, format!("{about}{reason}")),
+            PageError::Beyond => {
+                (ProblemKind::PageLsn, "it was changed by a record beyond the log's end".to_string())
+            }
+        }
+    }
+}
+
+/// The bytes of the whole pages among so many.
+pub(super) fn whole_pages(bytes: u64) -> u64 {
+    bytes / PAGE_SIZE as u64 * PAGE_SIZE as u64
+}
+
 /// Reads many pages at once. Where that fails, page by page: those that cannot be read are zeros. `false`: none can.
 pub(super) fn read_pages(storage: &dyn Storage, offset: u64, bytes: &mut [u8]) -> bool {
     if storage.read_at(offset, bytes).is_ok() {

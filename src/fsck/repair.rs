@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::apply;
 use super::fix::Fix;
-use super::image::read_superblocks;
+use super::image::{read_superblocks, whole_pages};
 use super::rebuild;
 use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
@@ -19,8 +19,8 @@ use super::switch::{self, Target};
 use super::{Earlier, FsckError, Looked, Options, Repair, Result, look, mark_damaged, replay_options, size};
 use crate::error::Error;
 use crate::fs::format::*;
+use crate::page::Run;
 use crate::page::superblock::INCOMPAT_RECORDS;
-use crate::page::{PAGE_SIZE, Run};
 use crate::pool::RecoveryReport;
 use crate::storage::Storage;
 use crate::tree::Tree;
@@ -288,7 +288,7 @@ impl History {
             self.did = true;
             return Ok(Done::Something);
         };
-        let held = looked.image.short.unwrap_or(len) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let held = whole_pages(looked.image.short.unwrap_or(len));
         let held = held.max(size::least(&looked.image.superblock));
         let impossible = matches!(
             error.kind(),

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::image::read_pages;
+use super::image::{read_pages, whole_pages};
 use super::lostlog::{self, LostLog};
 use super::{Options, Result, Stage, seed};
 use crate::error::Error;
@@ -116,7 +116,7 @@ fn remains(storage: &dyn Storage, len: u64) -> Vec<Superblock> {
 
 /// The superblock of a new image of so many bytes; `None` if that is too short.
 fn plain(len: u64, image: u64) -> Option<Superblock> {
-    let (log_size, doublewrite_pages) = default_areas(len / PAGE_SIZE as u64 * PAGE_SIZE as u64);
+    let (log_size, doublewrite_pages) = default_areas(whole_pages(len));
     shaped(log_size, doublewrite_pages, len, image)
 }
 
@@ -147,7 +147,7 @@ fn describe(base: &Superblock, image: u64, remains: &[Superblock], len: u64) -> 
         (superblock.uuid, superblock.label) = (named.uuid, named.label.clone());
     }
     // An image is never larger than it says, and the file as large unless somebody has cut it.
-    superblock.size = base.size.max(len / PAGE_SIZE as u64 * PAGE_SIZE as u64).min(IMAGE_SIZE_MAX);
+    superblock.size = base.size.max(whole_pages(len)).min(IMAGE_SIZE_MAX);
     superblock.groups = superblock.group_count();
     superblock.sequence = 1;
     superblock.clean = true;
@@ -208,11 +208,11 @@ fn survey(storage: &dyn Storage, len: u64, options: &Options<'_>) -> Result<Surv
     let mut chunk = vec![0; CHUNK_SIZE];
     let mut at = LOG_OFFSET;
     loop {
-        at = storage.skip_hole(at).unwrap_or(at) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        at = whole_pages(storage.skip_hole(at).unwrap_or(at));
         if at + PAGE_SIZE as u64 > len {
             return Ok(Survey(found));
         }
-        let n = (CHUNK_SIZE as u64).min((len - at) / PAGE_SIZE as u64 * PAGE_SIZE as u64) as usize;
+        let n = (CHUNK_SIZE as u64).min(whole_pages(len - at)) as usize;
         read_pages(storage, at, &mut chunk[..n]);
         for (i, bytes) in chunk[..n].as_chunks::<PAGE_SIZE>().0.iter().enumerate() {
             let offset = at + (i * PAGE_SIZE) as u64;

@@ -239,12 +239,8 @@ impl Walk<'_> {
     }
 
     fn damaged(&mut self, id: PageId, error: PageError) {
-        match error {
-            PageError::Damaged(reason) => self.add(ProblemKind::Page, id, reason),
-            PageError::Beyond => {
-                self.add(ProblemKind::PageLsn, id, "it was changed by a record beyond the log's end")
-            }
-        }
+        let (kind, what) = error.problem(ProblemKind::Page, "");
+        self.add(kind, id, what);
     }
 
     fn level(&mut self, row: &Row, level: u8, options: &Options<'_>) -> Row {
