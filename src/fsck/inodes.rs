@@ -330,8 +330,8 @@ impl Pass<'_> {
                 self.findings.add(Problem::Lost, Place::range(ino.0, 0, to), what, fixes);
             }
         }
-        // Also if all blocks are there: what was lost before has none, and the record that says so may have been in a leaf that is
-        // missing. How far in front of the gap such a record began is not known.
+        // Even if the number of blocks is right: a range that was lost before has no blocks, and its record may have been in the missing
+        // leaf. How far in front of the gap such a record began is not known.
         for (from, to) in &contents.gaps {
             let (from, to) = (*from, inode.size.min(*to));
             if from < to {

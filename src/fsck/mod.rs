@@ -4,11 +4,37 @@
 //! log that has not been replayed is replayed in memory, above the storage. Then, in this order:
 //!
 //! 1. superblocks, doublewrite area, log;
-//! 2. the tree: every page that can be reached, its fences, links and levels (`structure`);
-//! 3. inodes with their attributes and extents, side by side in key order (`inodes`);
-//! 4. names, and with them links, parents, orphans and counters (`names`);
-//! 5. blocks that are in use against the bitmaps and the counts of shared ones (`blocks`, `shared`);
-//! 6. on request all contents against their checksums (`scrub`).
+//! 2. the tree: every page that can be reached, its fences, links and levels;
+//! 3. inodes with their attributes and extents, side by side in key order;
+//! 4. names, and with them links, parents, orphans and counters;
+//! 5. blocks that are in use against the bitmaps and the counts of shared ones;
+//! 6. on request all contents against their checksums.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `image` | reads an image: superblocks, doublewrite area, log, pages with their checks |
+//! | `salvage` | finds out what an image is whose superblocks are lost |
+//! | `size` | finds out the size of an image whose superblock cannot be believed |
+//! | `short` | shows a file that was cut in the length of its image |
+//! | `replay` | replays a log that recovery refuses, as far as it goes |
+//! | `lostlog` | finds the log of an image without superblocks |
+//! | `structure` | walks the tree: 2 |
+//! | `records` | reads the records of the leaves that the walk has found |
+//! | `logged` | decides which contents count that were in a log that is damaged |
+//! | `seed` | chooses the seed of the names' hash |
+//! | `inodes` | compares inodes with what belongs to them: 3 |
+//! | `names` | compares names with inodes: 4 |
+//! | `blocks`, `shared` | count blocks, and compare them with what is noted of them: 5 |
+//! | `scrub` | reads contents: 6 |
+//! | `report` | what was found, and how it is shown |
+//! | `paths` | finds the paths of what is shown |
+//! | `toll` | counts what a repair would give up |
+//! | `fix` | the steps of a repair, as checks note them down |
+//! | `repair` | the rounds of a repair: what is done first, and when it ends |
+//! | `rebuild` | makes a new tree from the leaves that are whole |
+//! | `rehash` | gives names new places meanwhile |
+//! | `switch` | writes superblocks and bitmaps, and makes a new tree the image's |
+//! | `apply` | repairs records by batches of the tree |
 //!
 //! **What it promises:** whatever the image holds, it does not panic, loop, or read out of bounds. Memory: one bit a block of the
 //! groups that exist (32 MiB a TiB), 16 bytes and the fence for each leaf, 20 bytes for each inode, 100 more for each directory,
@@ -265,7 +291,7 @@ fn look(storage: &Arc<dyn Storage>, options: &Options<'_>, known: &Earlier) -> R
         return Ok(looked);
     }
     looked.walk(options, known.lost.clone())?;
-    // Everything would be said of a tree that is built again anyway. Without superblocks they come first, with the bitmaps.
+    // A tree that will be built again is not looked at further. Without superblocks, these and the bitmaps are written first.
     let first = looked.image.salvaged && looked.is_whole();
     if options.repair == Repair::All && !looked.is_sound() && !first {
         looked.complete = false;

@@ -10,7 +10,7 @@ use super::report::{ProblemKind, counted};
 use crate::fs::format::AnyKey;
 
 /// What a repair of everything would take away, as far as a look at the image can tell. All of it is listed among the problems;
-/// what follows from it is so as far as it is known without repairing anything.
+/// consequences are counted as far as they can be known without repairing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Toll {
     /// No record of the tree is left.
