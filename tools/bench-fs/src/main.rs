@@ -3,7 +3,6 @@
 //! [`rows`] lists what is measured, [`work`] does it, [`systems`] are the filesystems and how they are set up, [`floor`] is one of
 //! them, [`driver`] lets them take turns, and [`report`] prints the table.
 
-mod cleanup;
 mod driver;
 mod floor;
 mod options;
@@ -15,6 +14,7 @@ mod work;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
+use btfs_bench_common::cleanup;
 use clap::Parser;
 
 use crate::options::Options;

@@ -6,8 +6,8 @@ mod watchdog;
 use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
+use btfs_bench_common::cleanup::{self, RunDir};
 
-use crate::cleanup::{self, RunDir};
 use crate::options::{Options, Plan};
 use crate::rows::{Group, Row};
 use crate::systems::{Setup, System, SystemId};
@@ -158,17 +158,6 @@ impl Driver {
 fn progress(text: &str) {
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K{text}");
-    }
-}
-
-/// A median; nothing if there are no values.
-pub fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_unstable_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        n if n % 2 == 1 => values.get(middle).copied(),
-        _ => Some((values[middle - 1] + values[middle]) / 2.0),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{median, place};
+use btfs_bench_common::median;
+
+use super::place;
 use crate::options::Plan;
 use crate::rows::Row;
 use crate::systems::SystemId;

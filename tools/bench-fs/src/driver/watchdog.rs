@@ -51,7 +51,7 @@ fn run((state, changed): &(Mutex<State>, Condvar)) {
             Some((deadline, daemon)) if deadline <= now => {
                 state.watched = None;
                 state.has_bitten = true;
-                crate::cleanup::kill_process(daemon);
+                btfs_bench_common::cleanup::kill_process(daemon);
                 continue;
             }
             Some((deadline, _)) => deadline - now,

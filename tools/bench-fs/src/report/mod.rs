@@ -1,6 +1,5 @@
 //! The results as a table, and as JSON.
 
-mod grid;
 mod json;
 mod table;
 

@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use anyhow::Result;
+use btfs_bench_common::grid::{Grid, number, percent};
 
-use super::grid::{Grid, number, percent};
 use crate::driver::Results;
 use crate::rows::{GROWTHS, ROWS, Row, Unit};
 use crate::systems::SystemId;
@@ -74,7 +74,7 @@ fn times(results: &Results) -> String {
         header.push("±".to_owned());
         header.extend(peers.iter().map(|id| format!("÷{}", id.name())));
     }
-    let mut grid = Grid::new(&header.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut grid = Grid::with_text(&header.iter().map(String::as_str).collect::<Vec<_>>(), &[1]);
     for row in rows(results) {
         let mut cells = vec![row.name.to_owned(), unit(row)];
         cells.extend(systems.iter().map(|id| cell(results, row, *id)));
@@ -134,7 +134,7 @@ fn daemons(results: &Results) -> String {
     header.extend(systems.iter().map(|id| format!("{} µs", id.name())));
     let counting: Vec<SystemId> = systems.iter().copied().filter(|id| id.has_stats()).collect();
     header.extend(counting.iter().map(|id| format!("{} µs/request", id.name())));
-    let mut grid = Grid::new(&header.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut grid = Grid::with_text(&header.iter().map(String::as_str).collect::<Vec<_>>(), &[1]);
     for row in rows(results) {
         let mut cells = vec![row.name.to_owned(), operation(row).to_owned()];
         let per_operation = |id: &SystemId| {
@@ -168,7 +168,7 @@ fn scale(row: &Row) -> f64 {
 }
 
 fn requests(results: &Results) -> String {
-    let mut grid = Grid::new(&["", "of one", "", "requests", "of which"]);
+    let mut grid = Grid::with_text(&["", "of one", "", "requests", "of which"], &[1, 2, 4]);
     for row in rows(results) {
         for id in systems(results).into_iter().filter(|id| id.has_stats()) {
             let all = results

@@ -8,8 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-
-use crate::cleanup;
+use btfs_bench_common::cleanup;
 
 /// A running daemon. Dropping it does not end it: that is what unmounting does, or the cleaning up.
 pub struct Daemon {

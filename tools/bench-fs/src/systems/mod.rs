@@ -11,9 +11,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use btfs_bench_common::cleanup;
 use serde::Serialize;
 
-use crate::cleanup;
 use crate::floor;
 use daemon::Daemon;
 

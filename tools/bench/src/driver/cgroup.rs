@@ -5,11 +5,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-
-use super::cleanup;
+use btfs_bench_common::cleanup;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -37,7 +35,7 @@ impl Cgroups {
             let mut cgroups = Cgroups { parent, version, limit, made: 0 };
             match cgroups.create() {
                 Ok(probe) => {
-                    remove(&probe);
+                    cleanup::remove_cgroup(&probe);
                     return Ok(cgroups);
                 }
                 Err(error) => reasons.push(format!("{error:#}")),
@@ -57,7 +55,7 @@ impl Cgroups {
         cleanup::add_cgroup(&group);
         let limited = self.set_limit(&group);
         if limited.is_err() {
-            remove(&group);
+            cleanup::remove_cgroup(&group);
         }
         limited?;
         Ok(group)
@@ -110,17 +108,6 @@ pub fn was_out_of_memory(group: &Path) -> bool {
         count.ok()
     };
     kills("memory.events").or_else(|| kills("memory.oom_control")).is_some_and(|count| count > 0)
-}
-
-/// Removes a group. Its processes have been killed, but may need a moment to go.
-pub fn remove(group: &Path) {
-    for _ in 0..50 {
-        if !group.exists() || fs::remove_dir(group).is_ok() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    eprintln!("engine-bench: could not remove {}", group.display());
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use btfs_bench_common::cleanup;
 
-use super::{cgroup, cleanup};
+use super::cgroup;
 use crate::WORKER_ARGUMENT;
 use crate::protocol::{Request, Response, WorkerConfig};
 
@@ -68,7 +69,7 @@ impl Drop for Child {
         cleanup::remove_process(self.process.id());
         let _ = self.process.wait();
         if let Some(cgroup) = &self.config.cgroup {
-            cgroup::remove(cgroup);
+            cleanup::remove_cgroup(cgroup);
         }
     }
 }

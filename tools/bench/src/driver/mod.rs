@@ -2,19 +2,18 @@
 
 mod cgroup;
 mod child;
-mod cleanup;
 mod results;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use btfs_bench_common::cleanup::{self, RunDir};
 
 pub use results::{FloorKind, FloorSample, Results, Sample};
 
 use crate::driver::cgroup::Cgroups;
 use crate::driver::child::Child;
-use crate::driver::cleanup::RunDir;
 use crate::engines::{EngineId, Latch, counter};
 use crate::options::{Options, Plan};
 use crate::protocol::{Measurement, Request, Response, Role, WorkerConfig};

@@ -1,6 +1,7 @@
 //! The tree's own counters, and what the latch protocols make of the rows with several threads.
 
-use super::grid::{Grid, number, percent, rate};
+use btfs_bench_common::grid::{Grid, number, percent, rate};
+
 use crate::driver::Results;
 use crate::engines::{EngineId, counter, figure};
 use crate::rows::Row;

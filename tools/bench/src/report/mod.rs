@@ -1,7 +1,6 @@
 //! What the program prints.
 
 mod counters;
-mod grid;
 mod json;
 mod table;
 mod targets;

@@ -1,6 +1,7 @@
 //! The table itself, and what goes with it: settings, floors, files, memory.
 
-use super::grid::{Grid, mebibytes, microseconds, number, percent, rate};
+use btfs_bench_common::grid::{Grid, mebibytes, microseconds, number, percent, rate};
+
 use crate::data::{Distribution, KEY_LEN, RECORD_LEN, VALUE_LEN};
 use crate::driver::{FloorKind, Results};
 use crate::engines::EngineId;

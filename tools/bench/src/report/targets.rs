@@ -1,9 +1,9 @@
 //! What the engine is to reach, and whether it does. Ratios compare figures of the same run.
 
+use btfs_bench_common::grid::{Grid, number};
 use serde::Serialize;
 
 use super::counters::calls_per_log_sync;
-use super::grid::{Grid, number};
 use crate::data::RECORD_LEN;
 use crate::driver::{FloorKind, Results};
 use crate::engines::EngineId;

@@ -1,5 +1,5 @@
-//! Leaves nothing behind: mounts, daemons, loop devices and the folder of the run go at the end, after an error, and when the
-//! user or the system ends the program. Only processes and devices that the program made itself are touched.
+//! Leaves nothing behind: mounts, processes, loop devices, control groups and the folder of the run go at the end, after an
+//! error, and when the user or the system ends the program. Only what the program made itself is touched.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-static LEFTOVERS: Mutex<Leftovers> =
-    Mutex::new(Leftovers { dir: None, mounts: Vec::new(), processes: Vec::new(), devices: Vec::new() });
+static LEFTOVERS: Mutex<Leftovers> = Mutex::new(Leftovers {
+    dir: None,
+    mounts: Vec::new(),
+    processes: Vec::new(),
+    devices: Vec::new(),
+    cgroups: Vec::new(),
+});
 
 /// Whether a signal is ending the program.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
@@ -23,6 +28,7 @@ struct Leftovers {
     mounts: Vec<PathBuf>,
     processes: Vec<u32>,
     devices: Vec<String>,
+    cgroups: Vec<PathBuf>,
 }
 
 /// The exit status after a signal, as shells give it for an interrupt.
@@ -34,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const REMOVALS_MAX: u32 = 10;
 
 /// Cleans up on signals and panics, too.
+///
+/// # Errors
+/// Signals cannot be handled.
 pub fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         IS_ENDING.store(true, Ordering::SeqCst);
@@ -56,14 +65,17 @@ pub fn stay_if_ending() {
     }
 }
 
+/// To be called before the mount is made.
 pub fn add_mount(dir: &Path) {
     leftovers().mounts.push(dir.to_owned());
 }
 
+/// To be called when the mount is gone.
 pub fn remove_mount(dir: &Path) {
     leftovers().mounts.retain(|mount| mount != dir);
 }
 
+/// A child, which is killed if it is still there at the end.
 pub fn add_process(id: u32) {
     leftovers().processes.push(id);
 }
@@ -81,12 +93,19 @@ pub fn kill_process(id: u32) {
     }
 }
 
+/// A loop device.
 pub fn add_device(name: &str) {
     leftovers().devices.push(name.to_owned());
 }
 
+/// To be called when the device has been given back.
 pub fn remove_device(name: &str) {
     leftovers().devices.retain(|device| device != name);
+}
+
+/// A control group; it may be removed before.
+pub fn add_cgroup(path: &Path) {
+    leftovers().cgroups.push(path.to_owned());
 }
 
 /// Takes a mount away, also one that is in use or whose daemon is dead.
@@ -105,11 +124,12 @@ fn is_alive(process: u32) -> bool {
 
 fn clean_up() {
     let mut leftovers = leftovers();
+    let patience = if leftovers.mounts.is_empty() { Duration::ZERO } else { PATIENCE };
     for mount in leftovers.mounts.drain(..).rev() {
         detach(&mount);
     }
     let mut waited = Duration::ZERO;
-    while waited < PATIENCE && leftovers.processes.iter().any(|&process| is_alive(process)) {
+    while waited < patience && leftovers.processes.iter().any(|&process| is_alive(process)) {
         sleep(Duration::from_millis(20));
         waited += Duration::from_millis(20);
     }
@@ -124,6 +144,20 @@ fn clean_up() {
         remove_dir(&dir);
         let _ = dir.parent().map(std::fs::remove_dir);
     }
+    for cgroup in leftovers.cgroups.drain(..) {
+        remove_cgroup(&cgroup);
+    }
+}
+
+/// Removes a control group. Its processes have been killed, but may need a moment to go.
+pub fn remove_cgroup(group: &Path) {
+    for _ in 0..50 {
+        if !group.exists() || std::fs::remove_dir(group).is_ok() {
+            return;
+        }
+        sleep(Duration::from_millis(20));
+    }
+    eprintln!("engine-bench: could not remove {}", group.display());
 }
 
 fn detach_device(device: &str) {
@@ -132,7 +166,7 @@ fn detach_device(device: &str) {
 
 /// Deletes what a run left, but never through a mount that is still there.
 fn remove_dir(dir: &Path) {
-    // A row or a daemon may make a file while it ends.
+    // A process may make a file while it ends.
     for _ in 0..REMOVALS_MAX {
         for mount in mounts_below(dir).into_iter().rev() {
             detach(&mount);
@@ -159,6 +193,9 @@ pub struct RunDir(PathBuf);
 
 impl RunDir {
     /// Makes a new folder in `parent`, and deletes those of runs that were killed.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or what is in `parent` not be read.
     pub fn create(parent: &Path) -> Result<Self> {
         let context = || format!("cannot make a folder in {}", parent.display());
         std::fs::create_dir_all(parent).with_context(context)?;
@@ -170,6 +207,7 @@ impl RunDir {
         Ok(RunDir(dir))
     }
 
+    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0
     }

@@ -1,8 +1,10 @@
 //! Columns of text, and figures as text.
 
-/// Lines of cells; columns are as wide as their widest cell. The first column is aligned left, the others right.
+/// Lines of cells; columns are as wide as their widest cell. The first column and others that hold text are aligned left, those
+/// of figures right.
 pub struct Grid {
     lines: Vec<Line>,
+    text_columns: Vec<usize>,
 }
 
 enum Line {
@@ -12,25 +14,30 @@ enum Line {
 }
 
 impl Grid {
+    /// A grid of figures: only the first column is text.
     pub fn new(header: &[&str]) -> Self {
-        Grid { lines: vec![Line::Cells(header.iter().map(|cell| (*cell).to_owned()).collect())] }
+        Grid::with_text(header, &[])
     }
 
+    /// A grid in which more columns are text, by their numbers.
+    pub fn with_text(header: &[&str], columns: &[usize]) -> Self {
+        let header = header.iter().map(|cell| (*cell).to_owned()).collect();
+        Grid { lines: vec![Line::Cells(header)], text_columns: [&[0], columns].concat() }
+    }
+
+    /// Adds a line of cells.
     pub fn add(&mut self, cells: Vec<String>) {
         self.lines.push(Line::Cells(cells));
     }
 
+    /// Adds a line that runs over all columns.
     pub fn add_text(&mut self, text: String) {
         self.lines.push(Line::Text(text));
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.lines.len() <= 1
-    }
-
     /// The text, with a title above; empty if there are no lines.
     pub fn render(&self, title: &str) -> String {
-        if self.is_empty() {
+        if self.lines.len() <= 1 {
             return String::new();
         }
         let mut widths: Vec<usize> = Vec::new();
@@ -48,9 +55,9 @@ impl Grid {
                 Line::Cells(cells) => {
                     let mut padded = String::new();
                     for (n, (cell, width)) in cells.iter().zip(&widths).enumerate() {
-                        padded += &match n {
-                            0 => format!("  {cell:<width$}"),
-                            _ => format!("  {cell:>width$}"),
+                        padded += &match self.text_columns.contains(&n) {
+                            true => format!("  {cell:<width$}"),
+                            false => format!("  {cell:>width$}"),
                         };
                     }
                     text += padded.trim_end();
@@ -84,14 +91,17 @@ pub fn rate(value: Option<f64>) -> String {
     }
 }
 
+/// A time in nanoseconds.
 pub fn microseconds(ns: Option<f64>) -> String {
     number(ns.map(|ns| ns / 1000.0))
 }
 
+/// A number of bytes.
 pub fn mebibytes(bytes: Option<f64>) -> String {
     number(bytes.map(|bytes| bytes / f64::from(1 << 20)))
 }
 
+/// A part of one.
 pub fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "–".to_owned(), |share| format!("{:.0} %", share * 100.0))
 }
@@ -107,5 +117,25 @@ mod tests {
         assert_eq!(number(Some(0.012_345)), "0.0123");
         assert_eq!(number(None), "–");
         assert_eq!(rate(Some(1_234_567.0)), "1.23 M");
+    }
+
+    #[test]
+    fn text_is_aligned_left_and_figures_right() {
+        let mut grid = Grid::with_text(&["", "unit", "time"], &[1]);
+        assert_eq!(grid.render("empty"), "");
+        for cells in [["read", "µs", "1.5"], ["rename", "MiB/s", "12.5"]] {
+            grid.add(cells.map(str::to_owned).to_vec());
+        }
+        grid.add_text("  of all".to_owned());
+        let lines = [
+            "title",
+            "          unit   time",
+            "  read    µs      1.5",
+            "  rename  MiB/s  12.5",
+            "  of all",
+            "",
+            "",
+        ];
+        assert_eq!(grid.render("title"), lines.join("\n"));
     }
 }
