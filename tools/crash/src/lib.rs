@@ -26,7 +26,7 @@
 //! | `workload` | batches, commits, checkpoints, reopening |
 //! | `concurrent` | a first run by several threads |
 //! | `verify` | opening a state and comparing it with the model |
-//! | `path`, `cuts`, `explore` | which states are looked at |
+//! | `path`, `cuts`, `walk`, `explore` | which states are looked at |
 //! | `log_tail`, `coverage` | where the cuts were |
 //! | `runner` | threads, limits, progress |
 //! | `fs` | the same for the whole filesystem |
@@ -43,4 +43,5 @@ pub mod path;
 pub mod plan;
 pub mod runner;
 pub mod verify;
+pub mod walk;
 pub mod workload;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use btfs::defects::{Defect, Defects};
 
 use crate::coverage::{self, Coverage, Required};
-use crate::explore::{Explorer, Observer, Violation};
+use crate::fs;
 use crate::path::{Path, Step};
 use crate::plan::Plan;
-use crate::{explore, fs};
+use crate::walk::{Explorer, Observer, Violation};
 
 /// A state that takes longer than this hangs. Counted in looks of the watchdog, so that a process that was stopped and
 /// goes on is not taken for one that hangs.
@@ -61,7 +61,7 @@ impl Subject {
     ) -> (Coverage, Result<(), Violation>) {
         if self == Subject::Filesystem {
             let plan = fs::plan::Plan::new(seed, defects);
-            let mut explorer = fs::explore::Explorer::new(&plan, observer);
+            let mut explorer = Explorer::new(&plan, observer);
             let result = explorer.run();
             return (explorer.coverage, result);
         }
@@ -81,9 +81,9 @@ impl Subject {
         match self {
             Subject::Filesystem => {
                 let plan = fs::plan::Plan::new(path.seed, defects);
-                fs::explore::Explorer::replay(&plan, &Always, steps).run()
+                Explorer::replay(&plan, &Always, steps).run()
             }
-            _ => explore::Explorer::replay(&Plan::new(path.seed, defects), &Always, steps).run(),
+            _ => Explorer::replay(&Plan::new(path.seed, defects), &Always, steps).run(),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The exploration of one seed.
+//! The exploration of one seed of the filesystem.
 
 use std::sync::Arc;
 
 use btfs::defects::set_timer;
-use btfs::storage::sim::{CutCursor, Recording};
+use btfs::storage::sim::CutCursor;
 use btfs::storage::{OpKind, Rng, SimStorage};
 
 use super::driver::{Done, Driver};
@@ -11,48 +11,16 @@ use super::model::Model;
 use super::operation::Chooser;
 use super::plan::{Plan, Work};
 use super::verify::{self, Look, Opened};
-use crate::coverage::Coverage;
 use crate::cuts::{self, Blocks};
-use crate::explore::{Observer, Past, Violation, free_blocks, guarded};
 use crate::log_tail::log_tail;
 use crate::path::{Failure, Path, Step};
+use crate::walk::{Explorer, Past, Run, Then, Violation, guarded, left_by};
 use crate::workload::Allowed;
-
-/// What becomes of a state that was found to be right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    /// Nothing more.
-    Stop,
-    /// Its recovery is cut again.
-    CutRecovery,
-    /// It is worked on for so many operations, and all this is cut again.
-    WorkOn(u64),
-}
-
-impl Then {
-    fn choose(rng: &mut Rng, depth: usize) -> Then {
-        if !cuts::goes_deeper(depth) || !rng.chance(1, 8) {
-            return Then::Stop;
-        }
-        match rng.below(5) {
-            0 => Then::CutRecovery,
-            1 | 2 => Then::WorkOn(1 + rng.below(3)),
-            _ => Then::WorkOn(1 + rng.below(15)),
-        }
-    }
-}
 
 /// A recorded run and what is known of it.
 struct Recorded {
-    path: Path,
-    recording: Recording,
+    run: Run,
     done: Done,
-    /// Operations before this one belong to the recovery at the beginning.
-    recovery_end: u64,
-    /// Blocks that were written before this run began.
-    written: Blocks,
-    /// Those of them that were free when it began to change anything.
-    reusable: Blocks,
 }
 
 impl Recorded {
@@ -64,28 +32,7 @@ impl Recorded {
     }
 }
 
-/// Explores the states of one seed.
-pub struct Explorer<'a> {
-    plan: &'a Plan,
-    observer: &'a dyn Observer,
-    /// The only path to follow, in a replay.
-    only: Option<&'a [Step]>,
-    /// Where the cuts were.
-    pub coverage: Coverage,
-}
-
-impl<'a> Explorer<'a> {
-    /// An explorer of all states of a plan.
-    pub fn new(plan: &'a Plan, observer: &'a dyn Observer) -> Self {
-        Explorer { plan, observer, only: None, coverage: Coverage::default() }
-    }
-
-    /// An explorer that follows one path and tells what it sees on standard output.
-    pub fn replay(plan: &'a Plan, observer: &'a dyn Observer, steps: &'a [Step]) -> Self {
-        println!("{plan:#?}");
-        Explorer { plan, observer, only: Some(steps), coverage: Coverage::default() }
-    }
-
+impl Explorer<'_, Plan> {
     /// Explores.
     ///
     /// # Errors
@@ -115,8 +62,7 @@ impl<'a> Explorer<'a> {
             }
             let done = driver.finish();
             let recording = sim.finish_recording().ok_or("nothing was recorded")?;
-            let (written, reusable) = (Blocks::none(), Blocks::none());
-            Ok(Recorded { path: path.clone(), recording, done, recovery_end, written, reusable })
+            Ok(Recorded { run: Run::first(path.clone(), recording, recovery_end), done })
         })?;
         self.coverage.count(match plan.work {
             Work::Sequence(_) => "sequences",
@@ -129,35 +75,15 @@ impl<'a> Explorer<'a> {
 
     /// Looks at states after cuts of a recorded run.
     fn explore(&mut self, recorded: &Recorded) -> Result<(), Violation> {
-        let depth = recorded.path.steps.len();
-        let mut rng = Rng::new(recorded.path.hash());
-        let steps = match (self.only, &self.plan.work) {
-            (Some(only), _) => only.get(depth).copied().into_iter().collect(),
-            (None, Work::Sequence(_)) if depth == 0 => {
-                cuts::every(&recorded.recording, recorded.recovery_end, &mut rng)
+        let run = &recorded.run;
+        let steps = self.only_step(run).unwrap_or_else(|| {
+            let (depth, mut rng) = (run.path.steps.len(), Rng::new(run.path.hash()));
+            match &self.plan.work {
+                Work::Sequence(_) if depth == 0 => cuts::every(&run.recording, run.recovery_end, &mut rng),
+                _ => cuts::choose(&run.recording, run.recovery_end, depth, &mut rng),
             }
-            _ => cuts::choose(&recorded.recording, recorded.recovery_end, depth, &mut rng),
-        };
-        let mut cursor = recorded.recording.cursor();
-        let mut past = Past::new(recorded.written.clone());
-        let mut at_cut = false;
-        for step in steps {
-            while !at_cut || cursor.index() < step.cut {
-                if let (true, Some(operation)) = (at_cut, cursor.operation()) {
-                    past.note(operation, &recorded.reusable);
-                }
-                at_cut = cursor.advance();
-                if !at_cut {
-                    return Ok(());
-                }
-            }
-            let mut past = past.clone();
-            if let Some(operation) = cursor.operation() {
-                past.note(operation, &recorded.reusable);
-            }
-            self.visit(recorded, &cursor, step, past)?;
-        }
-        Ok(())
+        });
+        run.each_cut(steps, |cursor, step, past| self.visit(recorded, cursor, step, past))
     }
 
     /// Looks at one state, and perhaps at what comes after it.
@@ -168,18 +94,19 @@ impl<'a> Explorer<'a> {
         step: Step,
         past: Past,
     ) -> Result<(), Violation> {
-        let path = recorded.path.then(step);
+        let path = recorded.run.path.then(step);
         if !self.observer.begin(&path) {
             return Ok(());
         }
         let mut rng = Rng::new(path.hash());
-        let sim = Arc::new(match step.failure {
-            Failure::Power(policy) => SimStorage::from_image(cursor.crash(&mut rng, policy)),
-            Failure::Process => cursor.process_death(),
-        });
-        let depth = path.steps.len();
+        let sim = left_by(step.failure, cursor, &mut rng);
         let allowed = Allowed::unpack(cursor.mark());
-        self.count_cut(recorded, cursor, step, &past);
+        self.count_cut(&recorded.run, cursor, step, &past);
+        if step.cut >= recorded.run.recovery_end
+            && let Some(kind) = recorded.kind(step.cut)
+        {
+            self.coverage.count(kind);
+        }
         if self.only.is_some() {
             tell_cut(recorded, cursor, &path, allowed);
         }
@@ -189,7 +116,7 @@ impl<'a> Explorer<'a> {
             Failure::Power(_) => Vec::new(),
             Failure::Process => history[allowed.first..=allowed.last.min(history.len() - 1)].to_vec(),
         };
-        let then = Then::choose(&mut rng, depth);
+        let then = Then::choose(&mut rng, path.steps.len(), (1, 8), 15);
         if then != Then::Stop || self.only.is_some() {
             sim.note(Allowed { first: 0, last: before.len() }.pack());
             sim.start_recording();
@@ -253,34 +180,8 @@ impl<'a> Explorer<'a> {
             })?,
         };
         let Some(recording) = sim.finish_recording() else { return Ok(()) };
-        let reusable = free_blocks(&image, &written);
-        self.explore(&Recorded { path, recording, done, recovery_end, written, reusable })
-    }
-
-    fn count_cut(&mut self, recorded: &Recorded, cursor: &CutCursor<'_>, step: Step, past: &Past) {
-        let coverage = &mut self.coverage;
-        let in_recovery = step.cut < recorded.recovery_end;
-        if step.failure == Failure::Process {
-            coverage.count("death of the process");
-        }
-        match cursor.operation() {
-            Some(operation) => coverage.count_operation(operation, in_recovery),
-            None => coverage.count("after the last operation"),
-        }
-        if !in_recovery && let Some(kind) = recorded.kind(step.cut) {
-            coverage.count(kind);
-        }
-        coverage.count(match recorded.path.steps.len() {
-            0 => "first cut",
-            1 => "second cut",
-            _ => "third cut",
-        });
-        if past.block_reused {
-            coverage.count("block reused after recovery");
-        }
-        if past.page_reused {
-            coverage.count("page reused after recovery");
-        }
+        let run = Run::later(path, recording, recovery_end, written, &image);
+        self.explore(&Recorded { run, done })
     }
 
     fn count_found(&mut self, recorded: &Recorded, opened: &Opened, state: usize) {
@@ -312,7 +213,7 @@ fn tell_cut(recorded: &Recorded, cursor: &CutCursor<'_>, path: &Path, allowed: A
         recorded.done.spans.iter().map(|(first, kind)| format!("{first}: {kind}")).collect();
     println!("  operations begun at: {}", spans.join(", "));
     println!("  {} writes are not durable; the last before the cut:", cursor.pending());
-    let before = recorded.recording.operations().filter(|o| o.index <= cursor.index());
+    let before = recorded.run.recording.operations().filter(|o| o.index <= cursor.index());
     let before: Vec<_> = before.filter(|o| o.kind != OpKind::Allocate).collect();
     for o in &before[before.len().saturating_sub(20)..] {
         let kind = format!("{:?}", o.kind);
