@@ -145,6 +145,13 @@ impl Mount {
         };
     }
 
+    /// Unmounts, and makes an empty filesystem with a limit to its size in the image's place.
+    pub fn replace_image(&mut self, size: &str) {
+        self.unmount();
+        fs::remove_file(&self.image).expect("unlink");
+        self.format_with_size(size);
+    }
+
     /// Mounts, with what the case asked for.
     pub fn mount(&mut self) {
         let options = self.options.clone();

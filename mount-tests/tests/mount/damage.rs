@@ -43,9 +43,7 @@ fn damage(mount: &Mount, bytes: &[u8]) -> usize {
 /// An image that is small enough to be looked through.
 fn begin(mount: &mut Mount) {
     mount.only_btfs();
-    mount.unmount();
-    fs::remove_file(&mount.image).expect("remove the image");
-    mount.format_with_size("64M");
+    mount.replace_image("64M");
     mount.mount();
 }
 

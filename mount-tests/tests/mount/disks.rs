@@ -200,9 +200,7 @@ fn a_full_disk_of_tmpfs_costs_only_what_needs_space(mount: &mut Mount) {
 /// synced before is in the file `kept`.
 fn write_until_the_disk_fails(mount: &mut Mount, options: &str) {
     mount.only_btfs();
-    mount.unmount();
-    fs::remove_file(&mount.image).expect("unlink");
-    mount.format_with_size("200M");
+    mount.replace_image("200M");
     let script = "ulimit -f 102400; exec \"$0\" mount -o \"$1\" \"$2\" \"$3\"";
     let mut command = Command::new("bash");
     command.args(["-c", script]).arg(binary()).arg(options).arg(&mount.image).arg(&mount.point);

@@ -402,9 +402,7 @@ fn what_is_no_image_is_not_mounted(mount: &mut Mount) {
 
 fn an_image_can_grow(mount: &mut Mount) {
     mount.only_btfs();
-    mount.unmount();
-    fs::remove_file(&mount.image).expect("unlink");
-    mount.format_with_size("64M");
+    mount.replace_image("64M");
     mount.mount();
     let piece = Random::new(10).bytes(10 << 20);
     fs::write(mount.path("first"), &piece).expect("write");

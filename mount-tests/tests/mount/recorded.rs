@@ -176,9 +176,7 @@ fn record(mount: &mut Mount, rounds: u64) -> Recorded {
     );
     let tree = Manifest::of_copy(mount.scratch.join("tree"));
     // An image of its full length, since growth is not recorded, with a small log, so that it goes round.
-    mount.unmount();
-    fs::remove_file(&mount.image).expect("unlink");
-    mount.format_with_size("256M");
+    mount.replace_image("256M");
     let (data, base) = (mount.image.clone(), mount.base.join("replayed.db"));
     must(Command::new("cp").arg("--sparse=always").arg(&data).arg(&base));
     let recorder = Recorder::begin(&data, &mount.base);

@@ -17,14 +17,6 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Mounts a small image, which is soon full.
-fn mount_small(mount: &mut Mount) {
-    mount.unmount();
-    fs::remove_file(&mount.image).expect("unlink");
-    mount.format_with_size("64M");
-    mount.mount();
-}
-
 /// What statfs says that an ordinary user may still write.
 fn free_bytes(mount: &Mount) -> u64 {
     let space = sys::statvfs(&mount.point).expect("statvfs");
@@ -32,7 +24,9 @@ fn free_bytes(mount: &Mount) -> u64 {
 }
 
 fn writes_beyond_the_space_fail_and_keep_what_was_there(mount: &mut Mount) {
-    mount_small(mount);
+    // Small, so that it is soon full.
+    mount.replace_image("64M");
+    mount.mount();
     let kept = Random::new(7).bytes(1 << 20);
     fs::write(mount.path("kept"), &kept).expect("write");
     let free = free_bytes(mount);
@@ -89,7 +83,8 @@ fn writes_beyond_the_space_fail_and_keep_what_was_there(mount: &mut Mount) {
 }
 
 fn a_write_with_room_for_its_beginning_is_a_short_one(mount: &mut Mount) {
-    mount_small(mount);
+    mount.replace_image("64M");
+    mount.mount();
     let piece = sys::Map::memory(1 << 20).expect("aligned memory");
     let path = mount.path("fill");
     let fill = |flags: i32| {
