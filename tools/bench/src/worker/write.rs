@@ -87,12 +87,7 @@ fn write_batches(
         if batch.is_empty() || time_max.is_some_and(|time_max| outcome.elapsed > time_max) {
             break;
         }
-        let began = Instant::now();
-        task.engine.write(&batch, Durability::Visible)?;
-        let elapsed = began.elapsed();
-        outcome.elapsed += elapsed;
-        outcome.samples_ns.push(elapsed.as_nanos() as u64);
-        outcome.operations += 1;
+        write_visible(task, &batch, &mut outcome)?;
         outcome.records += batch.len() as u64;
     }
     outcome.payload = outcome.records * RECORD_LEN;
@@ -100,6 +95,17 @@ fn write_batches(
     task.engine.make_durable()?;
     outcome.elapsed += began.elapsed();
     Ok(outcome)
+}
+
+/// Writes a batch, and counts the time of this alone.
+fn write_visible(task: &Task, batch: &[Change], outcome: &mut Outcome) -> Result<()> {
+    let began = Instant::now();
+    task.engine.write(batch, Durability::Visible)?;
+    let elapsed = began.elapsed();
+    outcome.elapsed += elapsed;
+    outcome.samples_ns.push(elapsed.as_nanos() as u64);
+    outcome.operations += 1;
+    Ok(())
 }
 
 /// Overwrites of three neighbours at a time, in pages that are in the cache.
@@ -112,12 +118,7 @@ pub fn warm_apply(task: &Task) -> Result<Outcome> {
         let first = span_start + random.below(WARM_SPAN);
         batch.clear();
         batch.extend((first..first + WARM_BATCH).map(|index| task.data.put(index, Lane::Base, n)));
-        let began = Instant::now();
-        task.engine.write(&batch, Durability::Visible)?;
-        let elapsed = began.elapsed();
-        outcome.elapsed += elapsed;
-        outcome.samples_ns.push(elapsed.as_nanos() as u64);
-        outcome.operations += 1;
+        write_visible(task, &batch, &mut outcome)?;
         if outcome.elapsed > task.time_max {
             break;
         }
