@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::page::format::{page_lsn, seal};
 use crate::page::superblock::{DoublewriteHeader, SUPERBLOCK_OFFSETS, Superblock};
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
-use crate::storage::sim::{set_site, site_scope};
+use crate::storage::sim::site_scope;
 use crate::sync::spin_wait;
 
 /// What the flusher alone uses.
@@ -120,10 +120,10 @@ impl Pool {
             progress.begun
         };
         self.flush_older(flusher, self.log.end())?;
-        set_site("checkpoint");
-        let synced = self.sync_data(flusher);
-        set_site("");
-        synced?;
+        {
+            let _site = site_scope("checkpoint");
+            self.sync_data(flusher)?;
+        }
         let end = self.log.end();
         let mut checkpoint = end;
         for frame in self.frames.headers() {
@@ -252,9 +252,8 @@ impl Pool {
         if copies.iter().any(|c| !c.newborn) && !self.defects.has(Defect::SkipDoublewrite) {
             self.write_doublewrite(flusher, header, pages, copies)?;
         }
-        set_site(if flusher.half == 0 { "home A" } else { "home B" });
+        let _site = site_scope(if flusher.half == 0 { "home A" } else { "home B" });
         let written = self.write_home(pages, copies);
-        set_site("");
         flusher.synced[flusher.half] = false;
         written.map_err(|e| self.log.fail(Error::io("writing pages", e)))
     }
@@ -272,7 +271,7 @@ impl Pool {
         }
         let half = flusher.half;
         assert!(flusher.synced[half] || early, "D3: a doublewrite half is reused before it was synced");
-        set_site(if half == 0 { "doublewrite A" } else { "doublewrite B" });
+        let _site = site_scope(if half == 0 { "doublewrite A" } else { "doublewrite B" });
         flusher.sequence += 1;
         let superblock = &flusher.superblock;
         let at = superblock.doublewrite_offset(half);
@@ -290,9 +289,7 @@ impl Pool {
         self.stats.doublewrite_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         written.map_err(|e| self.log.fail(Error::io("writing the doublewrite area", e)))?;
         // This sync makes the copies durable, and covers the in-place writes of the other half.
-        let result = self.sync_data(flusher);
-        set_site("");
-        result
+        self.sync_data(flusher)
     }
 
     /// Writes pages that lie one behind the other, a piece at a time: a commit that comes meanwhile waits for one piece at

@@ -40,6 +40,7 @@ use crate::page::node::Node;
 use crate::page::superblock::Superblock;
 use crate::page::{Lsn, PageId, Run};
 use crate::storage::Storage;
+use crate::storage::sim::site_scope;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, spin_wait};
 use crate::wal::Log;
@@ -665,9 +666,10 @@ impl Pool {
         for done in 0..max {
             let taken = self.space.lock().take_punchable();
             let Some(run) = taken else { return Ok(done) };
-            crate::storage::sim::set_site("punch");
-            let punched = self.storage.punch(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64);
-            crate::storage::sim::set_site("");
+            let punched = {
+                let _site = site_scope("punch");
+                self.storage.punch(run.start.offset(), run.len as u64 * BLOCK_SIZE as u64)
+            };
             self.space.lock().give_punched(run);
             match punched {
                 Ok(given) => self.stats.punches.fetch_add(given as u64, Ordering::Relaxed),

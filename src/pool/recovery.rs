@@ -20,7 +20,6 @@ use crate::page::node::{NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
 use crate::page::superblock::*;
 use crate::page::{BLOCK_SIZE, BlockNo, PAGE_SIZE, PageBytes, PageId};
-use crate::storage::sim::set_site;
 use crate::storage::{OverlayStorage, Storage, spare_memory};
 use crate::wal::format::RECORD_HEADER_SIZE;
 use crate::wal::{self, Log, Place, Scan};
@@ -242,7 +241,7 @@ impl Pool {
             storage
         };
         let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
-        set_site("recovery");
+        let _site = site_scope("recovery");
         // If only the process died, the host still shows writes that are not durable, the superblock just read perhaps among
         // them. Everything from here on builds on what was read.
         if !options.read_only && !options.defects.has(Defect::RecoverUnsynced) {
@@ -276,7 +275,6 @@ impl Pool {
             pool.begin_incarnation(&superblock)?;
         }
         pool.forget_dead_pages();
-        set_site("");
         report.elapsed = started.elapsed();
         if !report.clean {
             log::info!("{report}");
@@ -392,7 +390,6 @@ impl Pool {
         if self.budget.load(Ordering::SeqCst) >= self.dirty_max {
             let mut flusher = self.flusher.lock();
             self.flush_older(&mut flusher, Lsn(u64::MAX)).map_err(Redo::Page)?;
-            set_site("recovery");
         }
         let bitmap = self.geometry().is_bitmap_page(id);
         // A birth need not be the first operation.

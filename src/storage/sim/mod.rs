@@ -41,16 +41,11 @@ thread_local! {
     static SITE: Cell<&'static str> = const { Cell::new("") };
 }
 
-/// Labels the operations that this thread issues from now on with what it is doing: "split", "recovery".
-/// Returns the label until now.
-pub fn set_site(site: &'static str) -> &'static str {
-    SITE.replace(site)
-}
-
-/// Labels this thread's operations until the guard is dropped, then restores the label that was.
+/// Labels the operations that this thread issues with what it is doing ("split", "recovery") until the guard is dropped, then
+/// restores the label that was.
 #[must_use]
 pub fn site_scope(site: &'static str) -> SiteScope {
-    SiteScope { outer: set_site(site) }
+    SiteScope { outer: SITE.replace(site) }
 }
 
 /// The guard of [`site_scope`].
@@ -60,7 +55,7 @@ pub struct SiteScope {
 
 impl Drop for SiteScope {
     fn drop(&mut self) {
-        set_site(self.outer);
+        SITE.set(self.outer);
     }
 }
 
@@ -75,7 +70,7 @@ pub struct Operation {
     pub offset: u64,
     /// How many bytes; 0 for `sync` and `set_len`.
     pub len: u64,
-    /// What the thread was doing, as it said with [`set_site`].
+    /// What the thread was doing, as it said with [`site_scope`].
     pub site: &'static str,
     /// What the workload had last said with [`SimStorage::note`] when this was issued.
     pub mark: u64,

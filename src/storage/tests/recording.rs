@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier};
 use parking_lot::Mutex;
 
 use super::read;
-use crate::storage::sim::{Policy, set_site};
+use crate::storage::sim::{Policy, site_scope};
 use crate::storage::{Image, OpKind, Rng, SimStorage, Storage};
 
 /// Random operations until one fails.
@@ -16,7 +16,7 @@ fn work(sim: &SimStorage, seed: u64, operations: u64) -> std::io::Result<()> {
         let offset = rng.below(200_000);
         let bytes = vec![number as u8; 1 + rng.index(20_000)];
         sim.note(number);
-        set_site(["one", "other"][number as usize % 2]);
+        let _site = site_scope(["one", "other"][number as usize % 2]);
         match rng.below(12) {
             0..=5 => sim.write_at(offset, &bytes)?,
             6 | 7 => sim.write_durable_at(offset, &bytes)?,
