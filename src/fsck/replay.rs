@@ -13,7 +13,7 @@ use super::lostlog::LostLog;
 use crate::error::Error;
 use crate::page::format::*;
 use crate::page::op::{self, Op};
-use crate::page::superblock::{DoublewriteHeader, LOG_OFFSET, Superblock};
+use crate::page::superblock::{LOG_OFFSET, Superblock};
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::Storage;
 use crate::wal::{self, Place};
@@ -273,16 +273,12 @@ impl Replay<'_> {
         let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
         let mut halves = Vec::new();
         for half in 0..2 {
-            let at = superblock.doublewrite_offset(half);
-            let id = PageId(at / PAGE_SIZE as u64);
-            if storage.read_at(at, &mut page[..]).is_ok()
-                && let Some(header) = DoublewriteHeader::decode(&page, id, superblock.image())
-            {
-                halves.push((at, header));
+            if let Ok(Some(header)) = superblock.read_half(half, |at, bytes| storage.read_at(at, bytes)) {
+                halves.push((half, header));
             }
         }
         halves.sort_by_key(|(_, h)| std::cmp::Reverse(h.sequence));
-        for (at, header) in halves {
+        for (half, header) in halves {
             let held = header.pages.iter().take(superblock.doublewrite_pages as usize);
             for (i, &(id, lsn)) in held.enumerate() {
                 let placed = superblock.is_data_page(id) || superblock.is_bitmap_page(id);
@@ -294,9 +290,8 @@ impl Replay<'_> {
                 }
                 let torn = storage.read_at(id.offset(), &mut page[..]).is_err()
                     || verify_seal(&page, id, superblock.image()).is_err();
-                let copy = at + (i as u64 + 1) * PAGE_SIZE as u64;
                 if torn
-                    && storage.read_at(copy, &mut page[..]).is_ok()
+                    && storage.read_at(superblock.copy_offset(half, i), &mut page[..]).is_ok()
                     && page_lsn(&page) == lsn
                     && verify_page(&page, id, superblock)
                 {

@@ -21,6 +21,11 @@ pub const LEVEL_MAX: u8 = 63;
 /// The longest key and value together, in bytes.
 pub const RECORD_MAX: usize = PAGE_SIZE / 4;
 
+/// So many bytes, rounded down to whole pages.
+pub fn whole_pages(bytes: u64) -> u64 {
+    bytes / PAGE_SIZE as u64 * PAGE_SIZE as u64
+}
+
 /// A page's bytes.
 pub type PageBytes = [u8; PAGE_SIZE];
 

@@ -66,8 +66,7 @@ pub const BACKUP_SIZE: usize = AT_CHECKPOINT;
 
 /// The size of the log in bytes and the pages of a doublewrite half of an image of `size` bytes, if nobody says otherwise.
 pub fn default_areas(size: u64) -> (u64, u32) {
-    let page = PAGE_SIZE as u64;
-    let log = (size / 128).clamp(4 << 20, 256 << 20).min((size / 8).max(LOG_SIZE_MIN)) / page * page;
+    let log = whole_pages((size / 128).clamp(4 << 20, 256 << 20).min((size / 8).max(LOG_SIZE_MIN)));
     (log, default_halves(log))
 }
 
@@ -188,7 +187,7 @@ impl Superblock {
             hash_seed: [0; 16],
             label: String::new(),
             sequence: 0,
-            size: size / PAGE_SIZE as u64 * PAGE_SIZE as u64,
+            size: whole_pages(size),
             log_size,
             doublewrite_pages,
             groups: 1,
@@ -238,6 +237,22 @@ impl Superblock {
     /// Bytes of a doublewrite half, its header page included.
     pub fn doublewrite_half_size(&self) -> u64 {
         (self.doublewrite_pages as u64 + 1) * PAGE_SIZE as u64
+    }
+    /// Byte offset of the copy of a page in half `half`, in the order in which its header names them.
+    pub fn copy_offset(&self, half: usize, number: usize) -> u64 {
+        self.doublewrite_offset(half) + (number as u64 + 1) * PAGE_SIZE as u64
+    }
+    /// Reads the header of doublewrite half `half` (0 or 1), which may name more pages than there is room for; `None` if it is not a whole
+    /// one. `read` fills a buffer with what lies at an offset.
+    pub fn read_half(
+        &self,
+        half: usize,
+        read: impl FnOnce(u64, &mut [u8]) -> io::Result<()>,
+    ) -> io::Result<Option<DoublewriteHeader>> {
+        let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        let at = self.doublewrite_offset(half);
+        read(at, &mut page[..])?;
+        Ok(DoublewriteHeader::decode(&page, PageId(at / PAGE_SIZE as u64), self.image()))
     }
     /// Where group 0 begins.
     pub fn data_offset(&self) -> u64 {

@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 
 use super::{Need, Pool};
 use crate::error::{Error, Result};
-use crate::page::PAGE_SIZE;
 use crate::page::bitmap::Bitmap;
+use crate::page::format::whole_pages;
 use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
 use crate::page::superblock::Superblock;
 use crate::storage::sim::site_scope;
@@ -61,7 +61,7 @@ impl Pool {
         let _growing = self.growing.lock();
         self.writable()?;
         let old = self.geometry();
-        let size = size / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let size = whole_pages(size);
         if size == old.size {
             return Ok(());
         }

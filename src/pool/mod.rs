@@ -9,6 +9,7 @@
 //! - **P2** At most three quarters of the frames are dirty, pinned by transactions or set aside for them; so a reader always
 //!   finds a frame, also after writing has ended.
 
+mod create;
 pub mod epoch;
 mod flush;
 pub mod frames;
@@ -22,10 +23,11 @@ mod table;
 mod thread_slot;
 pub mod transaction;
 
+pub use create::{FormatOptions, zero};
 pub use epoch::{Alive, Counter, Epochs};
 pub use frames::{PageRead, PageWrite, Pin};
 pub use prefetch::{Ahead, PREFETCHERS};
-pub use recovery::{FormatOptions, RecoveryReport, read_superblock, zero};
+pub use recovery::{RecoveryReport, read_superblock};
 pub use transaction::{Need, Reservation};
 
 use std::collections::VecDeque;

@@ -1,61 +1,38 @@
-//! Making an image, opening it, and recovery.
+//! Opening an image, and recovery.
 //!
 //! Recovery: superblock → scan of the log → repair of torn pages from doublewrite copies → redo of what each page's LSN
 //! lacks → a full checkpoint with a new incarnation, durable before any write is accepted. It logs nothing and is
 //! idempotent: a crash at any point of it leaves an image that recovers to the same state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::epoch::Epochs;
 use super::flush::Flusher;
-use super::frames::{Frames, FreeFrames};
+use super::frames::{FrameNo, Frames, FreeFrames, PageWrite};
+use super::grow::Geometry;
+use super::prefetch::Prefetcher;
 use super::space::Space;
 use super::table::PageTable;
-use super::*;
-use crate::page::bitmap::BitmapMut;
-use crate::page::node::{NodeBuilder, NodeSpec};
+use super::{FRAME_OVERHEAD, Pool, PoolOptions, PoolStats, Progress};
+use crate::defects::{Defect, Defects};
+use crate::error::{Error, Result};
+use crate::page::bitmap::Bitmap;
+use crate::page::format::*;
 use crate::page::op::{self, Op};
 use crate::page::superblock::*;
-use crate::page::{BLOCK_SIZE, BlockNo, PAGE_SIZE, PageBytes, PageId};
+use crate::page::{BlockNo, Lsn, PageId};
+use crate::storage::sim::site_scope;
 use crate::storage::{OverlayStorage, Storage, spare_memory};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex};
 use crate::wal::format::RECORD_HEADER_SIZE;
 use crate::wal::{self, Log, Place, Scan};
 
 /// The number of the next pool of this process.
 static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-
-/// What an image is made with.
-#[derive(Clone, Debug)]
-pub struct FormatOptions {
-    /// Declared size of the image in bytes; the file is sparse.
-    pub size: u64,
-    /// Size of the log in bytes; by default it follows the image's size.
-    pub log_size: Option<u64>,
-    /// Pages of each doublewrite half; by default it follows the log's size.
-    pub doublewrite_pages: Option<u32>,
-    /// Label.
-    pub label: String,
-    /// UUID. The default is all zeros: a caller who makes real images gives a random one.
-    pub uuid: [u8; 16],
-    /// Seed of the directory hash, to be random as well.
-    pub hash_seed: [u8; 16],
-}
-
-impl Default for FormatOptions {
-    fn default() -> Self {
-        FormatOptions {
-            size: 64 << 30,
-            log_size: None,
-            doublewrite_pages: None,
-            label: String::new(),
-            uuid: [0; 16],
-            hash_seed: [0; 16],
-        }
-    }
-}
 
 /// What opening an image had to do.
 #[derive(Clone, Debug, Default)]
@@ -95,88 +72,6 @@ impl fmt::Display for RecoveryReport {
     }
 }
 
-/// Makes an empty image.
-fn format(storage: &dyn Storage, options: &FormatOptions) -> Result<()> {
-    let superblock = layout(options)?;
-    let failed = |e| Error::io("making the image", e);
-    if storage.len().map_err(failed)? < superblock.size {
-        storage.set_len(superblock.size).map_err(failed)?;
-    }
-    for at in SUPERBLOCK_OFFSETS {
-        storage.write_at(at, &[0; SUPERBLOCK_SIZE]).map_err(failed)?;
-    }
-    storage.sync().map_err(failed)?;
-    zero(storage, LOG_OFFSET, superblock.data_offset()).map_err(failed)?;
-    let first_chunk = superblock.data_offset();
-    storage.allocate(first_chunk, CHUNK_SIZE as u64).map_err(failed)?;
-    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-    let id = superblock.bitmap_page(0);
-    let mut bitmap = BitmapMut(&mut page);
-    bitmap.init(id, superblock.image(), 2 * BLOCKS_PER_PAGE, superblock.group_blocks(0));
-    bitmap.set_chunks(0, 2 * BLOCKS_PER_PAGE, true);
-    bitmap.set_backup(&superblock);
-    write_page(storage, &mut page, id, superblock.checkpoint).map_err(failed)?;
-    let spec = NodeSpec {
-        id: superblock.root,
-        image: superblock.image(),
-        level: 0,
-        flags: 0,
-        low: &[],
-        high: None,
-        right: PageId::NONE,
-    };
-    NodeBuilder::new(&mut page, spec).finish();
-    page[HEADER_SIZE..].fill(0);
-    write_page(storage, &mut page, superblock.root, superblock.checkpoint).map_err(failed)?;
-    storage.sync().map_err(failed)?;
-    let encoded = superblock.encode();
-    for at in SUPERBLOCK_OFFSETS {
-        storage.write_at(at, &encoded).map_err(failed)?;
-    }
-    storage.sync().map_err(failed)
-}
-
-fn write_page(storage: &dyn Storage, page: &mut PageBytes, id: PageId, lsn: Lsn) -> std::io::Result<()> {
-    set_page_lsn(page, lsn);
-    seal(page);
-    storage.write_at(id.offset(), page)
-}
-
-/// Writes zeros between two bytes. Log and doublewrite area are written, not only allocated: an overwrite of written blocks syncs twice
-/// as fast.
-pub fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
-    let zeros = vec![0; CHUNK_SIZE];
-    let mut at = from;
-    while at < to {
-        let n = zeros.len().min((to - at) as usize);
-        storage.write_at(at, &zeros[..n])?;
-        at += n as u64;
-    }
-    Ok(())
-}
-
-fn layout(options: &FormatOptions) -> Result<Superblock> {
-    let size = options.size / PAGE_SIZE as u64 * PAGE_SIZE as u64;
-    let log_size = options.log_size.unwrap_or(default_areas(size).0);
-    let doublewrite_pages = options.doublewrite_pages.unwrap_or(default_halves(log_size));
-    let superblock = Superblock {
-        hash_seed: options.hash_seed,
-        label: options.label.clone(),
-        ..Superblock::of_new_image(options.uuid, size, log_size, doublewrite_pages)
-    };
-    if superblock.label.len() > LABEL_MAX {
-        return Err(Error::TooLarge { what: "label", size: superblock.label.len(), limit: LABEL_MAX });
-    }
-    let least = superblock.data_offset() + CHUNK_SIZE as u64;
-    if size < least || size > IMAGE_SIZE_MAX {
-        return Err(Error::Unusable(format!(
-            "an image cannot have {size} bytes, only {least} (with a log of {log_size}) to {IMAGE_SIZE_MAX}"
-        )));
-    }
-    Superblock::decode(&superblock.encode())
-        .map_err(|e| Error::Unusable(format!("cannot make such an image: {e}")))
-}
-
 /// Reads the newer of the two superblocks that are whole.
 pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
     let len = storage.len().map_err(|e| Error::io("reading the image's size", e))?;
@@ -205,16 +100,6 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
 }
 
 impl Pool {
-    /// Makes an empty image: what the storage held is gone.
-    pub fn format(storage: &dyn Storage, options: &FormatOptions) -> Result<()> {
-        format(storage, options)
-    }
-
-    /// The bytes that [`Pool::format`] writes or allocates, if it accepts the options.
-    pub fn format_cost(options: &FormatOptions) -> Result<u64> {
-        Ok(layout(options)?.data_offset() + CHUNK_SIZE as u64)
-    }
-
     /// Opens an image, with recovery if it was not closed in order. Nothing else uses the storage.
     ///
     /// If it is opened read-only, nothing but reads reaches the storage: recovery works on an overlay in memory, which then
@@ -257,8 +142,8 @@ impl Pool {
         let mut sequence = 0;
         if !superblock.clean {
             let halves = read_doublewrite(&*storage, &superblock)?;
-            let floor = halves.iter().map(|h| h.floor).max().unwrap_or_default().max(superblock.floor);
-            sequence = halves.iter().map(|h| h.sequence).max().unwrap_or(0);
+            let floor = halves.iter().map(|(_, h)| h.floor).max().unwrap_or_default().max(superblock.floor);
+            sequence = halves.iter().map(|(_, h)| h.sequence).max().unwrap_or(0);
             let (from, incarnation) = (superblock.checkpoint, superblock.incarnation);
             scan = wal::scan(&*storage, place, from, incarnation, floor, |_, _, _| Ok(()))?;
             report.log_bytes = scan.end.0 - from.0;
@@ -551,28 +436,20 @@ enum Redo {
     Page(Error),
 }
 
-/// A doublewrite half whose header is whole.
-struct Half {
-    at: u64,
-    sequence: u64,
-    floor: Lsn,
-    pages: Vec<(PageId, Lsn)>,
-}
-
-fn read_doublewrite(storage: &dyn Storage, superblock: &Superblock) -> Result<Vec<Half>> {
+/// The headers of the doublewrite halves that are whole, each with its half's number, newest first.
+fn read_doublewrite(
+    storage: &dyn Storage,
+    superblock: &Superblock,
+) -> Result<Vec<(usize, DoublewriteHeader)>> {
     let mut halves = Vec::new();
-    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
     for half in 0..2 {
-        let at = superblock.doublewrite_offset(half);
-        storage.read_at(at, &mut page[..]).map_err(|e| Error::io("reading the doublewrite area", e))?;
-        let id = PageId(at / PAGE_SIZE as u64);
-        if let Some(h) = DoublewriteHeader::decode(&page, id, superblock.image())
-            && h.pages.len() <= superblock.doublewrite_pages as usize
-        {
-            halves.push(Half { at, sequence: h.sequence, floor: h.floor, pages: h.pages });
-        }
+        let header = superblock
+            .read_half(half, |at, bytes| storage.read_at(at, bytes))
+            .map_err(|e| Error::io("reading the doublewrite area", e))?;
+        let fits = |h: &DoublewriteHeader| h.pages.len() <= superblock.doublewrite_pages as usize;
+        halves.extend(header.filter(fits).map(|header| (half, header)));
     }
-    halves.sort_by_key(|h| std::cmp::Reverse(h.sequence));
+    halves.sort_by_key(|(_, header)| std::cmp::Reverse(header.sequence));
     Ok(halves)
 }
 
@@ -581,25 +458,23 @@ fn read_doublewrite(storage: &dyn Storage, superblock: &Superblock) -> Result<Ve
 fn repair(
     storage: &dyn Storage,
     superblock: &Superblock,
-    halves: &[Half],
+    halves: &[(usize, DoublewriteHeader)],
     end: Lsn,
     defects: Defects,
 ) -> Result<u64> {
     let mut repaired = 0;
     let mut copy: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
     let mut home: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-    for half in halves {
-        for (i, &(id, lsn)) in half.pages.iter().enumerate() {
+    for (half, header) in halves {
+        for (i, &(id, lsn)) in header.pages.iter().enumerate() {
             let bounded = lsn > superblock.checkpoint && lsn <= end;
             let wanted = bounded || defects.has(Defect::RestoreAnyCopy);
             if !wanted || !superblock.is_data_page(id) && !superblock.is_bitmap_page(id) {
                 continue;
             }
-            let at = half.at + (i as u64 + 1) * PAGE_SIZE as u64;
-            let read = |at, page: &mut PageBytes| {
-                storage.read_at(at, page).map_err(|e| Error::io("reading the doublewrite area", e))
-            };
-            read(at, &mut copy)?;
+            storage
+                .read_at(superblock.copy_offset(*half, i), &mut copy[..])
+                .map_err(|e| Error::io("reading the doublewrite area", e))?;
             let image = superblock.image();
             if verify_seal(&copy, id, image).is_err() || page_lsn(&copy) != lsn {
                 continue;
