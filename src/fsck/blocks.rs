@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use super::fix::Fix;
 use super::image::{Image, PageError};
 use super::report::{Findings, Place, ProblemKind, counted};
-use crate::page::bitmap::Bitmap;
+use crate::page::bitmap::{Bitmap, words_of};
 use crate::page::format::*;
+use crate::page::superblock::Superblock;
 use crate::page::{BlockNo, PAGE_SIZE, PageBytes, Run};
 
 const WORDS: usize = BLOCKS_PER_GROUP as usize / 64;
@@ -18,7 +19,7 @@ const DAMAGED_MAX: u32 = 1000;
 /// The blocks that something uses.
 #[derive(Clone)]
 pub(super) struct Claims {
-    first: u64,
+    geometry: Superblock,
     /// By number: a forged image may have two groups that are a billion apart.
     groups: BTreeMap<u32, Box<[u64; WORDS]>>,
 }
@@ -26,22 +27,20 @@ pub(super) struct Claims {
 impl Claims {
     /// No block is claimed yet. Bitmap pages are never claimed: no valid run covers them.
     pub fn new(image: &Image) -> Claims {
-        Claims { first: image.first_block(), groups: BTreeMap::new() }
+        Claims { geometry: image.superblock.clone(), groups: BTreeMap::new() }
     }
 
     /// Claims a run, which [`Image::is_valid_run`] has found valid; how many of its blocks were claimed already.
     pub fn claim(&mut self, run: Run) -> u32 {
         let mut twice = 0;
-        let start = run.start.0 - self.first;
-        let group = (start / BLOCKS_PER_GROUP as u64) as u32;
+        let (group, within) = self.geometry.locate(run.start);
         let words = self.groups.entry(group).or_insert_with(|| Box::new([0; WORDS]));
-        let within = (start % BLOCKS_PER_GROUP as u64) as usize;
-        for_words(within, run.len as usize, |word, mask| {
+        for (word, mask) in words_of(within, run.len) {
             if let Some(word) = words.get_mut(word) {
                 twice += (*word & mask).count_ones();
                 *word |= mask;
             }
-        });
+        }
         twice
     }
 
@@ -76,28 +75,15 @@ impl Claims {
                 .iter()
                 .rposition(|word| *word != 0)
                 .map_or(0, |word| word as u64 * 64 + words[word].ilog2() as u64);
-            self.first + *group as u64 * BLOCKS_PER_GROUP as u64 + last >= from
+            self.geometry.bitmap_page(*group).block().0 + last >= from
         })
     }
 
     /// Whether none of a run's blocks is claimed.
     pub fn is_free(&self, run: Run) -> bool {
-        let start = run.start.0 - self.first;
-        let Some(words) = self.group((start / BLOCKS_PER_GROUP as u64) as u32) else { return true };
-        let mut free = true;
-        for_words((start % BLOCKS_PER_GROUP as u64) as usize, run.len as usize, |word, mask| {
-            free &= words.get(word).is_none_or(|w| w & mask == 0);
-        });
-        free
-    }
-}
-
-fn for_words(from: usize, len: usize, mut f: impl FnMut(usize, u64)) {
-    let (mut at, end) = (from, from + len);
-    while at < end {
-        let stop = end.min((at / 64 + 1) * 64);
-        f(at / 64, (!0u64 >> (64 - (stop - at))) << (at % 64));
-        at = stop;
+        let (group, within) = self.geometry.locate(run.start);
+        let Some(words) = self.group(group) else { return true };
+        words_of(within, run.len).all(|(word, mask)| words.get(word).is_none_or(|w| w & mask == 0))
     }
 }
 

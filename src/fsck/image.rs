@@ -12,9 +12,7 @@ use super::short::Extended;
 use super::size;
 use super::{FsckError, Options, Result, replay, replay_options};
 use crate::error::Error;
-use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
-use crate::page::node::Node;
 use crate::page::superblock::{self, *};
 use crate::page::{BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::{Pool, PoolOptions, RecoveryReport};
@@ -310,13 +308,7 @@ impl Image {
 
     /// Checks a page that has been read.
     pub fn verify_page(&self, id: PageId, page: &PageBytes) -> std::result::Result<(), PageError> {
-        verify_seal(page, id, self.superblock.image()).map_err(|r| PageError::Damaged(r.into()))?;
-        let checked = match page_type(page) {
-            TYPE_TREE if self.superblock.is_data_page(id) => Node(page).validate(),
-            TYPE_BITMAP if self.superblock.is_bitmap_page(id) => Bitmap(page).validate(),
-            _ => Err("unknown page type, or one that does not belong here"),
-        };
-        checked.map_err(|r| PageError::Damaged(r.into()))?;
+        self.superblock.verify_page(id, page).map_err(|r| PageError::Damaged(r.into()))?;
         if page_lsn(page) > self.end { Err(PageError::Beyond) } else { Ok(()) }
     }
 
@@ -331,24 +323,12 @@ impl Image {
 
     /// Whether a run of blocks lies in one group, behind its bitmap page.
     pub fn is_valid_run(&self, run: Run) -> bool {
-        let (first, per_group) = (self.first_block(), BLOCKS_PER_GROUP as u64);
-        if run.len == 0 || run.start.0 < first || run.start.0 >= self.superblock.size / BLOCK_SIZE as u64 {
-            return false;
-        }
-        let (group, within) = ((run.start.0 - first) / per_group, (run.start.0 - first) % per_group);
-        group < self.superblock.groups as u64
-            && within >= BLOCKS_PER_PAGE as u64
-            && within + run.len as u64 <= self.superblock.group_blocks(group as u32) as u64
+        self.superblock.is_valid_run(run, self.superblock.groups)
     }
 
     /// Groups that need a bitmap page if these blocks are in use.
     pub fn groups_of(&self, claims: &Claims) -> u32 {
         if self.salvaged { claims.groups() } else { self.superblock.groups }
-    }
-
-    /// The first block of group 0.
-    pub fn first_block(&self) -> u64 {
-        self.superblock.data_offset() / BLOCK_SIZE as u64
     }
 
     /// Reads blocks.

@@ -209,7 +209,7 @@ impl Replay<'_> {
         }
         let page = &mut self.page;
         let read = self.storage.read_at(id.offset(), &mut page[..]);
-        let whole = read.is_ok() && verify_page(page, id, superblock);
+        let whole = read.is_ok() && superblock.verify_page(id, page).is_ok();
         if whole && page_lsn(page) >= end {
             return Ok(());
         }
@@ -237,14 +237,12 @@ impl Replay<'_> {
     /// Contents that were logged are written again, unless a later record frees their blocks, or a page lies there that one has
     /// changed which may be lost. What else may lie there by now is for the records of extents to say (`logged`).
     fn contents(&mut self, ops: op::Ops<'_>, end: Lsn) -> crate::error::Result<()> {
-        let first = self.superblock.data_offset() / BLOCK_SIZE as u64;
-        let behind = self.superblock.size / BLOCK_SIZE as u64;
         let mut old = [0; BLOCK_SIZE];
         for op in ops.map_while(|op| op.ok()) {
             let Op::Data { start, bytes } = op else { continue };
             for (i, block) in bytes.as_chunks::<BLOCK_SIZE>().0.iter().enumerate() {
                 let at = BlockNo(start.0.saturating_add(i as u64));
-                if at.0 < first || at.0 >= behind || self.freed.behind(at.0, end) {
+                if !self.superblock.has_blocks(at, 1) || self.freed.behind(at.0, end) {
                     continue;
                 }
                 let there = self.storage.read_at(at.offset(), &mut old).is_ok() && old == *block;
@@ -263,7 +261,7 @@ impl Replay<'_> {
     fn is_in_a_page_behind(&mut self, block: BlockNo, end: Lsn) -> bool {
         let id = PageId(block.offset() / PAGE_SIZE as u64);
         self.storage.read_at(id.offset(), &mut self.page[..]).is_ok()
-            && verify_page(&self.page, id, self.superblock)
+            && self.superblock.verify_page(id, &self.page).is_ok()
             && page_lsn(&self.page) > end
     }
 
@@ -293,7 +291,7 @@ impl Replay<'_> {
                 if torn
                     && storage.read_at(superblock.copy_offset(half, i), &mut page[..]).is_ok()
                     && page_lsn(&page) == lsn
-                    && verify_page(&page, id, superblock)
+                    && superblock.verify_page(id, &page).is_ok()
                 {
                     self.changed = true;
                     storage.write_at(id.offset(), &page[..]).map_err(kept)?;
@@ -302,15 +300,4 @@ impl Replay<'_> {
         }
         Ok(())
     }
-}
-
-fn verify_page(page: &PageBytes, id: PageId, superblock: &Superblock) -> bool {
-    verify_seal(page, id, superblock.image()).is_ok()
-        && match page_type(page) {
-            TYPE_TREE => superblock.is_data_page(id) && crate::page::node::Node(page).validate().is_ok(),
-            TYPE_BITMAP => {
-                superblock.is_bitmap_page(id) && crate::page::bitmap::Bitmap(page).validate().is_ok()
-            }
-            _ => false,
-        }
 }

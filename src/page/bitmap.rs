@@ -47,6 +47,17 @@ impl<'a> Bitmap<'a> {
     }
 }
 
+/// The words of 64 bits in which a row of a group's blocks has its bits: the number of each, and which bits these are.
+pub fn words_of(start: u32, len: u32) -> impl Iterator<Item = (usize, u64)> {
+    let (mut at, end) = (start as usize, start as usize + len as usize);
+    std::iter::from_fn(move || {
+        let (word, from) = (at / 64, at % 64);
+        let bits = (end - at).min(64 - from);
+        at += bits;
+        (bits > 0).then(|| (word, (!0 >> (64 - bits)) << from))
+    })
+}
+
 /// Whether a range of blocks lies inside a group.
 pub fn in_group(start: u32, len: u32) -> bool {
     len > 0 && start.checked_add(len).is_some_and(|end| end <= BLOCKS_PER_GROUP)

@@ -3,8 +3,10 @@
 
 use std::io;
 
+use super::bitmap::Bitmap;
 use super::format::*;
-use super::ids::{Lsn, PageId};
+use super::ids::{BlockNo, Lsn, PageId, Run};
+use super::node::Node;
 
 /// Bytes of a superblock; its contents lie in the first sector.
 pub const SUPERBLOCK_SIZE: usize = 4096;
@@ -271,6 +273,30 @@ impl Superblock {
         let begin = self.data_offset() + group as u64 * GROUP_SIZE;
         ((self.size.saturating_sub(begin)).min(GROUP_SIZE) / BLOCK_SIZE as u64) as u32
     }
+    /// The first block of group 0.
+    pub fn first_block(&self) -> BlockNo {
+        BlockNo(self.data_offset() / BLOCK_SIZE as u64)
+    }
+    /// Whether the image has so many blocks from this one on, its bitmap pages and a rest that is not a group among them.
+    pub fn has_blocks(&self, start: BlockNo, count: u64) -> bool {
+        let end = self.size / BLOCK_SIZE as u64;
+        start >= self.first_block() && start.0 <= end && count <= end - start.0
+    }
+    /// The group of a block that the image has, and the block's number within it.
+    pub fn locate(&self, block: BlockNo) -> (u32, u32) {
+        let (number, per_group) = (block.0 - self.first_block().0, BLOCKS_PER_GROUP as u64);
+        ((number / per_group) as u32, (number % per_group) as u32)
+    }
+    /// Whether a run lies in one of the first `groups` groups, behind its bitmap page.
+    pub fn is_valid_run(&self, run: Run, groups: u32) -> bool {
+        if run.len == 0 || !self.has_blocks(run.start, 1) {
+            return false;
+        }
+        let (group, start) = self.locate(run.start);
+        group < groups
+            && start >= BLOCKS_PER_PAGE
+            && start as u64 + run.len as u64 <= self.group_blocks(group) as u64
+    }
     /// The bitmap page of group `group`, which is the group's first page.
     pub fn bitmap_page(&self, group: u32) -> PageId {
         PageId((self.data_offset() + group as u64 * GROUP_SIZE) / PAGE_SIZE as u64)
@@ -419,6 +445,17 @@ impl Superblock {
             return Err("checkpoint and durable floor do not fit");
         }
         Ok(())
+    }
+
+    /// Checks a page as it was read: that it is this page of this image, of a type that belongs there, and sound in itself. Whether its
+    /// LSN can be right is for the caller to say.
+    pub fn verify_page(&self, id: PageId, page: &PageBytes) -> Result<(), &'static str> {
+        verify_seal(page, id, self.image())?;
+        match page_type(page) {
+            TYPE_TREE if self.is_data_page(id) => Node(page).validate(),
+            TYPE_BITMAP if self.is_bitmap_page(id) => Bitmap(page).validate(),
+            _ => Err("unknown page type, or one that does not belong here"),
+        }
     }
 
     /// Whether a page number is that of a group's bitmap page.

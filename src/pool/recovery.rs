@@ -372,10 +372,7 @@ impl LoggedContents {
                 return Err("it has a section without a page");
             };
             let blocks = (bytes.len() / BLOCK_SIZE) as u64;
-            let begin = geometry.data_offset() / BLOCK_SIZE as u64;
-            let end = geometry.size / BLOCK_SIZE as u64;
-            let whole = bytes.len().is_multiple_of(BLOCK_SIZE);
-            if !whole || first.0 < begin || first.0 > end || blocks > end - first.0 {
+            if !bytes.len().is_multiple_of(BLOCK_SIZE) || !geometry.has_blocks(first, blocks) {
                 return Err("it holds contents of blocks that the image does not have");
             }
             let at = start.0 + (RECORD_HEADER_SIZE + (bytes.as_ptr().addr() - body.as_ptr().addr())) as u64;
@@ -391,10 +388,9 @@ impl LoggedContents {
         if self.blocks.is_empty() {
             return;
         }
-        let group = bitmap.offset() / BLOCK_SIZE as u64;
         for op in ops.flatten() {
             if let Op::Free { start, len } = op {
-                let first = BlockNo(group + start as u64);
+                let first = BlockNo(bitmap.block().0 + start as u64);
                 let freed: Vec<BlockNo> = self
                     .blocks
                     .range(first..BlockNo(first.0 + len as u64))

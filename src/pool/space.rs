@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::RangeInclusive;
 
 use crate::defects::{Defect, Defects};
-use crate::page::bitmap::Bitmap;
+use crate::page::bitmap::{Bitmap, words_of};
 use crate::page::format::*;
 use crate::page::superblock::Superblock;
 use crate::page::{BlockNo, Lsn, PageId, Run};
@@ -246,27 +246,18 @@ impl Space {
     // -- bits ---------------------------------------------------------------------------------------------------
 
     fn first_block(&self) -> u64 {
-        self.geometry.data_offset() / BLOCK_SIZE as u64
+        self.geometry.first_block().0
     }
 
-    /// The group and the block within it.
-    pub fn locate(&self, block: BlockNo) -> (u32, u32) {
-        let b = block.0 - self.first_block();
-        ((b / BLOCKS_PER_GROUP as u64) as u32, (b % BLOCKS_PER_GROUP as u64) as u32)
+    /// The group, as an index, and the block within it.
+    fn locate(&self, block: BlockNo) -> (usize, u32) {
+        let (group, within) = self.geometry.locate(block);
+        (group as usize, within)
     }
 
     /// Whether a run lies inside one group that exists, behind the bitmap page.
     pub fn is_valid(&self, run: Run) -> bool {
-        if run.len == 0
-            || run.start.0 < self.first_block()
-            || run.start.0 >= self.geometry.size / BLOCK_SIZE as u64
-        {
-            return false;
-        }
-        let (group, start) = self.locate(run.start);
-        group < self.groups()
-            && start >= BLOCKS_PER_PAGE
-            && start as u64 + run.len as u64 <= self.geometry.group_blocks(group) as u64
+        self.geometry.is_valid_run(run, self.groups())
     }
 
     fn block(&self, group: usize, within: u32) -> BlockNo {
@@ -285,32 +276,26 @@ impl Space {
 
     fn each_word(&mut self, run: Run, mut f: impl FnMut(&mut u64, u64)) {
         let (group, start) = self.locate(run.start);
-        let group = group as usize;
-        let (mut at, end) = (start, start + run.len);
-        while at < end {
-            let stop = end.min((at / 64 + 1) * 64);
-            let mask = (!0u64 >> (64 - (stop - at))) << (at % 64);
-            let word = &mut self.groups[group].available[at as usize / 64];
+        for (word, mask) in words_of(start, run.len) {
+            let word = &mut self.groups[group].available[word];
             let before = places_in(*word);
             f(word, mask);
             self.places = self.places + places_in(*word) - before;
-            at = stop;
         }
     }
 
     /// The blocks of a run have become available.
     fn note_available(&mut self, run: Run) {
         let (group, start) = self.locate(run.start);
-        let group = &mut self.groups[group as usize];
+        let group = &mut self.groups[group];
         group.count += run.len;
         group.note_available(start, run.len);
         self.available += run.len as u64;
     }
 
-    fn all_available(&mut self, run: Run) -> bool {
-        let mut all = true;
-        self.each_word(run, |w, mask| all &= *w & mask == mask);
-        all
+    fn all_available(&self, run: Run) -> bool {
+        let (group, start) = self.locate(run.start);
+        words_of(start, run.len).all(|(word, mask)| self.groups[group].available[word] & mask == mask)
     }
 
     fn take(&mut self, run: Run) {
@@ -319,7 +304,7 @@ impl Space {
             *w &= !mask;
         });
         let (group, _) = self.locate(run.start);
-        self.groups[group as usize].count -= run.len;
+        self.groups[group].count -= run.len;
         self.available -= run.len as u64;
     }
 
@@ -339,7 +324,7 @@ impl Space {
     fn is_available(&self, chunk: Chunk) -> bool {
         let (group, start) = self.locate(self.chunk_run(chunk).start);
         let first = start as usize / 64;
-        let words = &self.groups[group as usize].available[first..first + WORDS_PER_CHUNK];
+        let words = &self.groups[group].available[first..first + WORDS_PER_CHUNK];
         words.iter().all(|w| *w == !0)
     }
 

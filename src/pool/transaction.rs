@@ -119,10 +119,7 @@ impl Pool {
 
     /// Pins the bitmap pages of some runs, ascending, each once.
     pub fn pin_bitmaps(&self, runs: impl Iterator<Item = Run>) -> Result<Vec<Pin<'_>>> {
-        let mut groups: Vec<u32> = {
-            let space = self.space.lock();
-            runs.map(|run| space.locate(run.start).0).collect()
-        };
+        let mut groups: Vec<u32> = runs.map(|run| self.geometry().locate(run.start).0).collect();
         groups.sort_unstable();
         groups.dedup();
         groups.iter().map(|g| Ok(self.read(self.geometry().bitmap_page(*g))?.pin())).collect()

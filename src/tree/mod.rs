@@ -337,10 +337,7 @@ impl Tree {
     }
 
     fn check_blocks(&self, start: BlockNo, len: usize) -> Result<()> {
-        let geometry = self.pool.geometry();
-        let end = geometry.size / BLOCK_SIZE as u64;
-        let first = geometry.data_offset() / BLOCK_SIZE as u64;
-        if start.0 < first || start.0 > end || (len / BLOCK_SIZE) as u64 > end - start.0 {
+        if !self.pool.geometry().has_blocks(start, (len / BLOCK_SIZE) as u64) {
             return Err(Error::corrupt(format_args!("block {}", start.0), "it lies outside the image"));
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Bitmap pages against a `Vec<bool>`: a block counted twice or lost is somebody's data overwritten.
 
-use super::super::bitmap::{Bitmap, in_group};
+use super::super::bitmap::{Bitmap, in_group, words_of};
 use super::super::format::*;
 use super::super::ids::PageId;
 use super::super::op::{Op, apply};
@@ -188,4 +188,16 @@ fn bitmap_that_does_not_count_itself_is_refused() {
     assert!(Bitmap(&copy).validate().is_err());
     assert!(apply(&mut copy, ID, IMAGE, &Op::Allocate { start: 8, len: 1, pages: false }).is_err());
     assert!(apply(&mut copy, ID, IMAGE, &Op::Free { start: 4, len: 1 }).is_err());
+}
+
+#[test]
+fn words_hold_each_block_of_a_row_once() {
+    seeds(100, |rng| {
+        let (start, len) = (rng.below(300) as u32, rng.below(300) as u32);
+        let mut blocks = Vec::new();
+        for (word, mask) in words_of(start, len) {
+            blocks.extend((0..64).filter(|bit| mask >> bit & 1 == 1).map(|bit| word as u32 * 64 + bit));
+        }
+        assert!(blocks.into_iter().eq(start..start + len), "{len} blocks from {start} on");
+    });
 }

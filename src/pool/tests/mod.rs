@@ -6,7 +6,8 @@ mod space;
 use std::sync::Mutex as StdMutex;
 
 use super::*;
-use crate::page::node::{NodeBuilder, NodeSpec};
+use crate::page::bitmap::Bitmap;
+use crate::page::node::{Node, NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
 use crate::storage::{FaultStorage, MemStorage, OpKind};
 
