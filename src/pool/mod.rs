@@ -484,11 +484,6 @@ impl Pool {
         self.space.lock().blocks_for_data_with(more)
     }
 
-    /// Blocks that are kept for the tree.
-    pub fn blocks_in_reserve(&self) -> u64 {
-        self.space.lock().reserve()
-    }
-
     /// The number of groups with a bitmap page.
     pub fn groups(&self) -> u32 {
         self.space.lock().groups()
@@ -518,7 +513,7 @@ impl Pool {
             if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);
             }
-            if self.add_group_if_possible()? {
+            if self.add_group()? {
                 continue;
             }
             if attempt == 4 || !self.space.lock().has_more_soon() {
@@ -563,7 +558,7 @@ impl Pool {
     /// Gives back blocks that were reserved and not used. Waits for contents that are on their way there.
     pub fn unreserve_blocks(&self, run: Run) {
         self.log.wait_for_contents(run.start.offset()..run.end().offset());
-        self.space.lock().give_blocks(run);
+        self.space.lock().give(run);
     }
 
     /// A record that ends at `lsn` freed a tree page.

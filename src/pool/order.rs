@@ -6,6 +6,8 @@
 
 #[cfg(debug_assertions)]
 pub use checked::{acquired, changed, released};
+#[cfg(not(debug_assertions))]
+pub use unchecked::{acquired, changed, released};
 
 #[cfg(debug_assertions)]
 mod checked {
@@ -81,13 +83,13 @@ mod checked {
 
 /// Release builds check nothing.
 #[cfg(not(debug_assertions))]
-#[inline]
-pub fn acquired(_: usize, _: &crate::page::PageBytes, _: bool) {}
-/// Release builds check nothing.
-#[cfg(not(debug_assertions))]
-#[inline]
-pub fn released(_: usize) {}
-/// Release builds check nothing.
-#[cfg(not(debug_assertions))]
-#[inline]
-pub fn changed(_: usize, _: &crate::page::PageBytes) {}
+mod unchecked {
+    use crate::page::PageBytes;
+
+    #[inline]
+    pub fn acquired(_: usize, _: &PageBytes, _: bool) {}
+    #[inline]
+    pub fn changed(_: usize, _: &PageBytes) {}
+    #[inline]
+    pub fn released(_: usize) {}
+}

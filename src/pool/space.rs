@@ -308,7 +308,8 @@ impl Space {
         self.available -= run.len as u64;
     }
 
-    fn give(&mut self, run: Run) {
+    /// Makes blocks available that were handed out and not used, or that have been freed.
+    pub fn give(&mut self, run: Run) {
         self.each_word(run, |w, mask| {
             debug_assert!(*w & mask == 0, "S1: blocks given back twice");
             *w |= mask;
@@ -610,11 +611,6 @@ impl Space {
             self.uncarve(page);
             self.give(page.run());
         }
-    }
-
-    /// Takes back blocks that were handed out and not used.
-    pub fn give_blocks(&mut self, run: Run) {
-        self.give(run);
     }
 
     // -- quarantine ---------------------------------------------------------------------------------------------

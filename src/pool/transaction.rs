@@ -134,7 +134,7 @@ impl Pool {
             Some(Err(Error::NoSpace)) => true,
             Some(result) => return result,
         };
-        if self.add_group_if_possible()? {
+        if self.add_group()? {
             return Ok(());
         }
         *full += 1;
@@ -197,27 +197,23 @@ impl Pool {
                 Ok(())
             }
             Err(e) => {
-                space.give_blocks(run);
+                space.give(run);
                 Err(e)
             }
         }
     }
 
-    /// Like [`Pool::add_group`]; `false` also if the host has no space for it: what is in quarantine may do.
-    pub(super) fn add_group_if_possible(&self) -> Result<bool> {
-        match self.add_group() {
-            Err(Error::NoSpace) => Ok(false),
-            result => result,
-        }
-    }
-
-    /// Gives the next group its bitmap page; `false` when the image has no more groups.
-    pub fn add_group(&self) -> Result<bool> {
+    /// Gives the next group its bitmap page; `false` when the image has no more groups, or the host no space for one: what is in
+    /// quarantine may do.
+    pub(super) fn add_group(&self) -> Result<bool> {
         let _growing = self.growing.lock();
         let Some(group) = self.space.lock().next_group() else { return Ok(false) };
         let page = self.geometry().bitmap_page(group);
         let allocate = || self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64);
-        self.with_host_space("allocating space for a bitmap", allocate)?;
+        match self.with_host_space("allocating space for a bitmap", allocate) {
+            Err(Error::NoSpace) => return Ok(false),
+            allocated => allocated?,
+        };
         let need = Need { frames: 1, pages: 0, log: Log::record_size(64) };
         let mut reservation = self.reserve(need)?;
         let mut body = Vec::new();

@@ -179,9 +179,7 @@ impl Tree {
                 announced = at + self.read_leaves_ahead(&alive, rest)?;
                 pages_read = self.pool.pages_read();
             }
-            let found = self
-                .find(&alive, Target::Covering(changes[at].key), 0, true)?
-                .ok_or_else(|| Error::corrupt("tree", "it has no leaves"))?;
+            let found = self.find_leaf(&alive, Target::Covering(changes[at].key), true)?;
             let node = Node(&found.page);
             let to = match node.high() {
                 Some(high) => at + changes[at..].partition_point(|c| c.key < high),

@@ -26,7 +26,7 @@ const FIRST_BYTES: usize = 768;
 
 /// One change of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change<'b> {
+pub(super) struct Change<'b> {
     /// The key.
     pub key: &'b [u8],
     /// The new value, or `None` to delete the key.

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::Tree;
 use super::descend::{Target, as_node};
+use super::scan::LONG_SCAN;
 use crate::error::Result;
 use crate::page::format::{KEY_MAX, TYPE_TREE, page_type};
 use crate::page::node::Node;
@@ -38,9 +39,6 @@ pub struct Cursor<'t> {
 
 /// Records that a seek copies: a short scan needs no more.
 const FIRST_COPY: usize = 16;
-
-/// A scan of more leaves than this leaves no trace in the cache.
-const LONG_SCAN: usize = 8;
 
 impl Tree {
     /// A cursor in front of the first record.
@@ -168,10 +166,7 @@ impl Cursor<'_> {
         let tree = self.tree;
         let _index = tree.index.reader();
         let alive = tree.pool.enter();
-        let keep = self.leaves <= LONG_SCAN;
-        let Some(found) = tree.find(&alive, target, 0, keep)? else {
-            return Err(crate::Error::corrupt("tree", "it has no leaves"));
-        };
+        let found = tree.find_leaf(&alive, target, self.leaves <= LONG_SCAN)?;
         let node = Node(&found.page);
         self.epoch = alive.epoch();
         self.copied = None;

@@ -123,6 +123,18 @@ impl Tree {
         Err(Error::corrupt("tree", "a search does not end: links and fences contradict each other"))
     }
 
+    /// The leaf that covers the target: [`Tree::find`] in the level that every tree has.
+    #[inline]
+    pub(super) fn find_leaf<'p>(
+        &'p self,
+        alive: &Alive<'p>,
+        target: Target<'_>,
+        keep: bool,
+    ) -> Result<Found<'p>> {
+        let found = self.find(alive, target, 0, keep)?;
+        found.ok_or_else(|| Error::corrupt("tree", "it has no leaves"))
+    }
+
     /// Gives one page up and latches the next, in this order unless the mode couples latches.
     #[inline]
     fn next_page<'p>(&'p self, page: PageRead<'p>, id: PageId, keep: bool) -> Result<PageRead<'p>> {

@@ -24,7 +24,7 @@ mod stats;
 
 pub use crate::pool::{FormatOptions, RecoveryReport};
 pub use crate::wal::Callback;
-pub use batch::{Batch, Change};
+pub use batch::Batch;
 pub use check::CheckReport;
 pub use cursor::Cursor;
 pub use index::LatchMode;
@@ -213,9 +213,7 @@ impl Tree {
     pub fn get_with<R>(&self, key: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
         let _index = self.index.reader();
         let alive = self.pool.enter();
-        let Some(found) = self.find(&alive, Target::Covering(key), 0, true)? else {
-            return Err(Error::corrupt("tree", "it has no leaves"));
-        };
+        let found = self.find_leaf(&alive, Target::Covering(key), true)?;
         alive.add(Counter::Gets, 1);
         alive.add(Counter::GetPages, found.visits as u64);
         Ok(Node(&found.page).get(key).map(f))
@@ -352,11 +350,6 @@ impl Tree {
     /// also to delete.
     pub fn blocks_for_data_with(&self, more: u64) -> u64 {
         self.pool.blocks_for_data_with(more)
-    }
-
-    /// Blocks that are kept for the tree.
-    pub fn blocks_in_reserve(&self) -> u64 {
-        self.pool.blocks_in_reserve()
     }
 
     /// Writes all pages home that are dirty, and frees the log behind them. Others go on meanwhile.

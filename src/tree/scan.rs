@@ -4,15 +4,15 @@ use std::ops::ControlFlow;
 
 use super::Tree;
 use super::descend::Target;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::page::node::Node;
 use crate::pool::Counter;
 
 /// Keys up to this length need no memory from the heap.
 const SHORT_KEY: usize = 64;
 
-/// A scan of more leaves than this leaves no trace in the cache.
-const LONG_SCAN: usize = 8;
+/// A scan of more leaves than this, here or by a cursor, leaves no trace in the cache.
+pub(super) const LONG_SCAN: usize = 8;
 
 impl Tree {
     /// Calls `each` with the records whose keys lie in `from..to`, in their order, until it breaks; returns what it breaks with.
@@ -51,9 +51,7 @@ impl Tree {
     ) -> Result<ControlFlow<Option<B>, Vec<u8>>> {
         let _index = self.index.reader();
         let alive = self.pool.enter();
-        let Some(found) = self.find(&alive, Target::Covering(from), 0, leaves <= LONG_SCAN)? else {
-            return Err(Error::corrupt("tree", "it has no leaves"));
-        };
+        let found = self.find_leaf(&alive, Target::Covering(from), leaves <= LONG_SCAN)?;
         alive.add(Counter::Seeks, (leaves == 0) as u64);
         alive.add(Counter::ScanPages, found.visits as u64);
         let node = Node(&found.page);

@@ -74,7 +74,7 @@ fn a_run_is_as_long_as_was_asked_for_wherever_there_is_such_a_one() {
             let whole = taken.swap_remove(at);
             let len = 1 + rng.below(whole.len.min(12) as u64) as u32;
             let run = Run { len, ..whole };
-            space.give_blocks(run);
+            space.give(run);
             model.set(run, true);
             if len < whole.len {
                 taken.push(Run { start: run.end(), len: whole.len - len });
@@ -116,7 +116,7 @@ fn single_places_between_data_are_enough_for_several_pages() {
         let places: Vec<Run> = std::iter::from_fn(|| space.take_odd_page(false)).collect();
         let ready = (0..).find(|n| !space.has_pages(*n)).unwrap() - 1;
         drop(space.take_pages(ready - 1));
-        space.give_blocks(places[0]);
+        space.give(places[0]);
     }
     // One is ready and one is a place; the rest is taken.
     let reserve = |pages| pool.reserve(Need { frames: 0, pages, log: 0 });
@@ -157,7 +157,7 @@ fn a_page_between_data_never_marks_its_chunk() {
     assert!(!reopened.marks_chunk(between));
     // Data in a chunk of pages, or a chunk that was given back to the host, end it.
     space.take_pages(PAGES_IN_CHUNK).unwrap();
-    space.give_blocks(chunk);
+    space.give(chunk);
     let punched = space.take_punchable().unwrap();
     assert_eq!(punched, chunk);
     assert!(!space.marks_chunk(page));
