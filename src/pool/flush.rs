@@ -15,8 +15,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Pool;
 use super::frames::{FrameNo, PageMemory};
+use super::{Pool, Progress};
 use crate::defects::Defect;
 use crate::error::{Error, Result};
 use crate::page::format::{page_lsn, seal};
@@ -44,6 +44,11 @@ const PIECE: usize = 16;
 const PIECE_BESIDE_COMMITS: usize = 4;
 /// Free chunks of which the host is asked at a time whether it has space for them.
 const LOOKS: usize = 256;
+/// Who waits for the flusher looks so often whether writing has ended, or the image has become read-only: nobody may tell him of these.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(20);
+/// A flusher whom nobody asks for anything rests so long before it looks again for what can leave quarantine or go back to the host. Who needs
+/// space does not wait for that.
+const IDLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A copy of a page that is on its way home.
 struct Copy {
@@ -323,40 +328,24 @@ impl Pool {
 
     // -- the flusher's thread, and who waits for it ----------------------------------------------------------------
 
-    /// Waits until the flusher has done something, or does it.
-    pub(super) fn wait_for_checkpoint(&self) -> Result<()> {
+    /// Waits until the flusher has done something or, with `whole`, until a checkpoint has ended that began after this call; or takes
+    /// one.
+    pub(super) fn wait_for_checkpoint(&self, whole: bool) -> Result<()> {
         // What is lacking may be set aside for another transaction, which needs the processor to go on.
         spin_wait();
         if !self.background {
             return self.checkpoint();
         }
         let mut progress = self.progress.lock();
-        let seen = progress.done;
-        while progress.done == seen && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
+        let (done, begun) = (progress.done, progress.begun);
+        let has_come = |progress: &Progress| match whole {
+            true => progress.finished > begun || self.is_read_only(),
+            false => progress.done != done,
+        };
+        while !has_come(&progress) && self.log.failure().is_none() && !self.stopping.load(Ordering::SeqCst) {
             progress.asked = true;
             self.wanted.notify_one();
-            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
-        }
-        drop(progress);
-        self.log.check()
-    }
-
-    /// Waits until a checkpoint has ended that began after this call, or takes one.
-    pub(super) fn wait_for_whole_checkpoint(&self) -> Result<()> {
-        spin_wait();
-        if !self.background {
-            return self.checkpoint();
-        }
-        let mut progress = self.progress.lock();
-        let wanted = progress.begun + 1;
-        while progress.finished < wanted
-            && self.log.failure().is_none()
-            && !self.is_read_only()
-            && !self.stopping.load(Ordering::SeqCst)
-        {
-            progress.asked = true;
-            self.wanted.notify_one();
-            self.progressed.wait_for(&mut progress, Duration::from_millis(20));
+            self.progressed.wait_for(&mut progress, PROGRESS_PAUSE);
         }
         drop(progress);
         self.log.check()
@@ -395,7 +384,7 @@ impl Pool {
             let _ = self.punch(super::PUNCHES);
             let mut progress = self.progress.lock();
             if !progress.asked && !self.stopping.load(Ordering::SeqCst) {
-                self.wanted.wait_for(&mut progress, Duration::from_millis(100));
+                self.wanted.wait_for(&mut progress, IDLE_PAUSE);
             }
             let asked = progress.asked;
             drop(progress);

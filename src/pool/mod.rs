@@ -102,6 +102,14 @@ const OPERATION_SPINS: u32 = 100;
 const OPERATION_PAUSE: Duration = Duration::from_millis(1);
 /// Longer than any disk lets an operation wait that is alive: who waits longer has begun one himself, against P1.
 const OPERATION_MAX: Duration = Duration::from_secs(60);
+/// So often blocks for data are looked for, the look at what is free at once not counted: then a commit and three checkpoints have been
+/// waited for. One may do, but others take what it sets free.
+const BLOCK_ATTEMPTS: usize = 5;
+/// So many of these, up to the first wait for a checkpoint, leave pieces alone as long as more is to come: it may come in one piece.
+const WHOLE_ATTEMPTS: usize = 2;
+/// Others may take what comes out of quarantine, too. So many times somebody waits for a commit and, where that was not enough, for a
+/// checkpoint.
+const QUARANTINE_ROUNDS: usize = 3;
 /// Frames that long scans use in turn.
 const RING: usize = 16;
 /// Free chunks that are given back to the host at a time.
@@ -505,10 +513,10 @@ impl Pool {
         if let Some(run) = self.space.lock().take_blocks(whole..=want, urgent) {
             return Ok(run);
         }
-        for attempt in 0..5 {
+        for attempt in 0..BLOCK_ATTEMPTS {
             self.writable()?;
             self.reclaim();
-            let waits = attempt < 2 && self.space.lock().has_more_soon();
+            let waits = attempt < WHOLE_ATTEMPTS && self.space.lock().has_more_soon();
             let least = if waits { whole } else { 1 };
             if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
                 return Ok(run);
@@ -516,7 +524,7 @@ impl Pool {
             if self.add_group()? {
                 continue;
             }
-            if attempt == 4 || !self.space.lock().has_more_soon() {
+            if attempt + 1 == BLOCK_ATTEMPTS || !self.space.lock().has_more_soon() {
                 break;
             }
             // Data needs no more than a commit. Pages, and chunks that are being punched, come free with a checkpoint.
@@ -534,7 +542,7 @@ impl Pool {
     /// Whether something may be added that takes no data blocks: whether more is free than so many sixteenths of what is kept for the
     /// tree, and pages fit in. May wait for a checkpoint; holds no latch.
     pub fn has_room_above(&self, sixteenths: u64, more: u64) -> Result<bool> {
-        for _ in 0..3 {
+        for _ in 0..QUARANTINE_ROUNDS {
             {
                 let space = self.space.lock();
                 // What is in quarantine counts as blocks already, but may become places only when it comes out.
@@ -696,7 +704,7 @@ impl Pool {
 
     /// Ends the quarantine of what has been freed, and gives whole chunks back to the host; whether there was anything.
     fn give_back_to_host(&self) -> bool {
-        for _ in 0..3 {
+        for _ in 0..QUARANTINE_ROUNDS {
             if self.wait_for_quarantine(false).is_err() {
                 return false;
             }
@@ -719,7 +727,7 @@ impl Pool {
     fn wait_for_quarantine(&self, checkpoint: bool) -> Result<()> {
         self.log.commit(self.log.end())?;
         if checkpoint {
-            self.wait_for_whole_checkpoint()?;
+            self.wait_for_checkpoint(true)?;
         }
         // An operation waits for pages to be read at the most, and for nothing that the caller holds (P1).
         let safe = self.epochs.current() + 2;

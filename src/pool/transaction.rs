@@ -20,6 +20,11 @@ use crate::wal::{Log, Shortage};
 
 /// Places for pages that one reservation of data sets aside at the most.
 const PAGES_SET_ASIDE: usize = 16;
+/// So many checkpoints somebody who needs pages waits for before he takes places between data: one brings back all that was freed before
+/// it, but others may be faster.
+const CHECKPOINTS_FOR_PAGES: u32 = 3;
+/// So often somebody who needs pages may find others to have been faster, these waits among them; then there is no space.
+const PAGE_ATTEMPTS: u32 = 6;
 
 /// What a transaction needs at the most.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,7 +79,7 @@ impl Pool {
                     spin_wait();
                     self.log.commit(self.log.end())?;
                 }
-                Err(Lacking::Frames | Lacking::Log(Shortage::Space)) => self.wait_for_checkpoint()?,
+                Err(Lacking::Frames | Lacking::Log(Shortage::Space)) => self.wait_for_checkpoint(false)?,
             }
         }
     }
@@ -138,7 +143,7 @@ impl Pool {
             return Ok(());
         }
         *full += 1;
-        if *full <= 3 && self.space.lock().has_more_soon() {
+        if *full <= CHECKPOINTS_FOR_PAGES && self.space.lock().has_more_soon() {
             self.wait_for_quarantine(true)?;
             return Ok(());
         }
@@ -152,7 +157,7 @@ impl Pool {
             };
             self.carve(run.ok_or(Error::NoSpace)?)?;
         }
-        if *full > 6 { Err(Error::NoSpace) } else { Ok(()) }
+        if *full > PAGE_ATTEMPTS { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     /// Before data takes the last places in which a page fits: some of them are kept for pages.
