@@ -100,7 +100,7 @@ struct Progress {
 /// Who waits for operations to end gives way so often, and then sleeps between looks: by then one of them waits for the disk.
 const OPERATION_SPINS: u32 = 100;
 const OPERATION_PAUSE: Duration = Duration::from_millis(1);
-/// Longer than any disk lets an operation wait that is alive: who waits longer has begun one himself, against P1.
+/// No operation that is alive waits this long for a disk. Who still waits then has an operation of his own open, which P1 forbids.
 const OPERATION_MAX: Duration = Duration::from_secs(60);
 /// So often blocks for data are looked for, the look at what is free at once not counted: then a commit and three checkpoints have been
 /// waited for. One may do, but others take what it sets free.
@@ -389,8 +389,8 @@ impl Pool {
         self.frame_for(true)
     }
 
-    /// An empty frame for a page that is worth keeping or not. The caller holds no latch for which somebody might wait who could clean
-    /// another frame.
+    /// An empty frame for a page that is worth keeping or not. The caller holds no latch that a thread which could clean a frame might be
+    /// waiting for.
     fn frame_for(&self, keep: bool) -> PageWrite<'_> {
         loop {
             if let Some(page) = self.try_frame_for(keep) {

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::page::node::{Covers, Node};
 use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
 use crate::page::{Lsn, PAGE_SIZE, Run};
-use crate::pool::{Need, PageWrite, Pin, Reservation};
+use crate::pool::{Alive, Need, PageWrite, Pin, Reservation};
 use crate::wal::Log;
 
 /// Log space that one split takes at the most: the right page's image, the new high key, a bitmap change.
@@ -169,52 +169,18 @@ impl Tree {
             Vec::new()
         };
         let alive = self.pool.enter();
-        let mut targets: Vec<PinnedLeaf<'_>> = Vec::with_capacity(changes.len().min(64));
-        let (mut at, mut high) = (0, Vec::new());
-        let (mut pages_read, mut announced) = (self.pool.pages_read(), 0);
-        while at < changes.len() {
-            // One leaf was not in the pool, so others may not be either: those are read side by side.
-            if at >= announced && self.pool.pages_read() != pages_read {
-                let rest = changes[at..].iter().map(|c| c.key);
-                announced = at + self.read_leaves_ahead(&alive, rest)?;
-                pages_read = self.pool.pages_read();
-            }
-            let found = self.find_leaf(&alive, Target::Covering(changes[at].key), true)?;
-            let node = Node(&found.page);
-            let to = match node.high() {
-                Some(high) => at + changes[at..].partition_point(|c| c.key < high),
-                None => changes.len(),
-            };
-            match targets.last_mut() {
-                // It has taken over its right sibling since it was found before. To latch it twice would be to wait for ever.
-                Some(last) if last.pin.page() == node.id() => last.to = to,
-                // It took over the leaf that was found before, or a part of it; what is latched must ascend.
-                Some(_) if node.low() < high.as_slice() => return Ok(Attempt::Again(splits)),
-                _ => targets.push(PinnedLeaf { pin: found.page.pin(), from: at, to }),
-            }
-            if let Some(end) = node.high().filter(|_| to < changes.len()) {
-                high.clear();
-                high.extend_from_slice(end);
-            }
-            if let Some((level, low)) = found.incomplete {
-                repairs.push(Repair::Post { level, low });
-            }
-            at = to;
-        }
+        let Some(targets) = self.find_leaves(&alive, changes, repairs)? else {
+            return Ok(Attempt::Again(splits));
+        };
         let mut latched = Vec::with_capacity(targets.len() + splits.min(8));
-        for target in &targets {
-            let page = self.pool.latch(&target.pin);
-            let fill = fill(Node(&page));
-            let leaf = Latched { page, from: target.from, to: target.to, fill };
-            match self.make_room(&mut reservation, changes, leaf, &mut latched, repairs)? {
-                Room::Made => {}
-                Room::Moved => return Ok(Attempt::Again(splits)),
-                Room::TooFewPages => {
-                    // A root's growth takes two. If it takes more than there can be, splits of an attempt that was given up stay, so
-                    // each attempt gets further.
-                    let more = (splits * 2).clamp(1, self.splits_beside(batch, changes).max(2));
-                    return Ok(Attempt::Again(more));
-                }
+        match self.latch_leaves(&mut reservation, changes, &targets, &mut latched, repairs)? {
+            Room::Made => {}
+            Room::Moved => return Ok(Attempt::Again(splits)),
+            Room::TooFewPages => {
+                // A root's growth takes two. If it takes more than there can be, splits of an attempt that was given up stay, so each
+                // attempt gets further.
+                let more = (splits * 2).clamp(1, self.splits_beside(batch, changes).max(2));
+                return Ok(Attempt::Again(more));
             }
         }
         let lsn = self.log_and_change(&mut reservation, changes, batch, &mut latched, &bitmaps)?;
@@ -233,6 +199,71 @@ impl Tree {
             self.pool.run_freed(lsn, *run);
         }
         Ok(Attempt::Done(lsn))
+    }
+
+    /// Step 2. The leaves of all changes, from left to right; `None` if they change meanwhile, so that they must be found again. Latches
+    /// held on entry and exit: none.
+    fn find_leaves<'p>(
+        &'p self,
+        alive: &Alive<'p>,
+        changes: &[Change<'_>],
+        repairs: &mut Vec<Repair>,
+    ) -> Result<Option<Vec<PinnedLeaf<'p>>>> {
+        let mut targets: Vec<PinnedLeaf<'_>> = Vec::with_capacity(changes.len().min(64));
+        let (mut at, mut high) = (0, Vec::new());
+        let (mut pages_read, mut announced) = (self.pool.pages_read(), 0);
+        while at < changes.len() {
+            // One leaf was not in the pool, so others may not be either: those are read side by side.
+            if at >= announced && self.pool.pages_read() != pages_read {
+                let rest = changes[at..].iter().map(|c| c.key);
+                announced = at + self.read_leaves_ahead(alive, rest)?;
+                pages_read = self.pool.pages_read();
+            }
+            let found = self.find_leaf(alive, Target::Covering(changes[at].key), true)?;
+            let node = Node(&found.page);
+            let to = match node.high() {
+                Some(high) => at + changes[at..].partition_point(|c| c.key < high),
+                None => changes.len(),
+            };
+            match targets.last_mut() {
+                // It has taken over its right sibling since it was found before. To latch it twice would be to wait for ever.
+                Some(last) if last.pin.page() == node.id() => last.to = to,
+                // It took over the leaf that was found before, or a part of it; what is latched must ascend.
+                Some(_) if node.low() < high.as_slice() => return Ok(None),
+                _ => targets.push(PinnedLeaf { pin: found.page.pin(), from: at, to }),
+            }
+            if let Some(end) = node.high().filter(|_| to < changes.len()) {
+                high.clear();
+                high.extend_from_slice(end);
+            }
+            if let Some((level, low)) = found.incomplete {
+                repairs.push(Repair::Post { level, low });
+            }
+            at = to;
+        }
+        Ok(Some(targets))
+    }
+
+    /// Step 3. On entry no latch is held, on exit all in `latched`, exclusively: leaves that have room for their changes, if that was
+    /// [`Room::Made`].
+    fn latch_leaves<'p>(
+        &'p self,
+        reservation: &mut Reservation<'p>,
+        changes: &[Change<'_>],
+        targets: &[PinnedLeaf<'p>],
+        latched: &mut Vec<Latched<'p>>,
+        repairs: &mut Vec<Repair>,
+    ) -> Result<Room> {
+        for target in targets {
+            let page = self.pool.latch(&target.pin);
+            let fill = fill(Node(&page));
+            let leaf = Latched { page, from: target.from, to: target.to, fill };
+            match self.make_room(reservation, changes, leaf, latched, repairs)? {
+                Room::Made => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(Room::Made)
     }
 
     /// Makes sure that the leaf's changes fit, by splits if need be, and adds the leaves that result to `latched`.
