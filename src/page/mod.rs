@@ -9,6 +9,7 @@ pub mod format;
 pub mod ids;
 pub mod node;
 pub mod op;
+pub mod pack;
 pub mod superblock;
 
 pub use format::{BLOCK_SIZE, BLOCKS_PER_PAGE, PAGE_SIZE, PageBytes};

@@ -3,8 +3,9 @@
 use super::Tree;
 use crate::error::{Error, Result};
 use crate::page::format::*;
-use crate::page::node::{Node, NodeBuilder, NodeSpec, separator};
+use crate::page::node::Node;
 use crate::page::op::{self, OP_HEAD, Op, SECTION_HEAD};
+use crate::page::pack::{PackedPage, Packer, PageSink};
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::frames::PageMemory;
 use crate::pool::{Need, PageWrite};
@@ -13,16 +14,6 @@ use crate::wal::Log;
 
 /// Pages that are written in one call.
 const WINDOW: usize = 64;
-/// Free bytes left in a packed page, so that the first insert does not split it.
-const SLACK: usize = PAGE_SIZE / 16;
-
-/// One level of the tree that is being built, from left to right.
-struct Level {
-    records: Vec<(Vec<u8>, Vec<u8>)>,
-    bytes: usize,
-    low: Vec<u8>,
-    id: PageId,
-}
 
 /// Takes pages from the pool, and knows all that it took.
 struct Loader<'t> {
@@ -59,12 +50,37 @@ impl Tree {
     }
 }
 
+impl PageSink for Loader<'_> {
+    type Error = Error;
+
+    fn place(&mut self) -> Result<PageId> {
+        if self.free.is_empty() {
+            self.free = self.tree.pool.take_pages(WINDOW)?;
+        }
+        let id = self.free.pop().ok_or(Error::NoSpace)?;
+        self.used.push(id);
+        Ok(id)
+    }
+
+    fn put(&mut self, packed: &PackedPage) -> Result<()> {
+        if self.filled.len() == WINDOW {
+            self.write()?;
+        }
+        let page = &mut self.memory.pages_mut()[self.filled.len()];
+        build(self.tree, packed, page)?;
+        set_page_lsn(page, self.lsn);
+        seal(page);
+        self.filled.push(packed.id);
+        Ok(())
+    }
+}
+
 impl Loader<'_> {
     fn load<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &mut self,
         records: impl IntoIterator<Item = (K, V)>,
     ) -> Result<()> {
-        let mut levels = vec![self.level(&[])?];
+        let mut packer = Packer::default();
         let mut last: Option<Vec<u8>> = None;
         for (key, value) in records {
             let (key, value) = (key.as_ref(), value.as_ref());
@@ -75,97 +91,27 @@ impl Loader<'_> {
             if last.as_ref().is_some_and(|l| l.as_slice() >= key) {
                 return Err(Error::Unusable("bulk load: keys do not ascend".into()));
             }
-            self.add(&mut levels, 0, key, value)?;
+            packer.add(self, key, value)?;
             let last = last.get_or_insert_default();
             last.clear();
             last.extend_from_slice(key);
         }
-        let root = self.finish(&mut levels)?;
+        let root = packer.finish(self)?;
+        let root = self.root(root)?;
         self.write()?;
         let tree = self.tree;
         tree.pool.storage().sync().map_err(|e| tree.pool.log.fail(Error::io("syncing loaded pages", e)))?;
         self.install(root)
     }
 
-    fn level(&mut self, low: &[u8]) -> Result<Level> {
-        Ok(Level { records: Vec::new(), bytes: 0, low: low.to_vec(), id: self.page()? })
-    }
-
-    fn page(&mut self) -> Result<PageId> {
-        if self.free.is_empty() {
-            self.free = self.tree.pool.take_pages(WINDOW)?;
-        }
-        let id = self.free.pop().ok_or(Error::NoSpace)?;
-        self.used.push(id);
-        Ok(id)
-    }
-
-    fn add(&mut self, levels: &mut Vec<Level>, at: usize, key: &[u8], value: &[u8]) -> Result<()> {
-        if at == levels.len() {
-            let level = self.level(&[])?;
-            levels.push(level);
-        }
-        let size = SLOT_SIZE + RECORD_HEADER + key.len() + value.len();
-        let level = &levels[at];
-        if level.bytes + size + HEADER_SIZE + 2 * KEY_MAX.min(key.len() + level.low.len() + 8)
-            > PAGE_SIZE - SLACK
-        {
-            let boundary = match level.records.last() {
-                Some((last, _)) if at == 0 => separator(last, key).to_vec(),
-                _ => key.to_vec(),
-            };
-            let next = self.level(&boundary)?;
-            let full = std::mem::replace(&mut levels[at], next);
-            let right = levels[at].id;
-            self.emit(&full, at as u8, Some(&boundary), right)?;
-            self.add(levels, at + 1, &full.low, &full.id.0.to_be_bytes())?;
-        }
-        levels[at].bytes += size;
-        levels[at].records.push((key.to_vec(), value.to_vec()));
-        Ok(())
-    }
-
-    fn emit(&mut self, level: &Level, number: u8, high: Option<&[u8]>, right: PageId) -> Result<()> {
-        if self.filled.len() == WINDOW {
-            self.write()?;
-        }
-        let image = self.tree.pool.geometry().image();
-        let low = &level.low;
-        let spec = NodeSpec { id: level.id, image, level: number, flags: 0, low, high, right };
-        let page = &mut self.memory.pages_mut()[self.filled.len()];
-        fill(page, spec, &level.records)?;
-        set_page_lsn(page, self.lsn);
-        seal(page);
-        self.filled.push(level.id);
-        Ok(())
-    }
-
-    /// Ends all levels, and returns the image of the root, which takes the place of the highest level's only page.
-    fn finish(&mut self, levels: &mut Vec<Level>) -> Result<Box<PageBytes>> {
-        let mut at = 0;
-        while at + 1 < levels.len() {
-            let next = Level { records: Vec::new(), bytes: 0, low: Vec::new(), id: PageId::NONE };
-            let level = std::mem::replace(&mut levels[at], next);
-            self.emit(&level, at as u8, None, PageId::NONE)?;
-            self.add(levels, at + 1, &level.low, &level.id.0.to_be_bytes())?;
-            at += 1;
-        }
-        let top = &levels[at];
-        self.used.retain(|id| *id != top.id);
-        self.free.push(top.id);
-        let pool = &self.tree.pool;
-        let mut root: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-        let spec = NodeSpec {
-            id: pool.geometry().root,
-            image: pool.geometry().image(),
-            level: at as u8,
-            flags: 0,
-            low: &[],
-            high: None,
-            right: PageId::NONE,
-        };
-        fill(&mut root, spec, &top.records)?;
-        Ok(root)
+    /// The image of the root, whose place stays free: its contents go to the root that is there.
+    fn root(&mut self, mut root: PackedPage) -> Result<Box<PageBytes>> {
+        self.used.retain(|id| *id != root.id);
+        self.free.push(root.id);
+        root.id = self.tree.root();
+        let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+        build(self.tree, &root, &mut page)?;
+        Ok(page)
     }
 
     /// Writes the pages that are filled, neighbours in one call.
@@ -244,14 +190,7 @@ impl Loader<'_> {
     }
 }
 
-fn fill(page: &mut PageBytes, spec: NodeSpec<'_>, records: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
-    page[HEADER_SIZE..].fill(0);
-    let mut builder = NodeBuilder::new(page, spec);
-    for (key, value) in records {
-        if !builder.push(key, value) {
-            return Err(Error::corrupt(spec.id, "bulk load: records do not fit into their page"));
-        }
-    }
-    builder.finish();
-    Ok(())
+fn build(tree: &Tree, packed: &PackedPage, page: &mut PageBytes) -> Result<()> {
+    let built = packed.build(page, tree.pool.geometry().image());
+    built.map_err(|reason| Error::corrupt(packed.id, reason))
 }

@@ -8,5 +8,6 @@ mod node_model;
 mod node_split;
 mod ops;
 mod ops_hostile;
+mod pack;
 mod superblock;
 mod support;
