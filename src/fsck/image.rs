@@ -13,6 +13,7 @@ use super::size;
 use super::{FsckError, Options, Result, replay, replay_options};
 use crate::error::Error;
 use crate::page::format::*;
+use crate::page::node::Node;
 use crate::page::superblock::{self, *};
 use crate::page::{BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::pool::{Pool, PoolOptions, RecoveryReport};
@@ -73,11 +74,6 @@ impl PageError {
             }
         }
     }
-}
-
-/// The bytes of the whole pages among so many.
-pub(super) fn whole_pages(bytes: u64) -> u64 {
-    bytes / PAGE_SIZE as u64 * PAGE_SIZE as u64
 }
 
 /// Reads many pages at once. Where that fails, page by page: those that cannot be read are zeros. `false`: none can.

@@ -22,13 +22,11 @@ use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
-use crate::page::node::{Node, NodeBuilder, NodeSpec, separator};
+use crate::page::node::Node;
+use crate::page::pack::{PackedPage, Packer, PageSink};
 use crate::page::superblock::INCOMPAT_RECORDS;
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId, Run};
 use crate::storage::Storage;
-
-/// Free bytes left in a page.
-const SLACK: usize = PAGE_SIZE / 16;
 
 /// Builds a new tree and makes it the image's. Returns the ranges of keys that are lost.
 pub(super) fn rebuild(storage: &dyn Storage, looked: &Looked, options: &Options<'_>) -> Result<Vec<Gap>> {
@@ -52,21 +50,22 @@ pub(super) fn rebuild(storage: &dyn Storage, looked: &Looked, options: &Options<
         places: Places { maps: &maps, taken: &claims, group: 0, page: 0, bitmap: None, careful: true },
         pages: Claims::new(image),
         groups: image.superblock.groups,
-        levels: Vec::new(),
         end,
         unmarked: !lost.is_empty(),
     };
+    let mut packer = Packer::default();
     // Without superblocks these come first, and names when they are there.
     let unfinished = image.seed_lost && image.salvaged;
     if image.seed_lost && !unfinished {
-        Rehash::new(image, &leaves)?.run(|key, value| build.add(0, key, value))?;
+        Rehash::new(image, &leaves)?.run(|key, value| packer.add(&mut build, key, value))?;
     } else {
         let mut records = Records::new(image, &leaves, &[])?;
         while records.next()? {
-            build.add(0, records.key(), records.value())?;
+            packer.add(&mut build, records.key(), records.value())?;
         }
     }
-    let root = build.finish()?;
+    let root = packer.finish(&mut build)?;
+    build.put(&root)?;
     write_contents(storage, image, &home)?;
     storage.sync().map_err(failed)?;
     let (pages, groups) = (build.pages, build.groups);
@@ -77,7 +76,11 @@ pub(super) fn rebuild(storage: &dyn Storage, looked: &Looked, options: &Options<
     }
     let groups = if image.salvaged { used.groups() } else { groups };
     let lossy = !lost.is_empty();
-    switch::switch(storage, image, &Target { root, end, groups, claims: &used, pages: &pages, lossy })?;
+    switch::switch(
+        storage,
+        image,
+        &Target { root: root.id, end, groups, claims: &used, pages: &pages, lossy },
+    )?;
     Ok(lost)
 }
 
@@ -296,14 +299,6 @@ impl Places<'_> {
     }
 }
 
-/// One level of the new tree, from left to right.
-struct Level {
-    records: Vec<(Vec<u8>, Vec<u8>)>,
-    bytes: usize,
-    low: Vec<u8>,
-    id: PageId,
-}
-
 struct Build<'a> {
     storage: &'a dyn Storage,
     image: &'a Image,
@@ -311,14 +306,15 @@ struct Build<'a> {
     /// The pages of the new tree.
     pages: Claims,
     groups: u32,
-    levels: Vec<Level>,
     end: Lsn,
     /// Something is lost, and no mark says so yet.
     unmarked: bool,
 }
 
-impl Build<'_> {
-    fn page(&mut self) -> Result<PageId> {
+impl PageSink for Build<'_> {
+    type Error = FsckError;
+
+    fn place(&mut self) -> Result<PageId> {
         loop {
             if let Some(id) = self.places.next(self.groups) {
                 // Where no bitmap says that this page was free, the next run takes it for a leaf of the old tree if this one is cut
@@ -338,68 +334,13 @@ impl Build<'_> {
         }
     }
 
-    fn level(&mut self, low: &[u8]) -> Result<Level> {
-        Ok(Level { records: Vec::new(), bytes: 0, low: low.to_vec(), id: self.page()? })
-    }
-
-    fn add(&mut self, at: usize, key: &[u8], value: &[u8]) -> Result<()> {
-        if at == self.levels.len() {
-            let level = self.level(&[])?;
-            self.levels.push(level);
-        }
-        let size = SLOT_SIZE + RECORD_HEADER + key.len() + value.len();
-        let level = &self.levels[at];
-        let fences = 2 * KEY_MAX.min(key.len() + level.low.len() + 8);
-        if level.bytes + size + HEADER_SIZE + fences > PAGE_SIZE - SLACK && !level.records.is_empty() {
-            let boundary = match level.records.last() {
-                Some((last, _)) if at == 0 => separator(last, key).to_vec(),
-                _ => key.to_vec(),
-            };
-            let next = self.level(&boundary)?;
-            let right = next.id;
-            let full = std::mem::replace(&mut self.levels[at], next);
-            self.emit(&full, at as u8, Some(&boundary), right)?;
-            self.add(at + 1, &full.low, &full.id.0.to_be_bytes())?;
-        }
-        let level = &mut self.levels[at];
-        level.bytes += size;
-        level.records.push((key.to_vec(), value.to_vec()));
-        Ok(())
-    }
-
-    fn emit(&mut self, level: &Level, number: u8, high: Option<&[u8]>, right: PageId) -> Result<()> {
-        let image = self.image.superblock.image();
+    fn put(&mut self, packed: &PackedPage) -> Result<()> {
         let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-        let spec = NodeSpec { id: level.id, image, level: number, flags: 0, low: &level.low, high, right };
-        let mut builder = NodeBuilder::new(&mut page, spec);
-        for (key, value) in &level.records {
-            if !builder.push(key, value) {
-                return Err(Error::corrupt(level.id, "records do not fit into their new page").into());
-            }
-        }
-        builder.finish();
+        let built = packed.build(&mut page, self.image.superblock.image());
+        built.map_err(|reason| Error::corrupt(packed.id, reason))?;
         set_page_lsn(&mut page, self.end);
         seal(&mut page);
-        self.storage.write_at(level.id.offset(), &page[..]).map_err(failed)
-    }
-
-    /// Ends all levels; the only page of the highest is the root.
-    fn finish(&mut self) -> Result<PageId> {
-        if self.levels.is_empty() {
-            let level = self.level(&[])?;
-            self.levels.push(level);
-        }
-        let mut at = 0;
-        loop {
-            let placeholder = Level { records: Vec::new(), bytes: 0, low: Vec::new(), id: PageId::NONE };
-            let level = std::mem::replace(&mut self.levels[at], placeholder);
-            self.emit(&level, at as u8, None, PageId::NONE)?;
-            at += 1;
-            if at == self.levels.len() {
-                return Ok(level.id);
-            }
-            self.add(at, &level.low, &level.id.0.to_be_bytes())?;
-        }
+        self.storage.write_at(packed.id.offset(), &page[..]).map_err(failed)
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::apply;
 use super::fix::Fix;
-use super::image::{read_superblocks, whole_pages};
+use super::image::read_superblocks;
 use super::rebuild;
 use super::records::Records;
 use super::report::{LISTED_MAX, Outcome, Problem, ProblemKind, Report};
@@ -20,6 +20,7 @@ use super::{Earlier, FsckError, Looked, Options, Repair, Result, look, mark_dama
 use crate::error::Error;
 use crate::fs::format::*;
 use crate::page::Run;
+use crate::page::format::whole_pages;
 use crate::page::superblock::INCOMPAT_RECORDS;
 use crate::pool::RecoveryReport;
 use crate::storage::Storage;

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::image::{read_pages, whole_pages};
+use super::image::read_pages;
 use super::lostlog::{self, LostLog};
 use super::{Options, Result, Stage, seed};
 use crate::error::Error;
