@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::statfs::{Statfs, fstatfs};
 use parking_lot::Mutex;
 
 use super::buffer::{DIRECT_ALIGN, DIRECT_LEN_MIN};
@@ -57,7 +58,7 @@ pub struct FileStorage {
     sync_failed: AtomicBool,
     mode: OpenMode,
     is_device: bool,
-    /// What the host turned out not to support.
+    /// What the host turned out not to support, or is not known to keep.
     no_direct: AtomicBool,
     no_dsync: AtomicBool,
     no_allocate: AtomicBool,
@@ -173,6 +174,7 @@ impl FileStorage {
             fs::TryLockError::WouldBlock => in_use(),
             fs::TryLockError::Error(error) => fail(error),
         })?;
+        let believes_dsync = is_device || fstatfs(&buffered).is_ok_and(|host| keeps_dsync(magic(&host)));
         Ok(FileStorage {
             direct: open_again(path, mode, libc::O_DIRECT, &metadata),
             second: open_again(path, mode, 0, &metadata),
@@ -182,7 +184,7 @@ impl FileStorage {
             mode,
             is_device,
             no_direct: AtomicBool::new(false),
-            no_dsync: AtomicBool::new(false),
+            no_dsync: AtomicBool::new(!believes_dsync),
             no_allocate: AtomicBool::new(false),
             no_punch: AtomicBool::new(false),
         })
@@ -423,6 +425,26 @@ fn check_type(path: &Path, metadata: &fs::Metadata) -> Result<bool, OpenError> {
         return Err(OpenError::NotAFile { path: path.into() });
     }
     Ok(file_type.is_block_device())
+}
+
+/// What kind of filesystem it is. The type of the number differs from one architecture to the next, and its sign with it.
+fn magic(host: &Statfs) -> u32 {
+    host.filesystem_type().0 as u32
+}
+
+/// Whether files of this kind of filesystem are known to be durable after a write with `RWF_DSYNC`. There are others that take the flag,
+/// and sync nothing: FUSE with direct I/O, 9p, CIFS, ZFS before 0.8, which cannot be told from later ones. They are synced by a call of
+/// its own.
+fn keeps_dsync(magic: u32) -> bool {
+    const EXT: u32 = 0xef53;
+    const XFS: u32 = 0x5846_5342;
+    const BTRFS: u32 = 0x9123_683e;
+    const F2FS: u32 = 0xf2f5_2010;
+    const BCACHEFS: u32 = 0xca45_1a4e;
+    const FAT: u32 = 0x4d44;
+    const NFS: u32 = 0x6969;
+    const TMPFS: u32 = 0x0102_1994;
+    matches!(magic, EXT | XFS | BTRFS | F2FS | BCACHEFS | FAT | NFS | TMPFS)
 }
 
 /// Another descriptor with these flags, if the host lets us and `path` still names the same inode (I2, I3).

@@ -3,6 +3,7 @@
 mod buffer;
 mod fault;
 mod file;
+mod fuse;
 mod image;
 mod lock;
 mod overlay;

@@ -1,0 +1,91 @@
+//! A host that takes a write with `RWF_DSYNC` and does not sync: FUSE with direct I/O.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+};
+
+use super::Aligned;
+use crate::storage::{FileStorage, OpenMode, Storage};
+
+/// A folder with one file, which forgets what is written, and counts how often it is to be synced.
+struct OneFile(Arc<AtomicU64>);
+
+fn attributes(ino: INodeNo) -> FileAttr {
+    let is_root = ino == INodeNo::ROOT;
+    FileAttr {
+        ino,
+        size: 1 << 20,
+        blocks: 2048,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: if is_root { FileType::Directory } else { FileType::RegularFile },
+        perm: 0o755,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+impl Filesystem for OneFile {
+    fn lookup(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.entry(&Duration::MAX, &attributes(INodeNo(2)), Generation(0));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&Duration::MAX, &attributes(ino));
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.written(data.len() as u32);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        reply.ok();
+    }
+}
+
+/// What was committed would be in the memory of a server, of a hypervisor, or of another daemon. Needs root, and FUSE:
+/// `cargo test -- --ignored durable_write`.
+#[test]
+#[ignore = "needs root and FUSE"]
+fn a_durable_write_to_a_host_that_is_not_known_to_keep_it_is_synced() {
+    let folder = tempfile::tempdir().unwrap();
+    let syncs = Arc::new(AtomicU64::new(0));
+    let session =
+        fuser::spawn_mount(OneFile(syncs.clone()), folder.path(), &fuser::Config::default()).unwrap();
+    let storage = FileStorage::open(folder.path().join("image.db"), OpenMode::ReadWrite).unwrap();
+    let pages = Aligned::filled(4096, 0, 1);
+    for (expected, bytes) in [pages.bytes(), b"short", pages.bytes()].into_iter().enumerate() {
+        storage.write_durable_at(65536, bytes).unwrap();
+        assert_eq!(syncs.load(Ordering::SeqCst), expected as u64 + 1);
+    }
+    drop(storage);
+    session.umount_and_join().unwrap();
+}
