@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 fn c(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).expect("no zero byte in a path")
@@ -120,6 +122,19 @@ pub fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) -> io::Resul
     done(unsafe {
         libc::utimensat(libc::AT_FDCWD, c(path).as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
     })
+}
+
+/// Has the command started with a signal ignored, as by nohup(1).
+pub fn ignore(command: &mut Command, signal: i32) {
+    let ignore = move || {
+        // SAFETY: no handler is installed.
+        match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+            libc::SIG_ERR => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: only signal runs between fork and exec, which is async-signal-safe.
+    unsafe { command.pre_exec(ignore) };
 }
 
 /// See flock(2).

@@ -112,7 +112,7 @@ mod status {
 
 /// Runs the command that the arguments ask for; the first one is the name that the program was called by.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    ignore_file_limit();
+    set_signals();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let program = arguments.first().map(PathBuf::from).unwrap_or_default();
     let name = program.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -185,12 +185,15 @@ fn dispatch(btfs: Btfs) -> CliResult {
     }
 }
 
-/// A write beyond `ulimit -f` is to fail, and not to end the program: a daemon would die in the middle of its work.
-fn ignore_file_limit() {
+/// A write beyond `ulimit -f` is to fail, and not to end the program: a daemon would die in the middle of its work. And who calls us
+/// may ignore the end of his children, which exec does not undo; then nobody could wait for fusermount3.
+fn set_signals() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: no handler is installed, only ignorance, and no other thread exists yet.
-    if let Err(e) = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) } {
-        log::debug!("SIGXFSZ: {e}");
+    for (name, handler) in [(Signal::SIGXFSZ, SigHandler::SigIgn), (Signal::SIGCHLD, SigHandler::SigDfl)] {
+        // SAFETY: no handler is installed, and no other thread exists yet.
+        if let Err(e) = unsafe { signal(name, handler) } {
+            log::debug!("{name}: {e}");
+        }
     }
 }
 

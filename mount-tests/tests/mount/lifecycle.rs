@@ -38,6 +38,8 @@ pub fn cases() -> Vec<Case> {
     ];
     let read_only = Case::new("", a_read_only_mount_needs_no_write_permission);
     all.push(by_user(read_only, "mount::lifecycle::a_read_only_mount_needs_no_write_permission"));
+    let deaf = Case::new("", a_user_mounts_under_who_ignores_the_end_of_children);
+    all.push(by_user(deaf, "mount::lifecycle::a_user_mounts_under_who_ignores_the_end_of_children"));
     all
 }
 
@@ -121,6 +123,23 @@ fn a_read_only_mount_needs_no_write_permission(mount: &mut Mount) {
     assert!(status.success(), "{said}");
     mount.set_mounted(true);
     mount.shell().run("[ \"$(cat file)\" = readable ]; refused touch file");
+}
+
+/// Some supervisors, and programs in containers, ignore SIGCHLD, and what they start does as well.
+fn a_user_mounts_under_who_ignores_the_end_of_children(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let mut command = mount.btfs(["mount"]);
+    sys::ignore(&mut command, libc::SIGCHLD);
+    let (status, said) = mount.said_by(command.arg(&mount.image).arg(&mount.point));
+    assert!(status.success(), "{said}");
+    mount.set_mounted(true);
+    fs::write(mount.path("file"), "text").expect("write");
+    let mut command = mount.btfs(["umount"]);
+    sys::ignore(&mut command, libc::SIGCHLD);
+    let (status, said) = mount.said_by(command.arg(&mount.point));
+    assert!(status.success(), "{said}");
+    mount.set_mounted(false);
 }
 
 fn a_mount_can_be_made_read_only_and_back(mount: &mut Mount) {
