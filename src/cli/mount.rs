@@ -388,6 +388,11 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     let mounted = mounts::find(&args.dir).ok_or_else(|| {
         Failure::new(status::SYSTEM, mounts::MountError::NotMounted { dir: args.dir.clone() })
     })?;
+    if args.lazy {
+        // The daemon may be stopped, or stuck on its disk: it is asked nothing.
+        unmount_patiently(&mounted.dir, true).map_err(|e| Failure::new(status::MOUNT, e))?;
+        return Ok(0);
+    }
     let dead = mounts::is_dead(&mounted.dir);
     let image = &mounted.source;
     let fail = |e: io::Error| {
@@ -395,10 +400,7 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     };
     // Where the daemon cannot be waited for, this is what can be made sure of.
     let synced = if dead { Ok(()) } else { File::open(&mounted.dir).and_then(|dir| dir.sync_all()) };
-    unmount_patiently(&mounted.dir, args.lazy || dead).map_err(|e| Failure::new(status::MOUNT, e))?;
-    if args.lazy {
-        return Ok(0);
-    }
+    unmount_patiently(&mounted.dir, dead).map_err(|e| Failure::new(status::MOUNT, e))?;
     let waited = match image::open_to_look(image) {
         Ok(file) => wait_for_daemon(&file, &mounted, dead),
         // It has another name by now.

@@ -246,9 +246,16 @@ fn unescaped(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(out))
 }
 
-/// The mount of btfs at a directory, also if its daemon is dead. With several on top of each other, the upper one.
+/// The mount of btfs at a directory, also if its daemon is dead. With several on top of each other, the upper one. A mount that is
+/// called by its own name is not asked: its daemon may be stopped.
 pub fn find(dir: &Path) -> Option<Mounted> {
-    at(&absolute(dir).ok()?)
+    unasked(dir).and_then(|dir| at(&dir)).or_else(|| at(&absolute(dir).ok()?))
+}
+
+/// The absolute path, without looking at its last part, which may be a link.
+fn unasked(dir: &Path) -> Option<PathBuf> {
+    let dir = std::path::absolute(dir).ok()?;
+    Some(dir.parent()?.canonicalize().ok()?.join(dir.file_name()?))
 }
 
 /// The same for a path that [`absolute`] has made. Asks no filesystem.
@@ -297,13 +304,7 @@ fn name_of(process: &Path) -> String {
 /// The absolute path, without following what the last component may be a dead mount of.
 pub fn absolute(dir: &Path) -> io::Result<PathBuf> {
     match dir.canonicalize() {
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
-            let absolute = std::path::absolute(dir)?;
-            match (absolute.parent(), absolute.file_name()) {
-                (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
-                _ => Ok(absolute),
-            }
-        }
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => unasked(dir).ok_or(e),
         other => other,
     }
 }

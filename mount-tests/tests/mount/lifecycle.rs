@@ -11,7 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub fn cases() -> Vec<Case> {
     let by_user = |case: Case, name| case.by_user(name);
@@ -27,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         a_daemon_of_mount_8_is_waited_for,
         a_daemon_told_to_end_loses_nothing,
         a_busy_mount_is_not_unmounted,
+        a_daemon_that_does_not_answer_can_be_detached,
         a_foreground_daemon_ends_with_the_mount,
         an_image_is_made_on_request_and_never_overwritten,
         options_are_what_proc_mounts_shows,
@@ -296,6 +297,32 @@ fn a_busy_mount_is_not_unmounted(mount: &mut Mount) {
     drop(file);
     mount.remount();
     assert_eq!(fs::read(mount.path("other")).expect("read"), b"still works");
+}
+
+fn a_daemon_that_does_not_answer_can_be_detached(mount: &mut Mount) {
+    mount.only_btfs();
+    fs::write(mount.path("file"), "text").expect("write");
+    let daemon = mount.daemon();
+    sys::kill(daemon, libc::SIGSTOP).expect("stop");
+    // What the kernel has in its caches has expired by then.
+    std::thread::sleep(Duration::from_secs(2));
+    let mut umount = mount.btfs(["umount", "-l"]).arg(&mount.point).spawn().expect("btfs starts");
+    let begun = Instant::now();
+    let ended = loop {
+        match umount.try_wait().expect("wait") {
+            None if begun.elapsed() < Duration::from_secs(20) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            ended => break ended,
+        }
+    };
+    sys::kill(daemon, libc::SIGCONT).expect("continue");
+    let status = umount.wait().expect("wait");
+    assert!(ended.is_some_and(|status| status.success()), "it waits for the daemon: {status}");
+    wait_until("the daemon has ended", || sys::kill(daemon, 0).is_err() || zombie(daemon));
+    mount.set_mounted(false);
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
 }
 
 fn a_foreground_daemon_ends_with_the_mount(mount: &mut Mount) {
