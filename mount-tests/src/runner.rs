@@ -198,6 +198,7 @@ fn start(case: &Case, base: PathBuf) -> Running<'_> {
     let log = File::create(base.join("log")).expect("a log");
     let pid = sys::fork(|| {
         sys::detach_into(&log);
+        sys::heed_signals();
         if sys::is_root() {
             // Programs that look at all mounts, like a stressor that syncs them, must not meet one that another case kills.
             sys::private_mounts().expect("a mount namespace of the case's own");

@@ -413,6 +413,15 @@ pub fn private_mounts() -> io::Result<()> {
     }
 }
 
+/// Has INT, TERM and HUP end this process, and what it starts, also where whoever has started it ignores them, as nohup(1) and scripts
+/// do for what they start in the background.
+pub fn heed_signals() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: no handler is installed.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// See umask(2).
 pub fn umask(mask: u32) {
     // SAFETY: cannot fail.

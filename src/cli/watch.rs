@@ -7,12 +7,12 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use clap::Parser;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{CliResult, Failure, print, status};
 use crate::fs::Scrub;
-use crate::mount::{ENDING, control, mounts};
+use crate::mount::{control, ending_signals, mounts};
 
 /// A line of results.
 macro_rules! say {
@@ -199,10 +199,9 @@ fn describe_finding(finding: &Value) -> String {
     line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// Has the signals that end a scrub sent to the receiver; a second one ends the process. Those that are ignored stay so, as of a
-/// process that nohup(1) has started. To be called before any other thread exists.
+/// Has the signals that end a scrub sent to the receiver; a second one ends the process. To be called before any other thread exists.
 fn catch_signals() -> std::io::Result<Receiver<Signal>> {
-    let caught: SigSet = ENDING.into_iter().filter(|s| !is_ignored(*s)).collect();
+    let caught = ending_signals();
     caught.thread_block()?;
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new().name("btfs-signals".into()).spawn(move || {
@@ -215,15 +214,6 @@ fn catch_signals() -> std::io::Result<Receiver<Signal>> {
         }
     })?;
     Ok(receiver)
-}
-
-fn is_ignored(signal: Signal) -> bool {
-    // SAFETY: all zeros are a sigaction, which the call fills in; without a new action it changes nothing.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal as i32, std::ptr::null(), &mut action) == 0
-            && action.sa_sigaction == libc::SIG_IGN
-    }
 }
 
 /// What `state` in a report means.

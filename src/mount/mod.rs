@@ -24,5 +24,5 @@ pub use adapter::OnError;
 pub use convert::now;
 pub use mounts::{MountError, MountFlags};
 pub use options::{MountOptions, OptionError, parse_size};
-pub use session::{ENDING, Mount, SessionError, block_signals};
+pub use session::{Mount, SessionError, block_signals, ending_signals};
 pub use volume::{Access, Callback, EachEntry, EachName, Volume};

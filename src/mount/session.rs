@@ -40,13 +40,25 @@ pub struct Mount<V: Volume> {
     dir: PathBuf,
 }
 
-/// Signals that end a mount in order, and a scrub.
-pub const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+/// Signals that end a mount in order, and a scrub: INT, TERM and HUP. Those that are ignored stay so, as of a process that nohup(1) or
+/// a script has started in the background.
+pub fn ending_signals() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().filter(|s| !is_ignored(*s)).collect()
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: all zeros are a sigaction, which the call fills in; without a new action it changes nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal as i32, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
+}
 
 /// Keeps signals away from all threads that are started from here on, so that only the one that waits for them gets them. To be
 /// called before any thread exists.
 pub fn block_signals() -> nix::Result<()> {
-    let mut set: SigSet = ENDING.into_iter().collect();
+    let mut set = ending_signals();
     // A reader of our output that has gone is noticed by the write that fails.
     set.add(Signal::SIGPIPE);
     set.thread_block()
@@ -105,7 +117,7 @@ impl<V: Volume> Mount<V> {
     }
 
     /// Serves the mount until it is taken away, by whomever, and then makes everything durable. With signals blocked before
-    /// ([`block_signals`]), INT, TERM and HUP unmount.
+    /// ([`block_signals`]), INT, TERM and HUP unmount, but for those that are ignored.
     pub fn serve(self) -> Result<(), SessionError> {
         let (mounted, dir) = (self.mounted, self.dir.clone());
         let signals = std::thread::Builder::new()
@@ -143,7 +155,8 @@ fn close<V: Volume>(volume: Arc<V>) -> Result<(), SessionError> {
 /// alone at the first signal, and detached at the second. Where the system does not tell what is mounted, it is sought at `dir`.
 fn wait_for_signals(mounted: Option<&Mounted>, dir: &Path) {
     let mut asked = false;
-    let ending: SigSet = ENDING.into_iter().collect();
+    // All of them may be ignored; then this waits for nothing, as long as the process lives.
+    let ending = ending_signals();
     while let Ok(signal) = ending.wait() {
         // It may be mounted at several places, and none of them need be the first one any more.
         let places = mounted.map_or_else(

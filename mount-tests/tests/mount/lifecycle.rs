@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         a_busy_mount_is_not_unmounted,
         a_daemon_that_does_not_answer_can_be_detached,
         a_foreground_daemon_ends_with_the_mount,
+        a_daemon_started_by_nohup_outlives_the_terminal,
         an_image_is_made_on_request_and_never_overwritten,
         options_are_what_proc_mounts_shows,
         who_is_not_let_in_sees_nothing,
@@ -337,6 +338,29 @@ fn a_foreground_daemon_ends_with_the_mount(mount: &mut Mount) {
     mount.unmount();
     let status = child.wait().expect("wait");
     assert!(status.success(), "{status}, signal {:?}", status.signal());
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
+}
+
+fn a_daemon_started_by_nohup_outlives_the_terminal(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let mut command = mount.btfs(["mount", "-f"]);
+    sys::ignore(&mut command, libc::SIGHUP);
+    let mut child = command.arg(&mount.image).arg(&mount.point).spawn().expect("btfs starts");
+    wait_until("it is mounted", || mount.is_mounted());
+    mount.set_mounted(true);
+    let daemon = child.id() as i32;
+    for _ in 0..3 {
+        sys::kill(daemon, libc::SIGHUP).expect("kill");
+        std::thread::sleep(Duration::from_millis(200));
+        fs::write(mount.path("file"), "text").expect("write");
+    }
+    assert!(mount.is_mounted(), "a signal that it was told to ignore ends it");
+    sys::kill(daemon, libc::SIGTERM).expect("kill");
+    let status = child.wait().expect("wait");
+    assert!(status.success(), "{status}, signal {:?}", status.signal());
+    mount.set_mounted(false);
     mount.mount();
     assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
 }
