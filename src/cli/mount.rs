@@ -176,20 +176,23 @@ pub fn run(args: Args) -> CliResult {
     mount(&args.image, &args.dir, &options, background)
 }
 
-/// Descriptors beside those of the workers: the image's two, pipes, the log, and what the library needs for a moment.
+/// Descriptors beside those of the workers, and those that are open already: pipes, the log, and what the library needs for a moment.
 const DESCRIPTORS: u64 = 32;
 
 /// Makes sure that workers can be started: a limit that is too small would end the daemon after it has said that all is well.
 fn allow_descriptors(workers: usize) -> Result<(), Failure> {
-    let needed = DESCRIPTORS + 2 * workers as u64;
+    // Whoever started this may have left some open.
+    let open = fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
+    let needed = open + DESCRIPTORS + 2 * workers as u64;
     let refused = |e: nix::Error| Failure::new(status::SYSTEM, format_args!("the limit of open files: {e}"));
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(refused)?;
     if soft >= needed {
         return Ok(());
     }
     if hard < needed {
-        let message =
-            format_args!("{workers} threads need {needed} open files, and the limit is {hard} (ulimit -n)");
+        let message = format_args!(
+            "{workers} threads need {needed} open files with the {open} that there are, and the limit is {hard} (ulimit -n)"
+        );
         return Err(Failure::new(status::SYSTEM, message));
     }
     setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map_err(refused)

@@ -203,7 +203,7 @@ impl Fs {
         if !inner.tree.is_read_only() {
             inner.take_up_orphans()?;
         }
-        let thread = Fs::start_reclaimer(&inner);
+        let thread = Fs::start_reclaimer(&inner)?;
         Ok(Fs { inner, thread })
     }
 

@@ -711,9 +711,13 @@ impl Inner {
 
 impl Fs {
     /// Starts the thread that deletes what waits.
-    pub(super) fn start_reclaimer(inner: &Arc<Inner>) -> Option<thread::JoinHandle<()>> {
+    pub(super) fn start_reclaimer(inner: &Arc<Inner>) -> Result<Option<thread::JoinHandle<()>>> {
+        if !inner.reclaimer.background {
+            return Ok(None);
+        }
         let shared = inner.clone();
-        inner.reclaimer.background.then(|| thread::spawn(move || shared.run_reclaimer()))
+        let thread = thread::Builder::new().name("btfs-delete".into()).spawn(move || shared.run_reclaimer());
+        Ok(Some(thread.map_err(|e| crate::Error::io("starting a thread", e))?))
     }
 
     /// Deletes what waits, and what nobody but the user of the filesystem, who closes it now, has kept. The thread has ended. What cannot

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use fuser::{Session, SessionACL};
 use nix::sys::signal::{SigSet, Signal};
@@ -23,6 +24,9 @@ pub enum SessionError {
     /// Mounting failed.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// There may be no more threads.
+    #[error("starting a thread: {0}")]
+    Thread(std::io::Error),
     /// The connection to the kernel failed.
     #[error("FUSE session: {0}")]
     Fuse(std::io::Error),
@@ -78,15 +82,16 @@ impl<V: Volume> Mount<V> {
         let dir = &mounts::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let mut flags = options.flags.clone();
         flags.allow_other |= options.allow_root;
-        let flusher = match Flusher::start() {
+        let workers = options.workers();
+        // The workers, and the thread that waits for signals.
+        let flusher = match Flusher::start().and_then(|flusher| try_threads(workers + 1).map(|()| flusher)) {
             Ok(flusher) => Arc::new(flusher),
-            Err(e) => return Err(close(volume).err().unwrap_or(SessionError::Fuse(e))),
+            Err(e) => return Err(close(volume).err().unwrap_or(SessionError::Thread(e))),
         };
         let fd = match mounts::mount(image, dir, &flags) {
             Ok(fd) => fd,
             Err(e) => return Err(close(volume).err().unwrap_or(e.into())),
         };
-        let workers = options.workers();
         let only_some = options.allow_root && !options.flags.allow_other;
         let adapter_options = AdapterOptions {
             writeback: options.writeback,
@@ -119,22 +124,30 @@ impl<V: Volume> Mount<V> {
     /// Serves the mount until it is taken away, by whomever, and then makes everything durable. With signals blocked before
     /// ([`block_signals`]), INT, TERM and HUP unmount, but for those that are ignored.
     pub fn serve(self) -> Result<(), SessionError> {
-        let (mounted, dir) = (self.mounted, self.dir.clone());
-        let signals = std::thread::Builder::new()
+        let (mounted, dir) = (self.mounted.clone(), self.dir.clone());
+        let signals = thread::Builder::new()
             .name("btfs-signals".into())
             .spawn(move || wait_for_signals(mounted.as_ref(), &dir));
         let served = match signals {
-            Ok(_) => self.session.run().map_err(SessionError::Fuse),
+            Ok(_) => self.session.run(),
             Err(e) => {
-                let _ = mounts::unmount(&self.dir, true);
                 drop(self.session);
-                Err(SessionError::Fuse(e))
+                Err(e)
             }
         };
+        if let Err(e) = &served {
+            // Not all workers were started, or one has ended early: those that there are serve who uses it now, and it ends with them.
+            for place in places(self.mounted.as_ref(), &self.dir).iter().rev() {
+                log::error!("FUSE session: {e}; detaching {}", place.display());
+                if let Err(e) = mounts::unmount(place, true) {
+                    log::error!("{e}");
+                }
+            }
+        }
         if let Some(flusher) = Arc::into_inner(self.flusher) {
             flusher.stop();
         }
-        served.and(close(self.volume))
+        served.map_err(SessionError::Fuse).and(close(self.volume))
     }
 }
 
@@ -147,22 +160,45 @@ fn close<V: Volume>(volume: Arc<V>) -> Result<(), SessionError> {
             Ok(volume) => return volume.close().map_err(SessionError::Close),
             Err(shared) => volume = shared,
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 
+/// Where it is mounted. There may be several places, and none of them need be the first one any more. Where the system does not
+/// tell, it is sought at `dir`.
+fn places(mounted: Option<&Mounted>, dir: &Path) -> Vec<PathBuf> {
+    mounted.map_or_else(
+        || vec![dir.to_owned()],
+        |m| mounts::places(m).into_iter().map(|place| place.dir).collect(),
+    )
+}
+
+/// Starts so many threads, and ends them: who waits for the mount is to be told that they cannot be started.
+fn try_threads(count: usize) -> std::io::Result<()> {
+    let mut threads = Vec::new();
+    let mut result = Ok(());
+    while threads.len() < count && result.is_ok() {
+        match thread::Builder::new().spawn(thread::park) {
+            Ok(thread) => threads.push(thread),
+            Err(e) => result = Err(e),
+        }
+    }
+    for thread in threads {
+        thread.thread().unpark();
+        // It does nothing that could panic.
+        let _ = thread.join();
+    }
+    result
+}
+
 /// Unmounts on a signal, while the workers still serve: the kernel may have contents to write back. A mount that is busy is left
-/// alone at the first signal, and detached at the second. Where the system does not tell what is mounted, it is sought at `dir`.
+/// alone at the first signal, and detached at the second.
 fn wait_for_signals(mounted: Option<&Mounted>, dir: &Path) {
     let mut asked = false;
     // All of them may be ignored; then this waits for nothing, as long as the process lives.
     let ending = ending_signals();
     while let Ok(signal) = ending.wait() {
-        // It may be mounted at several places, and none of them need be the first one any more.
-        let places = mounted.map_or_else(
-            || vec![dir.to_owned()],
-            |m| mounts::places(m).into_iter().map(|place| place.dir).collect(),
-        );
+        let places = places(mounted, dir);
         if places.is_empty() {
             log::info!("{signal}: no longer mounted here; this ends when nobody uses it any more");
         }

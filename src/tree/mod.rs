@@ -30,6 +30,7 @@ pub use cursor::Cursor;
 pub use index::LatchMode;
 pub use stats::Stats;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,22 +118,33 @@ impl Tree {
         };
         let (pool, recovery) = Pool::open(storage, &pool_options)?;
         let pool = Arc::new(pool);
-        let mut threads = Vec::new();
+        let index = Index::new(options.latch_mode);
+        let mut tree = Tree { pool, index, recovery, stats: TreeStats::default(), threads: Vec::new() };
+        // If that fails, the drop ends those that were started.
+        tree.start(options).map_err(|e| Error::io("starting a thread", e))?;
+        Ok(tree)
+    }
+
+    /// Starts the threads that work in the background.
+    fn start(&mut self, options: &Options) -> io::Result<()> {
         if options.background && !options.read_only {
             let interval = options.commit_interval;
-            let [flusher, writer, contents] = [(); 3].map(|()| pool.clone());
-            threads.push(thread::spawn(move || flusher.run_flusher()));
-            threads.push(thread::spawn(move || writer.log.run_writer(interval)));
-            threads.push(thread::spawn(move || contents.log.run_contents_writer()));
+            self.start_one("btfs-pages", Pool::run_flusher)?;
+            self.start_one("btfs-log", move |pool| pool.log.run_writer(interval))?;
+            self.start_one("btfs-contents", |pool| pool.log.run_contents_writer())?;
         }
         if options.background {
             for _ in 0..PREFETCHERS {
-                let pool = pool.clone();
-                threads.push(thread::spawn(move || pool.run_prefetcher()));
+                self.start_one("btfs-read", Pool::run_prefetcher)?;
             }
         }
-        let index = Index::new(options.latch_mode);
-        Ok(Tree { pool, index, recovery, stats: TreeStats::default(), threads })
+        Ok(())
+    }
+
+    fn start_one(&mut self, name: &str, run: impl FnOnce(&Pool) + Send + 'static) -> io::Result<()> {
+        let pool = self.pool.clone();
+        self.threads.push(thread::Builder::new().name(name.into()).spawn(move || run(&pool))?);
+        Ok(())
     }
 
     /// What opening had to do.

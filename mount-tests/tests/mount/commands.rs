@@ -2,18 +2,18 @@
 //! cannot be.
 
 use btfs_mount_tests::cases;
-use btfs_mount_tests::mount::{Mount, need_helpers, wait_until};
+use btfs_mount_tests::mount::{Mount, binary, need_helpers, wait_until};
 use btfs_mount_tests::runner::{Case, not_run};
 use btfs_mount_tests::shell::{describe, must, outcome};
 use btfs_mount_tests::sys;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 
 pub fn cases() -> Vec<Case> {
-    cases![
+    let mut all = cases![
         a_bind_mount_does_not_keep_umount_waiting,
         a_mount_in_another_namespace_does_not_keep_umount_waiting,
         a_dead_mount_goes_although_the_image_is_mounted_elsewhere,
@@ -24,7 +24,12 @@ pub fn cases() -> Vec<Case> {
         what_could_not_be_made_is_not_in_the_way_of_the_next_try,
         a_mount_that_cannot_start_its_threads_says_so,
         an_image_under_another_name_is_unmounted,
-    ]
+    ];
+    all.push(
+        Case::new("", a_user_who_may_have_no_more_threads_is_told_so)
+            .by_user("mount::commands::a_user_who_may_have_no_more_threads_is_told_so"),
+    );
+    all
 }
 
 fn only_root(mount: &Mount) {
@@ -199,13 +204,48 @@ fn what_could_not_be_made_is_not_in_the_way_of_the_next_try(mount: &mut Mount) {
 fn a_mount_that_cannot_start_its_threads_says_so(mount: &mut Mount) {
     mount.only_btfs();
     mount.unmount();
-    let script = "ulimit -n 20; exec \"$0\" mount -o threads=8 \"$1\" \"$2\"";
-    let mut command = Command::new("sh");
-    let binary = btfs_mount_tests::mount::binary();
-    command.args(["-c", script]).arg(binary).arg(&mount.image).arg(&mount.point);
-    let (status, said) = mount.said_by(&mut command);
-    assert!(!status.success() && said.contains("open files"), "{status}: {said}");
+    // Few files, or many of which most are taken.
+    let taken = "ulimit -n 70; for fd in {10..64}; do eval \"exec $fd</dev/null\"; done";
+    for limit in ["ulimit -n 20", taken] {
+        let script = format!("{limit}; exec \"$0\" mount -o threads=8 \"$1\" \"$2\"");
+        let (status, said) = mount.said_by(&mut by_bash(mount, &script));
+        assert!(!status.success() && said.contains("open files"), "{status}: {said}");
+    }
     mount.mount();
+}
+
+/// A script that gets the binary, the image and the mount point, as the user who mounts.
+fn by_bash(mount: &Mount, script: &str) -> Command {
+    let mut bash = Command::new("bash");
+    if mount.by_user() {
+        let (uid, gid) = sys::ordinary_user();
+        bash.uid(uid).gid(gid);
+    }
+    bash.args(["-c", script]).arg(binary()).arg(&mount.image).arg(&mount.point);
+    bash
+}
+
+/// Each limit that is too small ends at another thread.
+fn a_user_who_may_have_no_more_threads_is_told_so(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let mut refused = 0;
+    for limit in 1.. {
+        let script = format!("ulimit -u {limit}; exec \"$0\" mount -o threads=4 \"$1\" \"$2\"");
+        let (status, said) = mount.said_by(&mut by_bash(mount, &script));
+        if status.success() {
+            break;
+        }
+        assert!(!said.contains("panicked"), "{limit}: {said}");
+        assert!(matches!(status.code(), Some(2 | 32)), "{limit}: {status}: {said}");
+        assert!(!mount.is_mounted(), "{limit}: mounted, and {said}");
+        refused += u32::from(said.contains("starting a thread"));
+    }
+    assert!(refused > 10, "only {refused} threads were missed");
+    mount.set_mounted(true);
+    fs::write(mount.path("file"), "text").expect("write");
+    mount.remount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
 }
 
 fn an_image_under_another_name_is_unmounted(mount: &mut Mount) {
