@@ -31,6 +31,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// How long to try if nobody can be found who has it: the kernel is still taking apart a process that was killed.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often to look who has it: that reads what every process has open.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
 /// Whether an image is opened to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -132,13 +135,18 @@ impl FileStorage {
         is_device: bool,
     ) -> Result<Self, OpenError> {
         let begun = Instant::now();
+        let mut looked: Option<Instant> = None;
         loop {
             match Self::try_open(path, options, mode, is_device) {
                 Err(OpenError::InUse { .. }) if begun.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
                 Err(OpenError::InUse { path, .. }) => {
-                    let holder = fs::metadata(&path).ok().and_then(|metadata| find_holder(&metadata));
-                    if holder.is_some() || is_device || begun.elapsed() > EXIT_PATIENCE {
-                        return Err(OpenError::InUse { path, holder });
+                    let is_over = is_device || begun.elapsed() > EXIT_PATIENCE;
+                    if is_over || looked.is_none_or(|looked| looked.elapsed() >= LOOK_PAUSE) {
+                        let holder = find_holder(&path);
+                        if is_over || holder.is_some() {
+                            return Err(OpenError::InUse { path, holder });
+                        }
+                        looked = Some(Instant::now());
                     }
                     thread::sleep(LOCK_PAUSE * 5);
                 }

@@ -5,9 +5,10 @@
 //! the lock; if that one has since handed it to a child and ended, `/proc/PID/fdinfo` tells who has it now.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why an image could not be opened or created.
@@ -106,12 +107,39 @@ impl fmt::Display for Named<'_> {
 
 /// Finds the process that holds a flock on this file. `None` if it ended meanwhile, is not visible from here,
 /// or `/proc` is missing.
-pub(super) fn find_holder(file: &fs::Metadata) -> Option<Holder> {
-    let device = file.dev();
-    let id = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), file.ino());
+pub(super) fn find_holder(path: &Path) -> Option<Holder> {
+    // It need not be readable, and a device may be in exclusive use.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    let (major, minor) = superblock_device(&file)
+        .unwrap_or_else(|| (libc::major(metadata.dev()), libc::minor(metadata.dev())));
+    let id = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let taker = locks.lines().find_map(|line| flock_taker(line, &id));
     taker.and_then(process).or_else(|| find_heir(&id))
+}
+
+/// The device of the filesystem that a file lies on, as locks are listed with it: on btrfs, stat tells another one, that of the
+/// subvolume.
+fn superblock_device(file: &File) -> Option<(u32, u32)> {
+    let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    // It holds names of other filesystems, which need not be text.
+    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+    device_of_mount(&fdinfo, &String::from_utf8_lossy(&mounts))
+}
+
+/// The device, as `/proc/self/mountinfo` tells it, of the mount that a descriptor's `fdinfo` names.
+///
+/// ```text
+/// mnt_id:\t29
+/// 29 1 0:25 /@home /home rw,relatime shared:1 - btrfs /dev/sda2 rw,subvol=/@home
+/// ```
+pub(super) fn device_of_mount(fdinfo: &str, mounts: &str) -> Option<(u32, u32)> {
+    let id = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let mut mounts = mounts.lines().map(str::split_ascii_whitespace);
+    let device = mounts.find_map(|mut words| (words.next()? == id).then(|| words.nth(1))?)?;
+    let (major, minor) = device.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// The process that took the lock which a line of `/proc/locks` describes, if it is a flock on the file `id`

@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         a_disk_that_fails_ends_the_daemon_where_that_is_asked_for,
         an_image_on_ext2_without_allocation_in_advance_keeps_its_files,
         an_image_on_vfat_without_holes_keeps_its_files,
+        an_image_on_btrfs_keeps_its_files_and_whoever_has_it_is_named,
         an_image_on_tmpfs_keeps_its_files,
         an_image_on_ramfs_without_direct_io_keeps_its_files,
         an_image_on_a_read_only_disk_can_be_read,
@@ -60,7 +61,11 @@ impl Disk {
             if !outcome(Command::new("sh").args(["-c", "command -v \"$0\"", &mkfs])).status.success() {
                 not_run(&format!("there is no {mkfs}"));
             }
-            let silent: &[&str] = if kind == "vfat" { &[] } else { &["-q", "-m", "0"] };
+            let silent: &[&str] = match kind {
+                "vfat" => &[],
+                "btrfs" => &["-q"],
+                _ => &["-q", "-m", "0"],
+            };
             must(Command::new(mkfs).args(silent).arg(&device));
             command.args(["-t", kind, "-o", "loop"]).arg(&device).arg(&point);
         }
@@ -354,6 +359,14 @@ fn an_image_on_ext2_without_allocation_in_advance_keeps_its_files(mount: &mut Mo
 
 fn an_image_on_vfat_without_holes_keeps_its_files(mount: &mut Mount) {
     use_disk(mount, "vfat", 512 * MIB, "300M");
+}
+
+/// stat tells another device of files there than the list of locks.
+fn an_image_on_btrfs_keeps_its_files_and_whoever_has_it_is_named(mount: &mut Mount) {
+    use_disk(mount, "btrfs", 512 * MIB, "300M");
+    let daemon = mount.daemon();
+    let (status, said) = mount.said_by(mount.btfs(["fsck", "-n"]).arg(&mount.image));
+    assert!(!status.success() && said.contains(&format!("process {daemon} (btfs)")), "{said}");
 }
 
 fn an_image_on_tmpfs_keeps_its_files(mount: &mut Mount) {

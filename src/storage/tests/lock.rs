@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::in_every_folder;
-use crate::storage::lock::flock_taker;
+use crate::storage::lock::{device_of_mount, flock_taker};
 use crate::storage::{FileStorage, OpenError, OpenMode};
 
 /// What the other process is to do with the image named in `BTFS_LOCK_IMAGE`.
@@ -124,4 +124,18 @@ fn only_the_taker_of_a_flock_on_this_very_file_is_named() {
     ] {
         assert_eq!(taker(other), None, "{other}");
     }
+}
+
+#[test]
+fn a_lock_is_sought_on_the_device_of_the_mount_and_not_of_the_subvolume() {
+    let mounts = "29 1 254:0 / / rw - ext4 /dev/root rw\n\
+        142 29 0:25 /@home /home rw,relatime shared:1 - btrfs /dev/sda2 rw,subvol=/@home\n\
+        14 29 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
+    let device = |fdinfo| device_of_mount(fdinfo, mounts);
+    assert_eq!(device("pos:\t0\nflags:\t012000000\nmnt_id:\t142\nino:\t257\n"), Some((0, 25)));
+    assert_eq!(device("mnt_id:\t14\n"), Some((0, 5)));
+    for strange in ["", "pos:\t142\n", "mnt_id:\t1\n", "mnt_id:\n"] {
+        assert_eq!(device(strange), None, "{strange}");
+    }
+    assert_eq!(device_of_mount("mnt_id:\t9\n", "9\n9 1\n9 1 0\n9 1 0:x\n"), None);
 }
