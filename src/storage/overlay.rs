@@ -5,9 +5,12 @@
 //! - I2. A block in the map is the whole block as it is seen; a block that is not there is that of the storage below.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
+use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::RwLock;
 
 use super::Storage;
@@ -71,21 +74,52 @@ thread_local! {
     pub static SPARE: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
-/// Half of the memory that is available now, in bytes: what an overlay may take.
+/// Half of the memory that this process can have now, in bytes: what an overlay may take.
 pub fn spare_memory() -> u64 {
     #[cfg(test)]
     if let Some(spare) = SPARE.get() {
         return spare;
     }
-    let told = std::fs::read_to_string("/proc/meminfo").ok();
-    told.and_then(|told| available(&told)).map_or(SPARE_UNKNOWN, |available| available / 2)
+    let told = fs::read_to_string("/proc/meminfo").ok();
+    let available = told.and_then(|told| kib(&told, "MemAvailable:"));
+    let least = available.into_iter().chain(spare_in_group()).chain(spare_in_limit()).min();
+    least.map_or(SPARE_UNKNOWN, |least| least / 2)
 }
 
-/// The bytes that `/proc/meminfo` says are available.
-pub(super) fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// The bytes that a line of `/proc/meminfo`, or of a process's status, tells in KiB.
+pub(super) fn kib(told: &str, name: &str) -> Option<u64> {
+    let line = told.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// What the control groups that this process is in, and those around them, leave of their limits, as that of a container.
+fn spare_in_group() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let spare = |group: &Path| {
+        let read = |name| fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join(name)).ok();
+        spare_of_group(&read("memory.max")?, &read("memory.current")?, &read("memory.stat")?)
+    };
+    Path::new(group).ancestors().filter_map(spare).min()
+}
+
+/// What a control group may take beyond what it has: the files that it has in the page cache are no loss. `None` if it has no limit.
+pub(super) fn spare_of_group(max: &str, current: &str, stat: &str) -> Option<u64> {
+    let cached = stat.lines().filter_map(|line| {
+        let (name, bytes) = line.split_once(' ')?;
+        if matches!(name, "active_file" | "inactive_file") { bytes.parse::<u64>().ok() } else { None }
+    });
+    let current: u64 = current.trim().parse().ok()?;
+    let taken = current.saturating_sub(cached.fold(0, u64::saturating_add));
+    Some(max.trim().parse::<u64>().ok()?.saturating_sub(taken))
+}
+
+/// What the limit of the address space (`ulimit -v`) leaves.
+fn spare_in_limit() -> Option<u64> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
+    let told = fs::read_to_string("/proc/self/status").ok()?;
+    Some(limit.saturating_sub(kib(&told, "VmSize:")?))
 }
 
 fn full(limit: u64) -> io::Error {

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::storage::overlay::available;
+use crate::storage::overlay::{kib, spare_of_group};
 use crate::storage::{Fault, FaultStorage, MemStorage, OpKind, OverlayStorage, Rng, Storage};
 
 /// What the overlay shows is what a copy of the image would, and the image below keeps its bytes.
@@ -95,9 +95,22 @@ fn a_write_that_needs_more_memory_than_there_is_changes_nothing() {
 
 #[test]
 fn the_memory_that_is_available_is_read() {
+    let available = |told| kib(told, "MemAvailable:");
     let told = "MemTotal:       16316412 kB\nMemFree: 1 kB\nMemAvailable:   12001234 kB\nBuffers: 2 kB\n";
     assert_eq!(available(told), Some(12_001_234 << 10));
     let strange = ["", "MemTotal: 5 kB\n", "MemAvailable:\n", "MemAvailable: 5\n", "MemAvailable: -5 kB\n"];
     assert!(strange.iter().all(|told| available(told).is_none()));
     assert!(available("MemAvailable: 18446744073709551615 kB").is_none());
+}
+
+#[test]
+fn a_container_may_take_what_its_limit_leaves_and_the_files_that_it_has_cached() {
+    let stat = "anon 40\nfile 31\nshmem 1\ninactive_file 20\nactive_file 10\nfile_mapped 5\n";
+    let spare = |max, current| spare_of_group(max, current, stat);
+    assert_eq!(spare("100\n", "75\n"), Some(55));
+    assert_eq!(spare("100\n", "20\n"), Some(100));
+    assert_eq!(spare("100\n", "131\n"), Some(0));
+    assert_eq!(spare("max\n", "75\n"), None);
+    assert_eq!(spare("100\n", ""), None);
+    assert_eq!(spare_of_group("100\n", "75\n", ""), Some(25));
 }
