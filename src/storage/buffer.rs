@@ -6,7 +6,8 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 /// The alignment of the memory, of offset and of length that direct I/O needs, in bytes. Larger than what most devices
-/// need, and a page of the page cache, so that direct and buffered calls never share one.
+/// need. Where a page of the page cache is larger, offset and length are multiples of that, so that direct and buffered calls never
+/// share one.
 pub const DIRECT_ALIGN: usize = 4096;
 
 /// Shorter calls go through the page cache, in bytes; but for durable writes.

@@ -47,7 +47,8 @@ pub enum OpenMode {
 /// An image in a regular file or on a block device, locked while this exists.
 ///
 /// Calls of at least 16 KiB, and durable writes of any length, whose offset, length and memory are multiples of 4096 bypass the page
-/// cache (`O_DIRECT`); all others are buffered. [`super::AlignedBuf`] is such memory.
+/// cache (`O_DIRECT`), if offset and length are multiples of its pages as well, which may be larger; all others are buffered.
+/// [`super::AlignedBuf`] is such memory.
 #[derive(Debug)]
 pub struct FileStorage {
     direct: Option<File>,
@@ -61,6 +62,8 @@ pub struct FileStorage {
     sync_failed: AtomicBool,
     mode: OpenMode,
     is_device: bool,
+    /// Bytes of a page of the page cache.
+    cache_page: u64,
     /// What the host turned out not to support, or is not known to keep.
     no_direct: AtomicBool,
     no_dsync: AtomicBool,
@@ -191,6 +194,7 @@ impl FileStorage {
             sync_failed: AtomicBool::new(false),
             mode,
             is_device,
+            cache_page: sys::page_size(),
             no_direct: AtomicBool::new(false),
             no_dsync: AtomicBool::new(!believes_dsync),
             no_allocate: AtomicBool::new(false),
@@ -216,12 +220,7 @@ impl FileStorage {
         len_min: u64,
     ) -> Option<&File> {
         let direct = self.direct.as_ref().filter(|_| self.is_direct())?;
-        let (mut total, mut misaligned) = (0, offset);
-        for buf in bufs {
-            total += buf.len() as u64;
-            misaligned |= buf.as_ptr().addr() as u64 | buf.len() as u64;
-        }
-        (total >= len_min && misaligned.is_multiple_of(DIRECT_ALIGN as u64)).then_some(direct)
+        (direct_len(offset, bufs, self.cache_page)? >= len_min).then_some(direct)
     }
 
     fn give_up_direct(&self) {
@@ -421,6 +420,22 @@ impl Storage for FileStorage {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         self.fallocate(mode, offset, len, &self.no_punch)
     }
+}
+
+/// How many bytes the buffers have, if a call with them may bypass a page cache whose pages have `cache_page` bytes: it touches whole
+/// pages only, for a page that others read or write in the cache meanwhile would bring back what was there before.
+pub(super) fn direct_len<'b>(
+    offset: u64,
+    bufs: impl Iterator<Item = &'b [u8]>,
+    cache_page: u64,
+) -> Option<u64> {
+    let (mut total, mut misaligned) = (0, 0);
+    for buf in bufs {
+        total += buf.len() as u64;
+        misaligned |= buf.as_ptr().addr() | buf.len();
+    }
+    let page = cache_page.max(DIRECT_ALIGN as u64);
+    (misaligned.is_multiple_of(DIRECT_ALIGN) && (offset | total).is_multiple_of(page)).then_some(total)
 }
 
 /// Refuses what cannot hold an image. Returns whether it is a block device.

@@ -60,6 +60,12 @@ pub(super) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     }
 }
 
+/// Bytes of a page of memory, and of the page cache.
+pub(super) fn page_size() -> u64 {
+    // SAFETY: the call takes no memory.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
 fn signed(offset: u64) -> io::Result<i64> {
     i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Aligned, in_every_folder, read};
+use crate::storage::file::direct_len;
 use crate::storage::{
     FileStorage, Image, MemStorage, OpenError, OpenMode, OverlayStorage, Rng, SimStorage, Storage,
 };
@@ -76,6 +77,24 @@ fn direct_and_buffered_calls_see_each_others_bytes() {
         assert!(Image::from_bytes(whole.bytes()) == model.image());
         assert!(sim.image() == model.image());
     });
+}
+
+/// Otherwise what somebody writes beside a direct call, through the cache, would bring back what that has replaced.
+#[test]
+fn a_direct_call_shares_no_page_of_the_cache_with_a_buffered_one() {
+    let memory = Aligned::new(1 << 17, 0);
+    let bytes = memory.bytes();
+    let len = |offset, buf: &[u8], page| direct_len(offset, [buf].into_iter(), page);
+    for (page, unit) in [(512, 4096), (4096, 4096), (16384, 16384), (65536, 65536)] {
+        assert_eq!(len(3 * unit as u64, &bytes[..unit], page), Some(unit as u64), "{page}");
+        assert_eq!(len(unit as u64 / 2, &bytes[..unit], page), None, "{page}");
+        assert_eq!(len(0, &bytes[..unit / 2], page), None, "{page}");
+        assert_eq!(len(0, &bytes[512..unit + 512], page), None, "{page}");
+    }
+    // Only what they have together matters to the cache; each has memory of its own.
+    let parts = |at: usize| [&bytes[..at], &bytes[at..65536]].into_iter();
+    assert_eq!(direct_len(65536, parts(4096), 65536), Some(65536));
+    assert_eq!(direct_len(65536, parts(512), 65536), None);
 }
 
 #[test]
