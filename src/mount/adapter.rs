@@ -1,7 +1,7 @@
 //! The FUSE adapter: requests of the kernel become calls of a [`Volume`], and their results replies. No filesystem logic here.
 //!
-//! What is answered with ENOSYS on purpose, so that the kernel stops asking: `open`, `opendir` and `flush` (there is nothing to
-//! do), and `create` (it does mknod instead, and no release follows).
+//! What is answered with ENOSYS on purpose, so that the kernel stops asking: `open`, `opendir` (where it knows what that means) and
+//! `flush` (there is nothing to do), and `create` (it does mknod instead, and no release follows).
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +19,8 @@ use fuser::{
 
 use super::control::Control;
 use super::convert::{
-    check_xattr_name, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, time, time_or_now,
+    check_xattr_name, file_attr, file_type, inode_no, kind_of_mode, no_inode, now, reply_open, time,
+    time_or_now,
 };
 use super::counters::{Counters, Request, Running};
 use super::damage::{Damage, Scrubber};
@@ -85,6 +86,7 @@ pub struct Adapter<V: Volume> {
     flusher: Arc<Flusher>,
     damage: Arc<Damage>,
     scrubber: Scrubber,
+    kernel: InitFlags,
 }
 
 fn ino(n: INodeNo) -> Ino {
@@ -100,7 +102,7 @@ impl<V: Volume> Adapter<V> {
         flusher: Arc<Flusher>,
     ) -> Self {
         let (damage, scrubber) = (Arc::new(Damage::new(options.on_error)), Scrubber::default());
-        Adapter { volume, counters, options, flusher, damage, scrubber }
+        Adapter { volume, counters, options, flusher, damage, scrubber, kernel: InitFlags::empty() }
     }
 
     fn begin(&self, request: Request) -> Running<'_> {
@@ -250,6 +252,7 @@ const WANTED: [InitFlags; 14] = [
 
 impl<V: Volume> Filesystem for Adapter<V> {
     fn init(&mut self, _: &fuser::Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        self.kernel = config.capabilities();
         let writeback = self.options.writeback.then_some(InitFlags::FUSE_WRITEBACK_CACHE);
         for flag in WANTED.into_iter().chain(writeback) {
             if let Err(missing) = config.add_capabilities(flag) {
@@ -455,12 +458,12 @@ impl<V: Volume> Filesystem for Adapter<V> {
 
     fn open(&self, _: &fuser::Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.begin(Request::Open).done::<()>(&Ok(()));
-        reply.error(Errno::ENOSYS);
+        reply_open(self.kernel, InitFlags::FUSE_NO_OPEN_SUPPORT, reply);
     }
 
     fn opendir(&self, _: &fuser::Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.begin(Request::Open).done::<()>(&Ok(()));
-        reply.error(Errno::ENOSYS);
+        reply_open(self.kernel, InitFlags::FUSE_NO_OPENDIR_SUPPORT, reply);
     }
 
     fn flush(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

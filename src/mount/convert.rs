@@ -1,10 +1,10 @@
-//! Between the filesystem's types and the kernel's: attributes, times, errors.
+//! Between the filesystem's types and the kernel's: attributes, times, errors, openings.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, InitFlags, ReplyOpen, TimeOrNow};
 
 use crate::fs::{Attributes, FsError, Ino, Kind, Time};
 use crate::page::BLOCK_SIZE;
@@ -12,6 +12,15 @@ use crate::page::BLOCK_SIZE;
 /// The number that the kernel knows an inode by.
 pub fn inode_no(ino: Ino) -> INodeNo {
     INodeNo(ino.0)
+}
+
+/// Opening needs nothing, so the kernel need not ask. One before 5.1 takes that for an error of opendir: it gets handles instead.
+pub fn reply_open(kernel: InitFlags, not_asking: InitFlags, reply: ReplyOpen) {
+    match kernel.contains(not_asking) {
+        true => reply.error(Errno::ENOSYS),
+        // As if it did not ask.
+        false => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+    }
 }
 
 /// What the kernel calls a kind of inode.
