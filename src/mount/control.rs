@@ -5,21 +5,26 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-/// Bytes of a report, padded with zeros. An ioctl's number holds 14 bits of size.
-const REPORT_SIZE: usize = 16_000;
+/// Bytes of a report, padded with zeros. An ioctl's number holds 14 bits of size, and 13 on some architectures.
+pub const REPORT_SIZE: usize = if HAS_13_BITS { 8_000 } else { 16_000 };
+const HAS_13_BITS: bool = cfg!(any(
+    target_arch = "mips",
+    target_arch = "mips32r6",
+    target_arch = "mips64",
+    target_arch = "mips64r6",
+    target_arch = "powerpc",
+    target_arch = "powerpc64",
+    target_arch = "sparc",
+    target_arch = "sparc64",
+));
 const LETTER: u32 = b'b' as u32;
-const READ: u32 = 2;
-const WRITE: u32 = 1;
 
-const fn number(direction: u32, n: u32, size: usize) -> u32 {
-    direction << 30 | (size as u32) << 16 | LETTER << 8 | n
-}
-
-const STATS: u32 = number(READ, 1, REPORT_SIZE);
-const GROW: u32 = number(WRITE, 2, size_of::<u64>());
-const SCRUB: u32 = number(WRITE, 3, size_of::<u64>());
-const SCRUB_STOP: u32 = number(WRITE, 4, size_of::<u64>());
-const FINDINGS: u32 = number(READ | WRITE, 5, REPORT_SIZE);
+// FUSE passes 32 bits; the type of what is passed to ioctl(2) differs from one C library to the next.
+const STATS: u32 = libc::_IOR::<[u8; REPORT_SIZE]>(LETTER, 1) as u32;
+const GROW: u32 = libc::_IOW::<u64>(LETTER, 2) as u32;
+const SCRUB: u32 = libc::_IOW::<u64>(LETTER, 3) as u32;
+const SCRUB_STOP: u32 = libc::_IOW::<u64>(LETTER, 4) as u32;
+const FINDINGS: u32 = libc::_IOWR::<[u8; REPORT_SIZE]>(LETTER, 5) as u32;
 
 /// A request to a live mount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +113,19 @@ fn send(dir: &Path, command: u32, number: u64) -> io::Result<()> {
 fn ioctl(dir: &Path, command: u32, argument: *mut libc::c_void) -> io::Result<()> {
     let dir = File::open(dir)?;
     // SAFETY: the kernel reads or writes as many bytes at `argument` as are encoded in the command, which both callers provide.
-    let result = unsafe { libc::ioctl(dir.as_raw_fd(), command.into(), argument) };
+    let result = unsafe { libc::ioctl(dir.as_raw_fd(), command as libc::Ioctl, argument) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mount is asked by the command of another version as well.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_numbers_of_requests_stay_as_they_are() {
+        let numbers = [STATS, GROW, SCRUB, SCRUB_STOP, FINDINGS];
+        assert_eq!(numbers, [0xbe80_6201, 0x4008_6202, 0x4008_6203, 0x4008_6204, 0xfe80_6205]);
+    }
 }

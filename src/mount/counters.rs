@@ -186,3 +186,22 @@ impl Counters {
         Value::Object(NAMES.iter().zip(&self.0).filter_map(told).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::control::REPORT_SIZE;
+
+    /// The rest of a report is the volume's own counters, a scrub, and a message.
+    #[test]
+    fn all_that_is_counted_leaves_a_third_of_a_report_to_the_rest() {
+        let counters = Counters::default();
+        for counter in &counters.0 {
+            counter.errors.store(u64::from(u32::MAX), Ordering::Relaxed);
+            counter.nanos.store(u64::MAX, Ordering::Relaxed);
+            counter.buckets[BUCKETS - 1].store(u64::from(u32::MAX), Ordering::Relaxed);
+        }
+        let told = counters.to_json().to_string();
+        assert!(told.len() <= REPORT_SIZE.min(8_000) / 3 * 2, "{} bytes: {told}", told.len());
+    }
+}

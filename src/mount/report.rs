@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
+use super::control::REPORT_SIZE;
 use super::counters::Counters;
 use super::damage::{Damage, Scrubber};
 use super::volume::{Access, Volume};
 use crate::fs::Scrub;
 
 /// Bytes of a message or a path that are told: a report has a limit, also where each byte is escaped.
-const MESSAGE_MAX: usize = 1000;
+const MESSAGE_MAX: usize = REPORT_SIZE / 16;
 
 /// A JSON object: requests, the volume's own counters, damage met so far, whether changes are taken, and how far the last scrub is.
 pub fn report<V: Volume>(volume: &V, counters: &Counters, damage: &Damage, scrubber: &Scrubber) -> String {
@@ -82,14 +83,14 @@ mod tests {
         *scrub.findings.lock() = vec![finding; 5];
         let mut told = 0;
         while told < 5 {
-            let part = findings(&scrub, told, 16_000);
-            assert!(part.len() <= 16_000);
+            let part = findings(&scrub, told, REPORT_SIZE);
+            assert!(part.len() <= REPORT_SIZE);
             let part: Vec<serde_json::Value> = serde_json::from_str(&part).unwrap();
             assert!(!part.is_empty());
             assert_eq!((&part[0]["inode"], &part[0]["to"]), (&7.into(), &4096.into()));
             told += part.len() as u64;
         }
-        assert_eq!(findings(&scrub, 5, 16_000), "[]");
+        assert_eq!(findings(&scrub, 5, REPORT_SIZE), "[]");
     }
 
     #[test]
