@@ -52,8 +52,7 @@ impl Pool {
         }
         storage.sync().map_err(failed)?;
         zero(storage, LOG_OFFSET, superblock.data_offset()).map_err(failed)?;
-        let first_chunk = superblock.data_offset();
-        storage.allocate(first_chunk, CHUNK_SIZE as u64).map_err(failed)?;
+        give_space(storage, superblock.data_offset(), CHUNK_SIZE as u64).map_err(failed)?;
         let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
         let id = superblock.bitmap_page(0);
         let mut bitmap = BitmapMut(&mut page);
@@ -104,6 +103,15 @@ pub fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
         at += n as u64;
     }
     Ok(())
+}
+
+/// Has the host allocate a range that holds nothing, so that what comes to lie there does not find its disk full. Where it allocates
+/// nothing in advance, zeros are written.
+pub fn give_space(storage: &dyn Storage, offset: u64, len: u64) -> std::io::Result<()> {
+    match storage.allocate(offset, len)? {
+        true => Ok(()),
+        false => zero(storage, offset, offset + len),
+    }
 }
 
 fn layout(options: &FormatOptions) -> Result<Superblock> {

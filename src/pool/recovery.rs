@@ -156,6 +156,9 @@ impl Pool {
             pool.redo(place, &superblock, &scan, &mut report)?;
         }
         pool.load_groups(superblock.groups)?;
+        if !options.read_only {
+            pool.allocate_again();
+        }
         if !options.read_only || !superblock.clean {
             pool.begin_incarnation(&superblock)?;
         }
@@ -317,6 +320,25 @@ impl Pool {
             self.space.lock().add_group(Bitmap(&page), Lsn(0));
         }
         Ok(())
+    }
+
+    /// Has the host allocate again what log, doublewrite area and pages were given when the image was made or grew: a copy of the image
+    /// may have holes there, where zeros were or nothing was written yet. Otherwise a full disk of the host would meet the log, or pages
+    /// on their way home. Where it is full already, or allocates nothing in advance, that may come to pass.
+    fn allocate_again(&self) {
+        let areas = self.geometry().first_block().0 * BLOCK_SIZE as u64;
+        let chunks = self.space.lock().allocated_chunks();
+        let chunks = chunks.into_iter().map(|run| (run.start.offset(), run.len as u64 * BLOCK_SIZE as u64));
+        for (offset, len) in std::iter::once((0, areas)).chain(chunks) {
+            match self.storage.allocate(offset, len) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(e) => {
+                    log::warn!("allocating space on the host for log and pages: {e}");
+                    return;
+                }
+            }
+        }
     }
 
     /// Redo may have left pages in the pool that the log's end finds freed: their places can be allocated now.

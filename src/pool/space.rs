@@ -220,6 +220,23 @@ impl Space {
         }
     }
 
+    /// The chunks that the host has allocated for tree pages, those side by side together.
+    pub fn allocated_chunks(&self) -> Vec<Run> {
+        let bit = |chunk: &u64| {
+            let (group, chunk) = Self::in_group(Chunk(*chunk));
+            self.groups[group].allocated[chunk / 64] >> (chunk % 64) & 1 == 1
+        };
+        let mut runs: Vec<Run> = Vec::new();
+        for chunk in (0..self.groups.len() as u64 * CHUNKS_PER_GROUP as u64).filter(bit) {
+            let run = self.chunk_run(Chunk(chunk));
+            match runs.last_mut() {
+                Some(last) if last.end() == run.start => last.len += run.len,
+                _ => runs.push(run),
+            }
+        }
+        runs
+    }
+
     /// The free pages of a chunk that holds tree pages stay reserved for tree pages.
     fn adopt_page_chunk(&mut self, chunk: Chunk) {
         if self.is_available(chunk) {

@@ -5,9 +5,11 @@
 //! - **X2** From the first latch to the last, nothing waits but for latches, in their order.
 //! - **X3** The same sections that are appended to the log are applied to the pages, by the same code as in redo.
 
+use std::io;
 use std::sync::atomic::Ordering;
 
 use super::Pool;
+use super::create::give_space;
 use super::frames::{FrameNo, PageWrite, Pin};
 use crate::defects::Defect;
 use crate::error::{Error, Result};
@@ -192,12 +194,10 @@ impl Pool {
     }
 
     fn carve(&self, run: Run) -> Result<()> {
-        let len = run.len as u64 * BLOCK_SIZE as u64;
-        let allocate = || self.storage.allocate(run.start.offset(), len);
-        let allocated = self.with_host_space("allocating space for pages", allocate);
+        let allocated = self.with_host_space("allocating space for pages", || self.allocate(run));
         let mut space = self.space.lock();
         match allocated {
-            Ok(_) => {
+            Ok(()) => {
                 space.carve(run);
                 Ok(())
             }
@@ -208,17 +208,20 @@ impl Pool {
         }
     }
 
+    fn allocate(&self, run: Run) -> io::Result<()> {
+        give_space(&*self.storage, run.start.offset(), run.len as u64 * BLOCK_SIZE as u64)
+    }
+
     /// Gives the next group its bitmap page; `false` when the image has no more groups, or the host no space for one: what is in
     /// quarantine may do.
     pub(super) fn add_group(&self) -> Result<bool> {
         let _growing = self.growing.lock();
         let Some(group) = self.space.lock().next_group() else { return Ok(false) };
         let page = self.geometry().bitmap_page(group);
-        let allocate = || self.storage.allocate(page.offset(), crate::page::PAGE_SIZE as u64);
-        match self.with_host_space("allocating space for a bitmap", allocate) {
+        match self.with_host_space("allocating space for a bitmap", || self.allocate(page.run())) {
             Err(Error::NoSpace) => return Ok(false),
             allocated => allocated?,
-        };
+        }
         let need = Need { frames: 1, pages: 0, log: Log::record_size(64) };
         let mut reservation = self.reserve(need)?;
         let mut body = Vec::new();

@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = cases![
         a_full_disk_of_ext4_costs_only_what_needs_space,
         a_full_disk_of_tmpfs_costs_only_what_needs_space,
+        a_full_disk_costs_a_sparse_copy_of_an_image_no_more,
         an_image_cut_short_is_named_and_gives_no_wrong_data,
         a_disk_that_fails_ends_writing_and_not_reading,
         a_disk_that_fails_ends_the_daemon_where_that_is_asked_for,
@@ -87,8 +88,11 @@ impl Disk {
         space.f_bavail * space.f_frsize
     }
 
-    fn is_full(&self) -> bool {
-        self.free() < 256 << 10
+    /// Takes up what is free, with `ballast`.
+    fn fill(&self) {
+        let ballast = OpenOptions::new().append(true).create(true).open(self.point.join("ballast"));
+        let Ok(mut ballast) = ballast else { return };
+        while self.free() >= 256 << 10 && ballast.write_all(&[1; 64 << 10]).is_ok() {}
     }
 }
 
@@ -175,15 +179,7 @@ fn full_disk(mount: &mut Mount, kind: &str) {
     must_hold(&mount.path("third"), 3, third);
     whole(mount);
     // Killed with the disk as full as it gets.
-    while !disk.is_full() {
-        let Ok(mut file) = OpenOptions::new().append(true).create(true).open(disk.point.join("ballast"))
-        else {
-            break;
-        };
-        if file.write_all(&[1; 64 << 10]).is_err() {
-            break;
-        }
-    }
+    disk.fill();
     fill(&mount.path("fourth"), 4);
     mount.kill();
     mount.check();
@@ -199,6 +195,42 @@ fn a_full_disk_of_ext4_costs_only_what_needs_space(mount: &mut Mount) {
 
 fn a_full_disk_of_tmpfs_costs_only_what_needs_space(mount: &mut Mount) {
     full_disk(mount, "tmpfs");
+}
+
+/// A copy has holes where log and pages had zeros.
+fn a_full_disk_costs_a_sparse_copy_of_an_image_no_more(mount: &mut Mount) {
+    let disk = Disk::begin(mount, "ext4", 64 * MIB, "1G");
+    fs::create_dir(mount.path("dir")).expect("mkdir");
+    fs::write(mount.path("dir/kept"), "kept").expect("write");
+    mount.unmount();
+    let copy = disk.point.join("copy");
+    must(Command::new("cp").arg("--sparse=always").args([&mount.image, &copy]));
+    fs::rename(&copy, &mount.image).expect("rename");
+    mount.mount();
+    disk.fill();
+    let mut made = 0;
+    let full = loop {
+        match fs::write(mount.path(format!("dir/{made}")), format!("small {made}")) {
+            Ok(()) => made += 1,
+            Err(e) => break e,
+        }
+        if made % 100 == 0 {
+            File::open(&mount.point).and_then(|root| root.sync_all()).expect("fsync on a full disk");
+        }
+        assert!(made < 100_000, "no end of space on a full disk");
+    };
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    assert!(made > 100, "only {made} small files");
+    File::open(&mount.point).and_then(|root| root.sync_all()).expect("fsync on a full disk");
+    mount.kill();
+    mount.recover();
+    for number in 0..made {
+        let found = fs::read_to_string(mount.path(format!("dir/{number}"))).unwrap_or_default();
+        // The last one may have been cut off.
+        assert!(found == format!("small {number}") || number + 1 == made, "{number}: {found}");
+    }
+    fs::remove_file(disk.point.join("ballast")).expect("remove the ballast");
+    fs::write(mount.path("dir/more"), [1; 100_000]).expect("write, with space on the disk");
 }
 
 /// Mounts an image of 200 MiB so that every write behind its first half fails, as on a disk that is broken there, and meets that: what was

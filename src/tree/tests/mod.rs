@@ -1,6 +1,8 @@
 //! Tests of the tree. Each is named after what a user would lose if it failed.
 
 #[cfg(not(shuttle))]
+mod bulk;
+#[cfg(not(shuttle))]
 mod faults;
 #[cfg(not(shuttle))]
 mod grow;

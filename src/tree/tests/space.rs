@@ -1,10 +1,13 @@
 //! Space: full images, freed pages that cursors still point to, space that goes back to the host, and keys that are as long
 //! as they can be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::page::PAGE_SIZE;
@@ -618,4 +621,67 @@ fn pages_are_found_where_the_host_has_space_for_them() {
         tree.apply(&batch).unwrap_or_else(|e| panic!("{e}, {n}"));
     }
     tree.check().unwrap();
+}
+
+/// A host that allocates nothing ahead, and remembers what has been written at all.
+struct NoAllocation {
+    inner: MemStorage,
+    written: Mutex<BTreeSet<u64>>,
+}
+
+impl NoAllocation {
+    fn note(&self, offset: u64, buf: &[u8]) {
+        let blocks = offset / 4096..(offset + buf.len() as u64).div_ceil(4096);
+        let mut written = self.written.lock();
+        // What has contents may not meet a full disk any more.
+        if buf.iter().any(|b| *b != 0) {
+            blocks.clone().for_each(|block| assert!(written.contains(&block), "block {block} has no space"));
+        }
+        written.extend(blocks);
+    }
+}
+
+impl Storage for NoAllocation {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.note(offset, buf);
+        self.inner.write_at(offset, buf)
+    }
+    fn write_durable_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.inner.write_durable_at(offset, buf)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)
+    }
+    fn allocate(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+    fn punch(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn no_page_meets_a_full_disk_on_its_way_home_where_the_host_allocates_nothing() {
+    let size = 256 << 20;
+    let storage = Arc::new(NoAllocation { inner: MemStorage::new(size), written: Mutex::default() });
+    let options = FormatOptions { size, log_size: Some(256 << 10), ..FormatOptions::default() };
+    Tree::format(&*storage, &options).unwrap();
+    let tree = Tree::open(storage, &quiet(64)).unwrap();
+    for n in 0..40_000 {
+        let mut batch = Batch::new();
+        batch.put(&key(n), &[n as u8 | 1; 3000]);
+        tree.apply(&batch).unwrap();
+    }
+    tree.checkpoint().unwrap();
+    tree.check().unwrap();
+    tree.close().unwrap();
 }
