@@ -113,9 +113,10 @@ impl<V: Volume> Adapter<V> {
         Caller { privileged: req.uid() == 0, ..Caller::new(req.uid(), req.gid(), now()) }
     }
 
-    /// The errno of a failed request, after the policy for errors has been followed.
-    fn refuse(&self, error: &FsError, what: Request, n: Ino) -> Errno {
-        self.damage.refuse(&*self.volume, error, what, n)
+    /// What is told of a request's result, which is counted: of an error its errno, after the policy for errors has been followed.
+    fn told<T>(&self, run: &mut Running<'_>, n: Ino, result: Result<T>) -> std::result::Result<T, Errno> {
+        run.set_failed(result.is_err());
+        result.map_err(|e| self.damage.refuse(&*self.volume, &e, run.request(), n))
     }
 
     /// To be called before something is read, for the answer may bring the access time along.
@@ -123,41 +124,44 @@ impl<V: Volume> Adapter<V> {
         self.volume.accessed(ino(n), now())
     }
 
-    fn reply_entry(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyEntry) {
-        match &result {
-            Ok(a) => reply.entry(&validity(a, &self.options), &file_attr(a), Generation(0)),
-            Err(FsError::NotFound) if run.request() == Request::Lookup => {
-                reply.entry(&FOREVER, &no_inode(), Generation(0));
-            }
-            Err(e) => reply.error(self.refuse(e, run.request(), n)),
+    fn reply_entry(&self, mut run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyEntry) {
+        if run.request() == Request::Lookup && matches!(result, Err(FsError::NotFound)) {
+            return reply.entry(&FOREVER, &no_inode(), Generation(0));
         }
-        run.done(&result);
+        match self.told(&mut run, n, result) {
+            Ok(a) => reply.entry(&validity(&a, &self.options), &file_attr(&a), Generation(0)),
+            Err(e) => reply.error(e),
+        }
     }
 
-    fn reply_attr(&self, run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyAttr) {
-        match &result {
-            Ok(a) => reply.attr(&validity(a, &self.options), &file_attr(a)),
-            Err(e) => reply.error(self.refuse(e, run.request(), n)),
+    fn reply_attr(&self, mut run: Running<'_>, n: Ino, result: Result<Attributes>, reply: ReplyAttr) {
+        match self.told(&mut run, n, result) {
+            Ok(a) => reply.attr(&validity(&a, &self.options), &file_attr(&a)),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
-    fn reply_empty(&self, run: Running<'_>, n: Ino, result: Result<()>, reply: ReplyEmpty) {
-        match &result {
+    fn reply_empty(&self, mut run: Running<'_>, n: Ino, result: Result<()>, reply: ReplyEmpty) {
+        match self.told(&mut run, n, result) {
             Ok(()) => reply.ok(),
-            Err(e) => reply.error(self.refuse(e, run.request(), n)),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
-    fn reply_xattr(&self, run: Running<'_>, n: Ino, result: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-        match &result {
+    fn reply_xattr(
+        &self,
+        mut run: Running<'_>,
+        n: Ino,
+        result: Result<Vec<u8>>,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        match self.told(&mut run, n, result) {
             Ok(value) if size == 0 => reply.size(value.len() as u32),
             Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-            Ok(value) => reply.data(value),
-            Err(e) => reply.error(self.refuse(e, run.request(), n)),
+            Ok(value) => reply.data(&value),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
     /// Makes everything durable and replies then, from the thread that did it: one worker sleeps on the disk at the most (M3).
@@ -283,12 +287,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn forget(&self, _: &fuser::Request, n: INodeNo, count: u64) {
-        let run = self.begin(Request::Forget);
+        let mut run = self.begin(Request::Forget);
         let result = self.volume.release(ino(n), count);
-        if let Err(e) = &result {
-            self.refuse(e, Request::Forget, ino(n));
-        }
-        run.done(&result);
+        // Nobody waits for an answer.
+        let _ = self.told(&mut run, ino(n), result);
     }
 
     fn getattr(&self, _: &fuser::Request, n: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -333,13 +335,12 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn readlink(&self, _: &fuser::Request, n: INodeNo, reply: ReplyData) {
-        let run = self.begin(Request::Readlink);
+        let mut run = self.begin(Request::Readlink);
         let result = self.accessed(n).and_then(|()| self.volume.read_link(ino(n)));
-        match &result {
-            Ok(target) => reply.data(target),
-            Err(e) => reply.error(self.refuse(e, Request::Readlink, ino(n))),
+        match self.told(&mut run, ino(n), result) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
     fn mknod(
@@ -457,22 +458,22 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn open(&self, _: &fuser::Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.begin(Request::Open).done::<()>(&Ok(()));
+        self.begin(Request::Open).ok();
         reply_open(self.kernel, InitFlags::FUSE_NO_OPEN_SUPPORT, reply);
     }
 
     fn opendir(&self, _: &fuser::Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.begin(Request::Open).done::<()>(&Ok(()));
+        self.begin(Request::Open).ok();
         reply_open(self.kernel, InitFlags::FUSE_NO_OPENDIR_SUPPORT, reply);
     }
 
     fn flush(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.begin(Request::Other).done::<()>(&Ok(()));
+        self.begin(Request::Other).ok();
         reply.error(Errno::ENOSYS);
     }
 
     fn create(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        self.begin(Request::Other).done::<()>(&Ok(()));
+        self.begin(Request::Other).ok();
         reply.error(Errno::ENOSYS);
     }
 
@@ -487,7 +488,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let run = self.begin(Request::Read);
+        let mut run = self.begin(Request::Read);
         let mut reply = Some(reply);
         let accessed = if flags.0 & libc::O_NOATIME == 0 { self.accessed(n) } else { Ok(()) };
         let result = accessed.and_then(|()| {
@@ -497,10 +498,9 @@ impl<V: Volume> Filesystem for Adapter<V> {
                 }
             })
         });
-        if let (Err(e), Some(reply)) = (&result, reply) {
-            reply.error(self.refuse(e, Request::Read, ino(n)));
+        if let (Err(e), Some(reply)) = (self.told(&mut run, ino(n), result), reply) {
+            reply.error(e);
         }
-        run.done(&result);
     }
 
     fn write(
@@ -515,7 +515,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let run = self.begin(Request::Write);
+        let mut run = self.begin(Request::Write);
         let mut caller = self.caller(req);
         caller.privileged = !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // What the kernel has collected was written earlier; it sets the time of that.
@@ -532,11 +532,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
             let rest = self.volume.write(ino(n), offset + done as u64, &data[done..], &caller);
             result = rest.map(|more| done + more);
         }
-        match &result {
-            Ok(done) => reply.written(*done as u32),
-            Err(e) => reply.error(self.refuse(e, Request::Write, ino(n))),
+        match self.told(&mut run, ino(n), result) {
+            Ok(done) => reply.written(done as u32),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
     fn fsync(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -548,7 +547,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
     }
 
     fn readdir(&self, _: &fuser::Request, n: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let run = self.begin(Request::Readdir);
+        let mut run = self.begin(Request::Readdir);
         let mut any = false;
         let mut each = |cookie: Cookie, entry, kind, name: &[u8]| {
             let full = reply.add(inode_no(entry), cookie.0, file_type(kind), OsStr::from_bytes(name));
@@ -556,13 +555,11 @@ impl<V: Volume> Filesystem for Adapter<V> {
             !full
         };
         let result = self.accessed(n).and_then(|()| self.volume.read_dir(ino(n), Cookie(offset), &mut each));
-        match &result {
+        // With entries before it, an error is met by the kernel behind them.
+        match self.told(&mut run, ino(n), if any { Ok(()) } else { result }) {
             Ok(()) => reply.ok(),
-            // The kernel meets the error behind them.
-            Err(_) if any => reply.ok(),
-            Err(e) => reply.error(self.refuse(e, Request::Readdir, ino(n))),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
     fn readdirplus(
@@ -573,7 +570,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let run = self.begin(Request::Readdirplus);
+        let mut run = self.begin(Request::Readdirplus);
         let mut any = false;
         let mut each = |cookie: Cookie, a: &Attributes, name: &[u8]| {
             let name = OsStr::from_bytes(name);
@@ -585,13 +582,11 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let result = self
             .accessed(n)
             .and_then(|()| self.volume.read_dir_plus(ino(n), Cookie(offset), ENTRIES_PER_REPLY, &mut each));
-        match &result {
+        // Entries have been given references: the kernel must see them, and meets an error behind them.
+        match self.told(&mut run, ino(n), if any { Ok(()) } else { result }) {
             Ok(()) => reply.ok(),
-            // The entries so far have been given references: the kernel must see them, and meets the error behind them.
-            Err(_) if any => reply.ok(),
-            Err(e) => reply.error(self.refuse(e, Request::Readdirplus, ino(n))),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
     fn statfs(&self, _: &fuser::Request, _: INodeNo, reply: ReplyStatfs) {
@@ -600,7 +595,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let block = BLOCK_SIZE as u32;
         let (files, files_free) = (usage.files, usage.files_free);
         reply.statfs(usage.blocks, usage.free, usage.available, files, files_free, block, 255, block);
-        run.done::<()>(&Ok(()));
+        run.ok();
     }
 
     fn setxattr(
@@ -660,7 +655,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
 
     fn access(&self, _: &fuser::Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
         // The kernel checks permissions itself.
-        self.begin(Request::Other).done::<()>(&Ok(()));
+        self.begin(Request::Other).ok();
         reply.error(Errno::ENOSYS);
     }
 
@@ -675,7 +670,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         output_size: u32,
         reply: ReplyIoctl,
     ) {
-        let run = self.begin(Request::Ioctl);
+        let mut run = self.begin(Request::Ioctl);
         let allowed = req.uid() == 0 || req.uid() == self.options.owner;
         let result = match Control::decode(command, input) {
             Some(Control::Stats) => Ok(Control::pad(
@@ -698,11 +693,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
             Some(Control::Grow(size)) => self.volume.grow(size).map(|()| Vec::new()),
             None => return reply.error(Errno::ENOTTY),
         };
-        match &result {
-            Ok(output) => reply.ioctl(0, output),
-            Err(e) => reply.error(self.refuse(e, Request::Ioctl, ino(n))),
+        match self.told(&mut run, ino(n), result) {
+            Ok(output) => reply.ioctl(0, &output),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 
     fn fallocate(
@@ -715,7 +709,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let run = self.begin(Request::Fallocate);
+        let mut run = self.begin(Request::Fallocate);
         const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
         const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
@@ -729,18 +723,14 @@ impl<V: Volume> Filesystem for Adapter<V> {
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
         let result = self.volume.fallocate(ino(n), offset, length, mode, &self.caller(req));
-        match &result {
+        match self.told(&mut run, ino(n), result) {
             Ok(()) => reply.ok(),
-            Err(e) => {
-                // What was zeroed before the error is still in the kernel's cache: it drops that only after a success.
-                let errno = self.refuse(e, Request::Fallocate, ino(n));
-                self.flusher.run(move |kernel| {
-                    kernel.give_up(n, WHOLE);
-                    reply.error(errno);
-                });
-            }
+            // What was zeroed before the error is still in the kernel's cache: it drops that only after a success.
+            Err(e) => self.flusher.run(move |kernel| {
+                kernel.give_up(n, WHOLE);
+                reply.error(e);
+            }),
         }
-        run.done(&result);
     }
 
     fn lseek(
@@ -752,7 +742,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let run = self.begin(Request::Lseek);
+        let mut run = self.begin(Request::Lseek);
         let data = match whence {
             libc::SEEK_DATA => true,
             libc::SEEK_HOLE => false,
@@ -763,15 +753,14 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let wanted = Wanted { n, offset, data };
         let (found, unsure) = wanted.seek(&*self.volume);
         let Some(unsure) = whole.or(unsure) else {
-            reply_offset(&found, reply, |e| self.refuse(e, Request::Lseek, ino(n)));
-            return run.done(&found);
+            return reply_offset(self.told(&mut run, ino(n), found), reply);
         };
         let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
         let started = run.hand_over();
         self.flusher.run(move |kernel| {
             let found = wanted.seek_surely(&*volume, kernel, unsure);
             counters.add(Request::Lseek, started, found.is_err());
-            reply_offset(&found, reply, |e| damage.refuse(&*volume, e, Request::Lseek, ino(n)));
+            reply_offset(found.map_err(|e| damage.refuse(&*volume, &e, Request::Lseek, ino(n))), reply);
         });
     }
 
@@ -788,15 +777,14 @@ impl<V: Volume> Filesystem for Adapter<V> {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let run = self.begin(Request::CopyFileRange);
+        let mut run = self.begin(Request::CopyFileRange);
         // The reply has 32 bits. The kernel has written back both files.
         let len = len.min(u64::from(u32::MAX) & !(BLOCK_SIZE as u64 - 1));
         let result =
             self.volume.copy_range(ino(from), from_offset, ino(to), to_offset, len, &self.caller(req));
-        match &result {
-            Ok(copied) => reply.written(*copied as u32),
-            Err(e) => reply.error(self.refuse(e, Request::CopyFileRange, ino(to))),
+        match self.told(&mut run, ino(to), result) {
+            Ok(copied) => reply.written(copied as u32),
+            Err(e) => reply.error(e),
         }
-        run.done(&result);
     }
 }

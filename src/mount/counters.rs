@@ -5,8 +5,6 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::fs::Result;
-
 /// The kinds of requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "each is named like the request of the kernel that it counts")]
@@ -113,9 +111,14 @@ impl Running<'_> {
         self.request
     }
 
-    /// It has been answered with this.
-    pub fn done<T>(mut self, result: &Result<T>) {
-        self.failed = result.is_err();
+    /// Whether it has failed.
+    pub fn set_failed(&mut self, failed: bool) {
+        self.failed = failed;
+    }
+
+    /// It has not.
+    pub fn ok(mut self) {
+        self.failed = false;
     }
 
     /// Another thread will count it; when it began.

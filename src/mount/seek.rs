@@ -6,7 +6,7 @@ use fuser::{Errno, INodeNo, ReplyLseek};
 
 use super::flusher::{Kernel, Range};
 use super::volume::Volume;
-use crate::fs::{FsError, Ino, Result};
+use crate::fs::{Ino, Result};
 
 /// What a seek asks for.
 #[derive(Clone, Copy)]
@@ -57,11 +57,11 @@ impl Wanted {
     }
 }
 
-/// Answers a request with what was found; `refuse` says how an error is told.
-pub fn reply_offset(found: &Found, reply: ReplyLseek, refuse: impl FnOnce(&FsError) -> Errno) {
-    match found {
-        Ok(Some(at)) => reply.offset(*at as i64),
+/// Answers a request with what was found.
+pub fn reply_offset(told: std::result::Result<Option<u64>, Errno>, reply: ReplyLseek) {
+    match told {
+        Ok(Some(at)) => reply.offset(at as i64),
         Ok(None) => reply.error(Errno::ENXIO),
-        Err(e) => reply.error(refuse(e)),
+        Err(e) => reply.error(e),
     }
 }
