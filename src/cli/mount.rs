@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use super::daemon::{self, Parent};
 use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
 use crate::fs::{Atime, Fs, FsError};
 use crate::mount::mounts::{self, Mounted};
-use crate::mount::{Mount, MountOptions, block_signals};
+use crate::mount::{Mount, MountOptions, block_signals, control};
 use crate::storage::{FileStorage, OpenError, OpenMode};
 use crate::tree::Options;
 
@@ -107,7 +106,7 @@ pub fn run_helper(args: HelperArgs) -> CliResult {
     mount(&args.image, &args.dir, &options, Background::Yes)
 }
 
-/// The flags of a mount are the kernel's: mount(8) tells it, without asking us again.
+/// The flags of a mount are the kernel's: mount(8) tells it, without asking us again. The daemon is told what it has to heed itself.
 fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> CliResult {
     let dir = &args.dir;
     // Those of the table of mounts come along.
@@ -144,15 +143,30 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
     let mut flags = vec!["remount"];
     let known =
         ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime"];
-    flags.extend(kept.iter().filter(|o| known.contains(*o)));
+    // What is asked for comes behind what the table has, and mount(8) takes a `noatime` of the table back for `atime` only.
+    let is_atime = |o: &str| o.ends_with("atime");
+    let atime = kept.iter().copied().rfind(|o| is_atime(o) && known.contains(o));
+    flags.extend(kept.iter().copied().filter(|o| known.contains(o) && !is_atime(o)));
+    flags.extend(atime.filter(|o| *o == "relatime").map(|_| "atime").into_iter().chain(atime));
     if access == Some(&"ro") {
         // What has been acknowledged until now is on disk before the mount says that it changes nothing.
         File::open(dir)
             .and_then(|f| f.sync_all())
             .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", dir.display())))?;
     }
-    let error = Command::new("mount").arg("-i").arg("-o").arg(flags.join(",")).arg(dir).exec();
-    Err(Failure::new(status::SYSTEM, format_args!("mount: {error}")))
+    let failed = |e: io::Error| Failure::new(status::SYSTEM, format_args!("mount: {e}"));
+    let done = Command::new("mount").arg("-i").arg("-o").arg(flags.join(",")).arg(dir).status();
+    let done = done.map_err(failed)?;
+    if !done.success() {
+        // It has said why.
+        return Ok(done.code().and_then(|code| code.try_into().ok()).unwrap_or(status::MOUNT));
+    }
+    if let Some(mounted) = mounts::find(dir) {
+        control::keep_access_times(dir, !mounted.read_only && !mounted.no_atime).map_err(|e| {
+            Failure::new(status::SYSTEM, format_args!("{}: access times: {e}", dir.display()))
+        })?;
+    }
+    Ok(0)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

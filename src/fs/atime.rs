@@ -49,6 +49,11 @@ impl Fs {
         self.atime.store(mode as u8, Ordering::Relaxed);
     }
 
+    /// Whether accesses change access times at all, from now on; if so, as they did before.
+    pub fn keep_access_times(&self, keep: bool) {
+        self.atimes_rest.store(!keep, Ordering::Relaxed);
+    }
+
     fn atime_mode(&self) -> Atime {
         let mode = self.atime.load(Ordering::Relaxed);
         [Atime::None, Atime::Strict].into_iter().find(|m| *m as u8 == mode).unwrap_or_default()
@@ -58,7 +63,7 @@ impl Fs {
     /// [`Fs::close`], or when too many wait.
     pub fn touch_atime(&self, ino: Ino, now: Time) -> Result<()> {
         let mode = self.atime_mode();
-        if mode == Atime::None {
+        if mode == Atime::None || self.atimes_rest.load(Ordering::Relaxed) {
             return Ok(());
         }
         let node = self.node(ino);

@@ -690,6 +690,10 @@ impl<V: Volume> Filesystem for Adapter<V> {
                 let size = output_size as usize;
                 Ok(Control::pad(findings(&self.scrubber.progress(), first, size), size))
             }
+            Some(Control::AccessTimes(keep)) => {
+                self.volume.keep_access_times(keep);
+                Ok(Vec::new())
+            }
             Some(Control::Grow(size)) => self.volume.grow(size).map(|()| Vec::new()),
             None => return reply.error(Errno::ENOTTY),
         };

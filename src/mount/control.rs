@@ -24,6 +24,7 @@ const STATS: u32 = libc::_IOR::<[u8; REPORT_SIZE]>(LETTER, 1) as u32;
 const GROW: u32 = libc::_IOW::<u64>(LETTER, 2) as u32;
 const SCRUB: u32 = libc::_IOW::<u64>(LETTER, 3) as u32;
 const SCRUB_STOP: u32 = libc::_IOW::<u64>(LETTER, 4) as u32;
+const ACCESS_TIMES: u32 = libc::_IOW::<u64>(LETTER, 6) as u32;
 const FINDINGS: u32 = libc::_IOWR::<[u8; REPORT_SIZE]>(LETTER, 5) as u32;
 
 /// A request to a live mount.
@@ -37,6 +38,8 @@ pub enum Control {
     Scrub(u64),
     /// End that.
     StopScrub,
+    /// Whether access times are kept.
+    AccessTimes(bool),
     /// What it has found, from this number on, as many as there is room for.
     Findings(u64),
 }
@@ -49,6 +52,7 @@ impl Control {
             GROW => Some(Control::Grow(u64::from_ne_bytes(input.try_into().ok()?))),
             SCRUB => Some(Control::Scrub(u64::from_ne_bytes(input.try_into().ok()?))),
             SCRUB_STOP => Some(Control::StopScrub),
+            ACCESS_TIMES => Some(Control::AccessTimes(u64::from_ne_bytes(input.try_into().ok()?) != 0)),
             FINDINGS => Some(Control::Findings(u64::from_ne_bytes(*input.first_chunk()?))),
             _ => None,
         }
@@ -102,6 +106,12 @@ pub fn scrub(dir: &Path, rate: u64) -> io::Result<()> {
 /// Ends a scrub.
 pub fn stop_scrub(dir: &Path) -> io::Result<()> {
     send(dir, SCRUB_STOP, 0)
+}
+
+/// Has the mount that `dir` lies in keep access times as it was mounted with, or not: its flags are the kernel's, which does not tell
+/// that they have changed.
+pub fn keep_access_times(dir: &Path, keep: bool) -> io::Result<()> {
+    send(dir, ACCESS_TIMES, keep.into())
 }
 
 fn send(dir: &Path, command: u32, number: u64) -> io::Result<()> {

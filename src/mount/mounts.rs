@@ -208,6 +208,8 @@ pub struct Mounted {
     pub source: PathBuf,
     /// Whether nothing can be changed there.
     pub read_only: bool,
+    /// Whether access times are not to be changed either.
+    pub no_atime: bool,
 }
 
 impl Mounted {
@@ -220,7 +222,7 @@ impl Mounted {
     fn parse(line: &[u8]) -> Option<Mounted> {
         let words = |part: &[u8]| part.split(|b| *b == b' ').map(<[u8]>::to_vec).collect::<Vec<_>>();
         let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
-        let is_ro = |options: &Vec<u8>| options.split(|b| *b == b',').any(|o| o == b"ro");
+        let has = |options: &Vec<u8>, name: &[u8]| options.split(|b| *b == b',').any(|o| o == name);
         let end = line.windows(3).position(|w| w == b" - ")?;
         let (left, right) = (words(&line[..end]), words(&line[end + 3..]));
         Some(Mounted {
@@ -228,7 +230,8 @@ impl Mounted {
             dir: unescaped(left.get(4)?),
             fs_type: text(right.first()?),
             source: unescaped(right.get(1)?),
-            read_only: is_ro(left.get(5)?) || right.get(2).is_some_and(is_ro),
+            read_only: has(left.get(5)?, b"ro") || right.get(2).is_some_and(|options| has(options, b"ro")),
+            no_atime: has(left.get(5)?, b"noatime"),
         })
     }
 }

@@ -89,6 +89,10 @@ pub trait Volume: Send + Sync + 'static {
         let _ = (ino, now);
         Ok(())
     }
+    /// Whether it does anything, from now on.
+    fn keep_access_times(&self, keep: bool) {
+        let _ = keep;
+    }
     /// Reads; fewer bytes than asked for only at the file's end. `reply` gets the bytes, once, unless there was an error.
     fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R>;
     /// Writes; how many bytes. Fewer than there are only if an error came behind them.
@@ -209,6 +213,9 @@ impl Volume for Fs {
     }
     fn accessed(&self, ino: Ino, now: Time) -> Result<()> {
         self.touch_atime(ino, now)
+    }
+    fn keep_access_times(&self, keep: bool) {
+        Fs::keep_access_times(self, keep);
     }
     fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R> {
         BUFFER.with_borrow_mut(|buffer| {

@@ -9,6 +9,7 @@ use btfs_mount_tests::sys;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 
@@ -131,6 +132,19 @@ fn a_remount_refuses_what_it_does_not_know(mount: &mut Mount) {
     assert!(said.contains("unknown mount option `bogus`"), "{said}");
     let (status, said) = remount("commit=1,noatime");
     assert!(status.success() && said.contains("commit=1 can change only when"), "{status}: {said}");
+    // The daemon heeds what the table of mounts says.
+    let modes = [("noatime", false), ("relatime", true), ("ro", false), ("rw", true)];
+    for (name, _) in modes {
+        fs::create_dir_all(mount.path(name).join("entry")).expect("mkdir");
+        sys::set_times(&mount.path(name), (1000, 0), (2000, 0)).expect("utimensat");
+    }
+    for (name, changes) in modes {
+        let (status, said) = remount(name);
+        assert!(status.success(), "{said}");
+        assert_eq!(fs::read_dir(mount.path(name)).expect("readdir").count(), 1);
+        let atime = fs::metadata(mount.path(name)).expect("stat").atime();
+        assert_eq!(atime > 2000, changes, "{name}: {atime}");
+    }
     let (status, said) = remount("ro");
     assert!(status.success(), "{said}");
     assert_eq!(sys::errno(File::create(mount.path("file"))), libc::EROFS);
