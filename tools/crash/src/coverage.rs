@@ -89,6 +89,7 @@ pub const FILESYSTEM: Required = &[
             "rmdir",
             "exchange",
             "rename",
+            "rename with a whiteout",
             "write",
             "append",
             "truncate",

@@ -51,6 +51,8 @@ pub enum Body {
     Directory(BTreeMap<Vec<u8>, Ino>, Ino),
     /// A target.
     Symlink(Vec<u8>),
+    /// Nothing: what a rename has left.
+    Whiteout,
 }
 
 impl Item {
@@ -67,6 +69,7 @@ impl Item {
             Body::File(_) => Kind::File,
             Body::Directory(..) => Kind::Directory,
             Body::Symlink(_) => Kind::Symlink,
+            Body::Whiteout => Kind::CharDevice,
         }
     }
 
@@ -74,7 +77,7 @@ impl Item {
     pub fn size(&self) -> u64 {
         match &self.body {
             Body::File(content) => content.size(),
-            Body::Directory(..) => 0,
+            Body::Directory(..) | Body::Whiteout => 0,
             Body::Symlink(target) => target.len() as u64,
         }
     }
@@ -125,6 +128,7 @@ impl Item {
         match &self.body {
             Body::File(content) => text(&content.hash().to_le_bytes()),
             Body::Symlink(target) => text(target),
+            Body::Whiteout => {}
             Body::Directory(entries, parent) => {
                 text(&parent.0.to_le_bytes());
                 for (name, child) in entries {
@@ -415,6 +419,7 @@ impl Item {
             (Body::Symlink(a), Body::Symlink(b)) => {
                 differ("target", format!("{a:?}"), format!("{b:?}"));
             }
+            (Body::Whiteout, Body::Whiteout) => {}
             _ => differ("kind", format!("{:?}", self.kind()), format!("{:?}", other.kind())),
         }
     }

@@ -83,6 +83,7 @@ impl Operation {
             Unlink(..) => "unlink",
             Rmdir(..) => "rmdir",
             Rename(_, _, RenameMode::Exchange) => "exchange",
+            Rename(_, _, RenameMode::Whiteout { .. }) => "rename with a whiteout",
             Rename(..) => "rename",
             Write(..) => "write",
             Append(..) => "append",
@@ -137,6 +138,8 @@ pub const ALPHABET: &[Operation] = &[
     Rename("e", "d/n", RenameMode::NoReplace),
     Rename("d/g", "e", RenameMode::Replace),
     Rename("a", "d/a", RenameMode::Exchange),
+    Rename("b", "d/a", RenameMode::Whiteout { replace: true }),
+    Rename("d", "e/n", RenameMode::Whiteout { replace: true }),
     Rename("e", "b", RenameMode::Exchange),
     Write("n", 0, 300),
     Write("n", 0, 9000),
@@ -295,7 +298,8 @@ impl Chooser {
     }
 
     fn rename(&self, rng: &mut Rng, model: &Model) -> Operation {
-        let mode = one_of(rng, &[RenameMode::Replace, RenameMode::Replace, RenameMode::Exchange]);
+        let whiteout = RenameMode::Whiteout { replace: true };
+        let mode = one_of(rng, &[RenameMode::Replace, RenameMode::Replace, RenameMode::Exchange, whiteout]);
         let paths = if rng.chance(1, 4) { DIRECTORIES } else { FILES };
         let target_exists = mode == RenameMode::Exchange || rng.chance(1, 2);
         Rename(Self::path(rng, model, paths, true), Self::path(rng, model, paths, target_exists), mode)

@@ -10,7 +10,7 @@
 //!
 //! A truncate and a deletion are rows, too, but what they do first is all that can be seen.
 
-use btfs::fs::{Caller, Fallocate, Fs, FsError, Ino, New, RenameMode, SetAttributes, SetXattr, Time};
+use btfs::fs::{Caller, Fallocate, Fs, FsError, Ino, Kind, New, RenameMode, SetAttributes, SetXattr, Time};
 use btfs::page::BLOCK_SIZE;
 
 use super::content::{Content, stamped};
@@ -163,6 +163,7 @@ impl Request {
                     Body::File(_) => (New::File, 0o666),
                     Body::Directory(..) => (New::Directory, 0o777),
                     Body::Symlink(target) => (New::Symlink(target), 0o777),
+                    Body::Whiteout => (New::Special(Kind::CharDevice, 0), 0o666),
                 };
                 let made = fs.create(*parent, name, new, mode, 0o022, caller)?;
                 return Ok(Answer::Made(made.ino));
@@ -174,7 +175,14 @@ impl Request {
             Request::Remove(parent, name, true) => fs.rmdir(*parent, name, caller),
             Request::Remove(parent, name, false) => fs.unlink(*parent, name, caller),
             Request::Rename(parent, name, new_parent, new_name, mode) => {
-                fs.rename(*parent, name, *new_parent, new_name, *mode, caller)
+                // Two names of the same inode stay as they are.
+                let two =
+                    [(parent, name), (new_parent, new_name)].map(|(dir, name)| fs.lookup(*dir, name).ok());
+                fs.rename(*parent, name, *new_parent, new_name, *mode, caller)?;
+                if matches!(mode, RenameMode::Whiteout { .. }) && two[0] != two[1] {
+                    return Ok(Answer::Made(fs.lookup_attributes(*parent, name)?.ino));
+                }
+                Ok(())
             }
             Request::Write(ino, offset, len) => {
                 let written = fs.write(*ino, *offset, &stamped(*ino, moment.write, *offset, *len), caller);
@@ -223,6 +231,7 @@ impl Request {
                     Body::File(_) => 0o644,
                     Body::Directory(..) => 0o755,
                     Body::Symlink(_) => 0o777,
+                    Body::Whiteout => 0o644,
                 };
                 let mut after = model.clone();
                 after.create(*parent, name, made, Item::new(body.clone(), mode, now), now);
@@ -236,7 +245,13 @@ impl Request {
                     return None;
                 }
                 let exchange = *mode == RenameMode::Exchange;
-                model.rename((*parent, name), (*new_parent, new_name), exchange, now)
+                let mut after = model.rename((*parent, name), (*new_parent, new_name), exchange, now);
+                if let (RenameMode::Whiteout { .. }, Some(after)) = (mode, &mut after)
+                    && after.entry(*parent, name).is_none()
+                {
+                    after.create(*parent, name, made, Item::new(Body::Whiteout, 0, now), now);
+                }
+                after
             }
             Request::Write(ino, offset, len) => {
                 let data = stamped(*ino, moment.write, *offset, *len);

@@ -143,6 +143,7 @@ fn read_item(fs: &Fs, ino: Ino, kind: Kind, waiting: &mut Vec<(Ino, Kind)>) -> R
             Body::File(Content::from_bytes(&bytes))
         }
         Kind::Symlink => Body::Symlink(fs.read_link(ino).map_err(|e| format!("target: {e}"))?),
+        Kind::CharDevice if attributes.rdev == 0 => Body::Whiteout,
         _ => {
             let mut entries = BTreeMap::new();
             let mut twice = None;
