@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::daemon::{self, Parent};
 use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
-use crate::fs::{Atime, Fs, FsError};
+use crate::fs::{Fs, FsError};
 use crate::mount::mounts::{self, Mounted};
 use crate::mount::{Mount, MountOptions, block_signals, control};
 use crate::storage::{FileStorage, OpenError, OpenMode};
@@ -161,10 +161,10 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
         // It has said why.
         return Ok(done.code().and_then(|code| code.try_into().ok()).unwrap_or(status::MOUNT));
     }
-    if let Some(mounted) = mounts::find(dir) {
-        control::keep_access_times(dir, !mounted.read_only && !mounted.no_atime).map_err(|e| {
-            Failure::new(status::SYSTEM, format_args!("{}: access times: {e}", dir.display()))
-        })?;
+    if let Some(mounted) = mounts::find(dir)
+        && let Err(e) = control::keep_access_times(dir, !mounted.read_only && !mounted.no_atime)
+    {
+        remark(format_args!("{}: access times are kept as they were before: {e}", dir.display()));
     }
     Ok(0)
 }
@@ -340,7 +340,8 @@ fn open_and_mount(
     if fs.tree().is_damaged() {
         log::warn!("{}: {MARKED}", image.display());
     }
-    fs.set_atime_mode(if options.flags.read_only { Atime::None } else { options.atime });
+    fs.set_atime_mode(options.atime);
+    fs.keep_access_times(!options.flags.read_only && !options.flags.no_atime);
     Mount::new(fs, image, dir, options).map_err(|e| Failure::new(status::MOUNT, e))
 }
 

@@ -15,10 +15,8 @@ pub enum Atime {
     /// The first one after a change, and the first one of a day.
     #[default]
     Relatime = 0,
-    /// None.
-    None = 1,
     /// All.
-    Strict = 2,
+    Strict = 1,
 }
 
 const DAY: i64 = 24 * 60 * 60;
@@ -31,7 +29,6 @@ impl Atime {
     fn is_due(self, inode: &Inode, now: Time) -> bool {
         let atime = inode.atime;
         match self {
-            Atime::None => false,
             _ if atime == now => false,
             Atime::Strict => true,
             Atime::Relatime => {
@@ -49,21 +46,23 @@ impl Fs {
         self.atime.store(mode as u8, Ordering::Relaxed);
     }
 
-    /// Whether accesses change access times at all, from now on; if so, as they did before.
+    /// Whether accesses change access times at all, from now on. They do at first.
     pub fn keep_access_times(&self, keep: bool) {
         self.atimes_rest.store(!keep, Ordering::Relaxed);
     }
 
     fn atime_mode(&self) -> Atime {
-        let mode = self.atime.load(Ordering::Relaxed);
-        [Atime::None, Atime::Strict].into_iter().find(|m| *m as u8 == mode).unwrap_or_default()
+        match self.atime.load(Ordering::Relaxed) == Atime::Strict as u8 {
+            true => Atime::Strict,
+            false => Atime::Relatime,
+        }
     }
 
     /// Notes that an inode has been read. In memory only: it is written with the inode's next update, by [`Fs::sync`] or
     /// [`Fs::close`], or when too many wait.
     pub fn touch_atime(&self, ino: Ino, now: Time) -> Result<()> {
         let mode = self.atime_mode();
-        if mode == Atime::None || self.atimes_rest.load(Ordering::Relaxed) {
+        if self.atimes_rest.load(Ordering::Relaxed) {
             return Ok(());
         }
         let node = self.node(ino);

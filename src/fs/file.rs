@@ -168,7 +168,7 @@ impl Inner {
             let piece = rest.first(limit - rest.offset % BLOCK);
             *done += match self.write_piece(node, state, piece, caller) {
                 // There may be room for a part.
-                Err(FsError::NoSpace) if limit > URGENT_MAX => {
+                Err(FsError::NoSpace) if piece.data.len() as u64 > URGENT_MAX - piece.offset % BLOCK => {
                     limit = URGENT_MAX;
                     continue;
                 }

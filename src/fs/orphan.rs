@@ -53,6 +53,8 @@ pub(super) struct Reclaimer {
     stopping: AtomicBool,
     /// References count no longer, and everything is deleted at once.
     closing: AtomicBool,
+    /// Held by whoever waits for long deletions to tell of the free space.
+    awaiting: Mutex<()>,
     /// Files whose cut has not been finished (O4).
     unfinished: Mutex<HashSet<Ino>>,
     unfinished_count: AtomicUsize,
@@ -119,6 +121,7 @@ impl Reclaimer {
             background,
             stopping: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            awaiting: Mutex::new(()),
             unfinished: Mutex::default(),
             unfinished_count: AtomicUsize::new(0),
             deletions: AtomicU64::new(0),
@@ -554,8 +557,10 @@ impl Inner {
         }
     }
 
-    /// Waits a moment for the long deletions that are under way in the background.
+    /// Waits a moment for the long deletions that are under way in the background. One at a time: others need not be kept from their
+    /// work as well.
     pub(super) fn await_long_deletions(&self) {
+        let Some(_alone) = self.reclaimer.awaiting.try_lock() else { return };
         let until = Instant::now() + DELETION_PATIENCE;
         let mut queue = self.reclaimer.queue.lock();
         while self.reclaimer.background

@@ -19,6 +19,7 @@ use crate::page::bitmap::BitmapMut;
 use crate::page::format::*;
 use crate::page::superblock::*;
 use crate::page::{Lsn, PAGE_SIZE, PageBytes, PageId};
+use crate::pool::give_space;
 use crate::storage::Storage;
 
 /// Greater ones begin again, so that what has been repaired is not spent soon.
@@ -184,7 +185,7 @@ fn write_bitmaps(storage: &dyn Storage, superblock: &Superblock, target: &Target
             if holds_pages_only(target, group, chunk) {
                 // The host may refuse: then the chunk is not set aside for pages.
                 let at = id.offset() + chunk as u64 * CHUNK_SIZE as u64;
-                if storage.allocate(at, CHUNK_SIZE as u64).is_ok() {
+                if give_space(storage, at, CHUNK_SIZE as u64).is_ok() {
                     bitmap.set_chunks(chunk * BLOCKS_PER_CHUNK, 1, true);
                 }
             }

@@ -753,16 +753,19 @@ impl<V: Volume> Filesystem for Adapter<V> {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let whole = self.options.writeback.then_some(WHOLE);
         let wanted = Wanted { n, offset, data };
-        let (found, unsure) = wanted.seek(&*self.volume);
-        let Some(unsure) = whole.or(unsure) else {
+        // With `writeback=on` the file may be longer than is known here.
+        let collects = self.options.writeback;
+        if !collects && let (found, None) = wanted.seek(&*self.volume) {
             return reply_offset(self.told(&mut run, ino(n), found), reply);
-        };
+        }
         let (volume, counters, damage) = (self.volume.clone(), self.counters.clone(), self.damage.clone());
         let started = run.hand_over();
         self.flusher.run(move |kernel| {
-            let found = wanted.seek_surely(&*volume, kernel, unsure);
+            if collects {
+                kernel.give_up(n, WHOLE);
+            }
+            let found = wanted.seek_surely(&*volume, kernel);
             counters.add(Request::Lseek, started, found.is_err());
             reply_offset(found.map_err(|e| damage.refuse(&*volume, &e, Request::Lseek, ino(n))), reply);
         });

@@ -8,6 +8,9 @@ use super::flusher::{Kernel, Range};
 use super::volume::Volume;
 use crate::fs::{Ino, Result};
 
+/// Bytes of a hole for which the kernel is asked at first.
+const STEP: u64 = 1 << 20;
+
 /// What a seek asks for.
 #[derive(Clone, Copy)]
 pub struct Wanted {
@@ -34,25 +37,36 @@ impl Wanted {
 
     fn hole<V: Volume>(self, volume: &V, found: &Found) -> Result<Option<Range>> {
         let n = Ino(self.n.0);
-        Ok(match *found {
-            Ok(Some(at)) if self.data => (at > self.offset).then_some((self.offset, at)),
-            // The end counts as a hole.
-            Ok(Some(at)) if at >= volume.attributes(n)?.size => None,
-            Ok(Some(at)) => Some((at, volume.seek(n, at, true)?.unwrap_or(u64::MAX))),
-            Ok(None) => self.data.then_some((self.offset, u64::MAX)),
-            Err(_) => None,
-        })
+        let (from, to) = match *found {
+            Ok(at) if self.data => (self.offset, at),
+            Ok(Some(at)) => (at, volume.seek(n, at, true)?),
+            _ => return Ok(None),
+        };
+        // The end counts as a hole, and there is nothing behind it.
+        let to = match to {
+            Some(to) => to,
+            None => volume.attributes(n)?.size,
+        };
+        Ok((from < to).then_some((from, to)))
     }
 
-    /// The answer once the kernel has handed over what it holds of `unsure`, and of what turns out to be a hole then. In the
-    /// flusher's thread.
-    pub fn seek_surely<V: Volume>(self, volume: &V, kernel: &Kernel, mut unsure: Range) -> Found {
+    /// The answer once the kernel has handed over what it holds of the hole that the answer tells of: from its beginning on and in
+    /// growing steps, for a page takes a write of its own, and what it stores may be the answer. In the flusher's thread.
+    pub fn seek_surely<V: Volume>(self, volume: &V, kernel: &Kernel) -> Found {
+        let (mut sure, mut step) = ((0, 0), STEP);
         loop {
-            kernel.give_up(self.n, unsure);
-            match self.seek(volume) {
-                (_, Some(hole)) if hole.0 < unsure.0 || hole.1 > unsure.1 => unsure = hole,
-                (found, _) => return found,
+            let (found, hole) = self.seek(volume);
+            let Some((from, to)) = hole else { return found };
+            let begun = (sure.0..sure.1).contains(&from);
+            // That a hole begins is all that is asked, or that there are no data before the end of one.
+            if begun && (!self.data || to <= sure.1) {
+                return found;
             }
+            let begin = if begun { sure.1 } else { from };
+            let end = to.min(begin.saturating_add(step));
+            kernel.give_up(self.n, (begin, end));
+            sure = (if begun { sure.0 } else { from }, end);
+            step = step.saturating_mul(2);
         }
     }
 }

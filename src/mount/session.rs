@@ -135,9 +135,9 @@ impl<V: Volume> Mount<V> {
                 Err(e)
             }
         };
-        if let Err(e) = &served {
+        if let (Err(e), Some(mounted)) = (&served, &self.mounted) {
             // Not all workers were started, or one has ended early: those that there are serve who uses it now, and it ends with them.
-            for place in places(self.mounted.as_ref(), &self.dir).iter().rev() {
+            for place in places(Some(mounted), &self.dir).iter().rev() {
                 log::error!("FUSE session: {e}; detaching {}", place.display());
                 if let Err(e) = mounts::unmount(place, true) {
                     log::error!("{e}");

@@ -106,12 +106,24 @@ pub fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
 }
 
 /// Has the host allocate a range that holds nothing, so that what comes to lie there does not find its disk full. Where it allocates
-/// nothing in advance, zeros are written.
+/// nothing in advance, zeros are written over zeros: whatever else lies there has space, and is not this one's to destroy.
 pub fn give_space(storage: &dyn Storage, offset: u64, len: u64) -> std::io::Result<()> {
-    match storage.allocate(offset, len)? {
-        true => Ok(()),
-        false => zero(storage, offset, offset + len),
+    const UNIT: usize = 512;
+    if storage.allocate(offset, len)? {
+        return Ok(());
     }
+    let mut bytes = vec![0; len as usize];
+    storage.read_at(offset, &mut bytes)?;
+    let is_zero = |unit: &&[u8]| unit.iter().all(|b| *b == 0);
+    let mut at = offset;
+    for stretch in bytes.chunks(UNIT).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        let end = at + stretch.iter().map(|unit| unit.len() as u64).sum::<u64>();
+        if is_zero(&stretch[0]) {
+            zero(storage, at, end)?;
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 fn layout(options: &FormatOptions) -> Result<Superblock> {

@@ -23,7 +23,7 @@ mod table;
 mod thread_slot;
 pub mod transaction;
 
-pub use create::{FormatOptions, zero};
+pub use create::{FormatOptions, give_space, zero};
 pub use epoch::{Alive, Counter, Epochs};
 pub use frames::{PageRead, PageWrite, Pin};
 pub use prefetch::{Ahead, PREFETCHERS};

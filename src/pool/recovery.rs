@@ -23,7 +23,7 @@ use crate::page::bitmap::Bitmap;
 use crate::page::format::*;
 use crate::page::op::{self, Op};
 use crate::page::superblock::*;
-use crate::page::{BlockNo, Lsn, PageId};
+use crate::page::{BlockNo, Lsn, PageId, Run};
 use crate::storage::sim::site_scope;
 use crate::storage::{OverlayStorage, Storage, spare_memory};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -99,6 +99,23 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
     Ok(superblock)
 }
 
+/// Has the host allocate again what log, doublewrite area and pages were given when the image was made or grew: a copy of the image may
+/// have holes there, where zeros were or nothing was written yet. Otherwise a full disk of the host would meet the log, or pages on their
+/// way home. That may come to pass all the same where it is full already, or allocates nothing in advance, with pages that lie between
+/// data, and with a copy that shares its blocks with what was copied.
+fn allocate_again(storage: &dyn Storage, ranges: impl Iterator<Item = (u64, u64)>) {
+    for (offset, len) in ranges {
+        match storage.allocate(offset, len) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(e) => {
+                log::warn!("allocating space on the host for log and pages: {e}");
+                return;
+            }
+        }
+    }
+}
+
 impl Pool {
     /// Opens an image, with recovery if it was not closed in order. Nothing else uses the storage.
     ///
@@ -137,6 +154,9 @@ impl Pool {
             storage.forget_cached();
             superblock = read_superblock(&*storage)?;
         }
+        if !options.read_only {
+            allocate_again(&*storage, std::iter::once((0, superblock.data_offset())));
+        }
         let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
         let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
         let mut sequence = 0;
@@ -157,7 +177,7 @@ impl Pool {
         }
         pool.load_groups(superblock.groups)?;
         if !options.read_only {
-            pool.allocate_again();
+            pool.allocate_pages_again();
         }
         if !options.read_only || !superblock.clean {
             pool.begin_incarnation(&superblock)?;
@@ -322,23 +342,23 @@ impl Pool {
         Ok(())
     }
 
-    /// Has the host allocate again what log, doublewrite area and pages were given when the image was made or grew: a copy of the image
-    /// may have holes there, where zeros were or nothing was written yet. Otherwise a full disk of the host would meet the log, or pages
-    /// on their way home. Where it is full already, or allocates nothing in advance, that may come to pass.
-    fn allocate_again(&self) {
-        let areas = self.geometry().first_block().0 * BLOCK_SIZE as u64;
-        let chunks = self.space.lock().allocated_chunks();
-        let chunks = chunks.into_iter().map(|run| (run.start.offset(), run.len as u64 * BLOCK_SIZE as u64));
-        for (offset, len) in std::iter::once((0, areas)).chain(chunks) {
-            match self.storage.allocate(offset, len) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(e) => {
-                    log::warn!("allocating space on the host for log and pages: {e}");
-                    return;
-                }
-            }
-        }
+    /// Bitmap pages, and the chunks that tree pages were carved from.
+    fn allocate_pages_again(&self) {
+        let (groups, chunks) = {
+            let space = self.space.lock();
+            (space.groups(), space.allocated_chunks())
+        };
+        let bitmaps = (0..groups).map(|group| self.geometry().bitmap_page(group).run());
+        // Each chunk has a page at least that has been written: a forged image, which has not, is not to fill the disk.
+        let holds_data = |run: &Run| {
+            let end = run.end().offset();
+            self.storage.skip_hole(run.start.offset()).is_none_or(|data| data < end)
+        };
+        let runs = bitmaps.chain(chunks.into_iter().filter(holds_data));
+        allocate_again(
+            &*self.storage,
+            runs.map(|run| (run.start.offset(), run.len as u64 * BLOCK_SIZE as u64)),
+        );
     }
 
     /// Redo may have left pages in the pool that the log's end finds freed: their places can be allocated now.

@@ -214,27 +214,21 @@ impl Space {
         self.available += group.count as u64;
         self.groups.push(group);
         for c in 0..CHUNKS_PER_GROUP {
-            if bitmap.holds_pages(c) {
+            // The last group may be short.
+            if bitmap.holds_pages(c) && (c + 1) * BLOCKS_PER_CHUNK <= end {
                 self.adopt_page_chunk(Chunk(number * CHUNKS_PER_GROUP as u64 + c as u64));
             }
         }
     }
 
-    /// The chunks that the host has allocated for tree pages, those side by side together.
+    /// The chunks that the host has allocated for tree pages.
     pub fn allocated_chunks(&self) -> Vec<Run> {
-        let bit = |chunk: &u64| {
-            let (group, chunk) = Self::in_group(Chunk(*chunk));
+        let is_allocated = |chunk: &Chunk| {
+            let (group, chunk) = Self::in_group(*chunk);
             self.groups[group].allocated[chunk / 64] >> (chunk % 64) & 1 == 1
         };
-        let mut runs: Vec<Run> = Vec::new();
-        for chunk in (0..self.groups.len() as u64 * CHUNKS_PER_GROUP as u64).filter(bit) {
-            let run = self.chunk_run(Chunk(chunk));
-            match runs.last_mut() {
-                Some(last) if last.end() == run.start => last.len += run.len,
-                _ => runs.push(run),
-            }
-        }
-        runs
+        let chunks = (0..self.groups.len() as u64 * CHUNKS_PER_GROUP as u64).map(Chunk);
+        chunks.filter(is_allocated).map(|chunk| self.chunk_run(chunk)).collect()
     }
 
     /// The free pages of a chunk that holds tree pages stay reserved for tree pages.

@@ -101,9 +101,19 @@ fn a_copy_of_a_file_that_is_still_mapped_has_what_was_stored(mount: &mut Mount) 
         for copy in [mount.path(format!("{name}.copy")), mount.scratch.join(name)] {
             assert!(fs::read(&copy).expect("read") == wanted, "{}", copy.display());
         }
+        // A hole begins behind what has been stored, also between two pieces that are known already.
+        let seek = |at, whence| sys::seek(&file, at, whence).expect("seek");
         map.bytes_mut()[100_000] = 1;
-        let hole = sys::seek(&file, 70_000, libc::SEEK_HOLE).expect("hole");
-        assert!(!(98_304..102_400).contains(&hole), "a hole at {hole}, where something was stored");
+        assert_eq!(seek(98_304, libc::SEEK_HOLE), 102_400);
+        map.bytes_mut()[64 << 10..128 << 10].fill(2);
+        assert_eq!(seek(0, libc::SEEK_HOLE), 192 << 10);
+        map.bytes_mut()[900_000] = 3;
+        assert_eq!(seek(860_000, libc::SEEK_DATA), 900_000 / 4096 * 4096);
+        map.bytes_mut()[200_000] = 4;
+        wanted[64 << 10..128 << 10].fill(2);
+        [(900_000, 3), (200_000, 4)].into_iter().for_each(|(at, byte)| wanted[at] = byte);
+        mount.shell().run(&format!("cp {name} {name}.again"));
+        assert!(fs::read(mount.path(format!("{name}.again"))).expect("read") == wanted);
     }
 }
 

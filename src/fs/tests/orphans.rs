@@ -56,6 +56,23 @@ fn a_file_is_gone_with_its_last_use_although_it_waits_to_be_deleted() {
 }
 
 #[test]
+fn statfs_knows_what_is_free_once_a_long_file_is_deleted() {
+    let fs = open_in_background(&image(256 << 20));
+    let free = fs.usage().free;
+    let ino = file(&fs, b"f");
+    // Each block is an extent.
+    for block in 0..10_000u64 {
+        fs.write(ino, block * 8192, &[1; 4096], &ME).unwrap();
+    }
+    fs.retain(ino);
+    fs.unlink(ROOT, b"f", &ME).unwrap();
+    fs.release(ino, 1).unwrap();
+    fs.release(ino, 1).unwrap();
+    let told = fs.usage().free;
+    assert!(told + 500 >= free, "{told} of {free} blocks");
+}
+
+#[test]
 fn what_waits_to_be_deleted_goes_when_the_image_is_closed_or_opened_next() {
     for close in [true, false] {
         let storage = image(64 << 20);
