@@ -3,12 +3,13 @@
 //! The crate is layered, and each layer imports only those below it:
 //!
 //! ```text
-//! cli ──► mount ──► fsck ──► fs ──► tree ──► pool ──► wal ──► page ──► storage
+//! cli ──► mount ──► fs ──► tree ──► pool ──► wal ──► page ──► storage
+//!   └───► fsck ─────┴───────┴───────┴────────┴───────┴─────────┘
 //! ```
 //!
 //! [`fs::Fs`] is the filesystem, which works without FUSE. [`tree::Tree`] is the storage engine below it: an ordered map of
-//! byte strings in one image, with atomic batches, a redo log, and recovery. `docs/design.md` says how it works and why, `docs/format.md` is the image
-//! format byte by byte, and `docs/concurrency.md` the latch protocol.
+//! byte strings in one image, with atomic batches, a redo log, and recovery. `docs/design.md` says how it works and why,
+//! `docs/format.md` is the image format byte by byte, and `docs/concurrency.md` the latch protocol.
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
