@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::daemon::{self, Parent};
 use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
-use crate::fs::{Fs, FsError};
+use crate::fs::{Atime, Fs, FsError};
 use crate::mount::mounts::{self, Mounted};
 use crate::mount::{Mount, MountOptions, block_signals, control};
 use crate::storage::{FileStorage, OpenError, OpenMode};
@@ -117,7 +117,7 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
     if args.fake {
         return Ok(0);
     }
-    let lasting = ["commit", "cache_size", "threads", "writeback", "errors", "strictatime"];
+    let lasting = ["commit", "cache_size", "threads", "writeback", "errors"];
     let lasting: Vec<&str> = kept.iter().copied().filter(|o| lasting.contains(&&*name(o))).collect();
     if !lasting.is_empty() {
         remark(format_args!(
@@ -141,13 +141,25 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
         ));
     }
     let mut flags = vec!["remount"];
-    let known =
-        ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime"];
+    let known = [
+        "ro",
+        "rw",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "atime",
+        "noatime",
+        "relatime",
+        "strictatime",
+    ];
     // What is asked for comes behind what the table has, and mount(8) takes a `noatime` of the table back for `atime` only.
     let is_atime = |o: &str| o.ends_with("atime");
     let atime = kept.iter().copied().rfind(|o| is_atime(o) && known.contains(o));
     flags.extend(kept.iter().copied().filter(|o| known.contains(o) && !is_atime(o)));
-    flags.extend(atime.filter(|o| *o == "relatime").map(|_| "atime").into_iter().chain(atime));
+    flags.extend(atime.filter(|o| *o != "noatime").map(|_| "atime").into_iter().chain(atime));
     if access == Some(&"ro") {
         // What has been acknowledged until now is on disk before the mount says that it changes nothing.
         File::open(dir)
@@ -161,9 +173,11 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
         // It has said why.
         return Ok(done.code().and_then(|code| code.try_into().ok()).unwrap_or(status::MOUNT));
     }
-    if let Some(mounted) = mounts::find(dir)
-        && let Err(e) = control::keep_access_times(dir, !mounted.read_only && !mounted.no_atime)
-    {
+    // Of several places of the filesystem the one that changes most counts.
+    let places = mounts::find(dir).map(|mounted| mounts::places(&mounted)).unwrap_or_default();
+    let modes = [Atime::Strict, Atime::Relatime];
+    let mode = modes.into_iter().find(|mode| places.iter().any(|place| place.atime == *mode));
+    if let Err(e) = control::set_atime_mode(dir, mode.unwrap_or(Atime::None)) {
         remark(format_args!("{}: access times are kept as they were before: {e}", dir.display()));
     }
     Ok(0)
@@ -340,8 +354,7 @@ fn open_and_mount(
     if fs.tree().is_damaged() {
         log::warn!("{}: {MARKED}", image.display());
     }
-    fs.set_atime_mode(options.atime);
-    fs.keep_access_times(!options.flags.read_only && !options.flags.no_atime);
+    fs.set_atime_mode(if options.flags.read_only { Atime::None } else { options.atime });
     Mount::new(fs, image, dir, options).map_err(|e| Failure::new(status::MOUNT, e))
 }
 

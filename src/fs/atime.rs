@@ -15,8 +15,10 @@ pub enum Atime {
     /// The first one after a change, and the first one of a day.
     #[default]
     Relatime = 0,
+    /// None.
+    None = 1,
     /// All.
-    Strict = 1,
+    Strict = 2,
 }
 
 const DAY: i64 = 24 * 60 * 60;
@@ -26,9 +28,15 @@ const UNSAVED_MAX: usize = 4096;
 const PER_BATCH: usize = 64;
 
 impl Atime {
+    /// The one with this number.
+    pub fn numbered(number: u8) -> Option<Atime> {
+        [Atime::Relatime, Atime::None, Atime::Strict].into_iter().find(|mode| *mode as u8 == number)
+    }
+
     fn is_due(self, inode: &Inode, now: Time) -> bool {
         let atime = inode.atime;
         match self {
+            Atime::None => false,
             _ if atime == now => false,
             Atime::Strict => true,
             Atime::Relatime => {
@@ -46,23 +54,15 @@ impl Fs {
         self.atime.store(mode as u8, Ordering::Relaxed);
     }
 
-    /// Whether accesses change access times at all, from now on. They do at first.
-    pub fn keep_access_times(&self, keep: bool) {
-        self.atimes_rest.store(!keep, Ordering::Relaxed);
-    }
-
     fn atime_mode(&self) -> Atime {
-        match self.atime.load(Ordering::Relaxed) == Atime::Strict as u8 {
-            true => Atime::Strict,
-            false => Atime::Relatime,
-        }
+        Atime::numbered(self.atime.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
     /// Notes that an inode has been read. In memory only: it is written with the inode's next update, by [`Fs::sync`] or
     /// [`Fs::close`], or when too many wait.
     pub fn touch_atime(&self, ino: Ino, now: Time) -> Result<()> {
         let mode = self.atime_mode();
-        if self.atimes_rest.load(Ordering::Relaxed) {
+        if mode == Atime::None {
             return Ok(());
         }
         let node = self.node(ino);

@@ -32,7 +32,7 @@ pub use space::Usage;
 pub use xattr::SetXattr;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8};
+use std::sync::atomic::AtomicU8;
 
 use crate::defects::Defect;
 use crate::page::BLOCK_SIZE;
@@ -142,7 +142,6 @@ pub struct Inner {
     hash_seed: [u8; 16],
     /// The [`Atime`].
     atime: AtomicU8,
-    atimes_rest: AtomicBool,
 }
 
 impl std::ops::Deref for Fs {
@@ -200,7 +199,6 @@ impl Fs {
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
             atime: AtomicU8::default(),
-            atimes_rest: AtomicBool::default(),
         });
         if !inner.tree.is_read_only() {
             inner.take_up_orphans()?;

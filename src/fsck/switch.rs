@@ -181,7 +181,8 @@ fn write_bitmaps(storage: &dyn Storage, superblock: &Superblock, target: &Target
                 left &= !((!0u64 >> (64 - len)) << from);
             }
         }
-        for chunk in 0..CHUNKS_PER_GROUP {
+        // The last one of a short group is none.
+        for chunk in 0..superblock.group_blocks(group) / BLOCKS_PER_CHUNK {
             if holds_pages_only(target, group, chunk) {
                 // The host may refuse: then the chunk is not set aside for pages.
                 let at = id.offset() + chunk as u64 * CHUNK_SIZE as u64;

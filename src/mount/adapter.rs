@@ -690,8 +690,8 @@ impl<V: Volume> Filesystem for Adapter<V> {
                 let size = output_size as usize;
                 Ok(Control::pad(findings(&self.scrubber.progress(), first, size), size))
             }
-            Some(Control::AccessTimes(keep)) => {
-                self.volume.keep_access_times(keep);
+            Some(Control::AccessTimes(mode)) => {
+                self.volume.set_atime_mode(mode);
                 Ok(Vec::new())
             }
             Some(Control::Grow(size)) => self.volume.grow(size).map(|()| Vec::new()),

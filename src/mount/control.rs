@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use crate::fs::Atime;
+
 /// Bytes of a report, padded with zeros. An ioctl's number holds 14 bits of size, and 13 on some architectures.
 pub const REPORT_SIZE: usize = if HAS_13_BITS { 8_000 } else { 16_000 };
 const HAS_13_BITS: bool = cfg!(any(
@@ -38,8 +40,8 @@ pub enum Control {
     Scrub(u64),
     /// End that.
     StopScrub,
-    /// Whether access times are kept.
-    AccessTimes(bool),
+    /// Which accesses change access times.
+    AccessTimes(Atime),
     /// What it has found, from this number on, as many as there is room for.
     Findings(u64),
 }
@@ -52,7 +54,10 @@ impl Control {
             GROW => Some(Control::Grow(u64::from_ne_bytes(input.try_into().ok()?))),
             SCRUB => Some(Control::Scrub(u64::from_ne_bytes(input.try_into().ok()?))),
             SCRUB_STOP => Some(Control::StopScrub),
-            ACCESS_TIMES => Some(Control::AccessTimes(u64::from_ne_bytes(input.try_into().ok()?) != 0)),
+            ACCESS_TIMES => {
+                let number = u64::from_ne_bytes(input.try_into().ok()?);
+                Some(Control::AccessTimes(Atime::numbered(number.try_into().ok()?)?))
+            }
             FINDINGS => Some(Control::Findings(u64::from_ne_bytes(*input.first_chunk()?))),
             _ => None,
         }
@@ -108,10 +113,10 @@ pub fn stop_scrub(dir: &Path) -> io::Result<()> {
     send(dir, SCRUB_STOP, 0)
 }
 
-/// Has the mount that `dir` lies in keep access times as it was mounted with, or not: its flags are the kernel's, which does not tell
-/// that they have changed.
-pub fn keep_access_times(dir: &Path, keep: bool) -> io::Result<()> {
-    send(dir, ACCESS_TIMES, keep.into())
+/// Tells the mount that `dir` lies in which accesses change access times: the flags of a mount are the kernel's, which does not tell that
+/// they have changed.
+pub fn set_atime_mode(dir: &Path, mode: Atime) -> io::Result<()> {
+    send(dir, ACCESS_TIMES, mode as u64)
 }
 
 fn send(dir: &Path, command: u32, number: u64) -> io::Result<()> {
@@ -135,7 +140,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn the_numbers_of_requests_stay_as_they_are() {
-        let numbers = [STATS, GROW, SCRUB, SCRUB_STOP, FINDINGS];
-        assert_eq!(numbers, [0xbe80_6201, 0x4008_6202, 0x4008_6203, 0x4008_6204, 0xfe80_6205]);
+        let numbers = [STATS, GROW, SCRUB, SCRUB_STOP, FINDINGS, ACCESS_TIMES];
+        assert_eq!(numbers, [0xbe80_6201, 0x4008_6202, 0x4008_6203, 0x4008_6204, 0xfe80_6205, 0x4008_6206]);
     }
 }

@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
+use crate::fs::Atime;
+
 /// The type of a mount, in `/proc/mounts` and for mount(8).
 pub const FS_TYPE: &str = "fuse.btfs";
 const DEVICE: &str = "/dev/fuse";
@@ -208,8 +210,8 @@ pub struct Mounted {
     pub source: PathBuf,
     /// Whether nothing can be changed there.
     pub read_only: bool,
-    /// Whether access times are not to be changed either.
-    pub no_atime: bool,
+    /// Which accesses change access times there.
+    pub atime: Atime,
 }
 
 impl Mounted {
@@ -231,7 +233,11 @@ impl Mounted {
             fs_type: text(right.first()?),
             source: unescaped(right.get(1)?),
             read_only: has(left.get(5)?, b"ro") || right.get(2).is_some_and(|options| has(options, b"ro")),
-            no_atime: has(left.get(5)?, b"noatime"),
+            atime: match left.get(5)? {
+                flags if has(flags, b"ro") || has(flags, b"noatime") => Atime::None,
+                flags if has(flags, b"relatime") => Atime::Relatime,
+                _ => Atime::Strict,
+            },
         })
     }
 }

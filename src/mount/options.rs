@@ -100,7 +100,7 @@ impl MountOptions {
             ("noexec", None) => self.flags.no_exec = true,
             ("atime" | "relatime", None) => (self.flags.no_atime, self.atime) = (false, Atime::Relatime),
             ("strictatime", None) => (self.flags.no_atime, self.atime) = (false, Atime::Strict),
-            ("noatime", None) => self.flags.no_atime = true,
+            ("noatime", None) => (self.flags.no_atime, self.atime) = (true, Atime::None),
             ("allow_other", None) => self.flags.allow_other = true,
             ("allow_root", None) => self.allow_root = true,
             ("remount", None) => self.remount = true,
@@ -180,6 +180,7 @@ mod tests {
         let o = parsed(line).unwrap();
         assert!(o.flags.no_atime && o.flags.allow_other && !o.flags.read_only);
         assert_eq!((o.commit.as_secs(), o.cache_size), (30, Some(64 << 20)));
+        assert_eq!(o.atime, Atime::None);
     }
 
     #[test]

@@ -39,7 +39,8 @@ impl Wanted {
         let n = Ino(self.n.0);
         let (from, to) = match *found {
             Ok(at) if self.data => (self.offset, at),
-            Ok(Some(at)) => (at, volume.seek(n, at, true)?),
+            // What has been stored there since makes the answer wrong, and not the hole empty.
+            Ok(Some(at)) => (at, volume.seek(n, at, true)?.map(|to| to.max(at + 1))),
             _ => return Ok(None),
         };
         // The end counts as a hole, and there is nothing behind it.

@@ -131,11 +131,17 @@ impl<V: Volume> Mount<V> {
         let served = match signals {
             Ok(_) => self.session.run(),
             Err(e) => {
+                if self.mounted.is_none() {
+                    // Nothing else can be there yet.
+                    let _ = mounts::unmount(&self.dir, true);
+                }
                 drop(self.session);
                 Err(e)
             }
         };
-        if let (Err(e), Some(mounted)) = (&served, &self.mounted) {
+        if let Err(e) = &served
+            && let Some(mounted) = &self.mounted
+        {
             // Not all workers were started, or one has ended early: those that there are serve who uses it now, and it ends with them.
             for place in places(Some(mounted), &self.dir).iter().rev() {
                 log::error!("FUSE session: {e}; detaching {}", place.display());

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use serde_json::{Value, json};
 
 use crate::fs::{
-    Attributes, Caller, Cookie, Fallocate, Fs, FsError, Ino, Kind, New, RenameMode, Result, Scrub,
+    Atime, Attributes, Caller, Cookie, Fallocate, Fs, FsError, Ino, Kind, New, RenameMode, Result, Scrub,
     SetAttributes, SetXattr, Time, Usage,
 };
 use crate::storage::AlignedBuf;
@@ -89,9 +89,9 @@ pub trait Volume: Send + Sync + 'static {
         let _ = (ino, now);
         Ok(())
     }
-    /// Whether it does anything, from now on.
-    fn keep_access_times(&self, keep: bool) {
-        let _ = keep;
+    /// Which accesses are to do anything, from now on.
+    fn set_atime_mode(&self, mode: Atime) {
+        let _ = mode;
     }
     /// Reads; fewer bytes than asked for only at the file's end. `reply` gets the bytes, once, unless there was an error.
     fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R>;
@@ -214,8 +214,8 @@ impl Volume for Fs {
     fn accessed(&self, ino: Ino, now: Time) -> Result<()> {
         self.touch_atime(ino, now)
     }
-    fn keep_access_times(&self, keep: bool) {
-        Fs::keep_access_times(self, keep);
+    fn set_atime_mode(&self, mode: Atime) {
+        Fs::set_atime_mode(self, mode);
     }
     fn read<R>(&self, ino: Ino, offset: u64, len: usize, reply: impl FnOnce(&[u8]) -> R) -> Result<R> {
         BUFFER.with_borrow_mut(|buffer| {

@@ -103,9 +103,23 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
 /// have holes there, where zeros were or nothing was written yet. Otherwise a full disk of the host would meet the log, or pages on their
 /// way home. That may come to pass all the same where it is full already, or allocates nothing in advance, with pages that lie between
 /// data, and with a copy that shares its blocks with what was copied.
-fn allocate_again(storage: &dyn Storage, ranges: impl Iterator<Item = (u64, u64)>) {
-    for (offset, len) in ranges {
-        match storage.allocate(offset, len) {
+///
+/// The host is asked for holes first, since an allocation of what is allocated is not free everywhere. `runs` ascend.
+fn allocate_again(storage: &dyn Storage, runs: impl Iterator<Item = Run>) {
+    let mut hole = 0;
+    for run in runs {
+        let (offset, end) = (run.start.offset(), run.end().offset());
+        if hole < offset {
+            hole = storage.next_hole(offset).unwrap_or(offset);
+        }
+        if hole >= end {
+            continue;
+        }
+        // Each of them has something that was written: a forged image, which has not, is not to fill the disk.
+        if storage.skip_hole(offset).is_some_and(|data| data >= end) {
+            continue;
+        }
+        match storage.allocate(offset, end - offset) {
             Ok(true) => {}
             Ok(false) => return,
             Err(e) => {
@@ -155,7 +169,8 @@ impl Pool {
             superblock = read_superblock(&*storage)?;
         }
         if !options.read_only {
-            allocate_again(&*storage, std::iter::once((0, superblock.data_offset())));
+            let len = (superblock.data_offset() / BLOCK_SIZE as u64).try_into().unwrap_or(u32::MAX);
+            allocate_again(&*storage, std::iter::once(Run { start: BlockNo(0), len }));
         }
         let mut report = RecoveryReport { clean: superblock.clean, ..Default::default() };
         let mut scan = Scan { end: superblock.checkpoint, ..Default::default() };
@@ -344,21 +359,13 @@ impl Pool {
 
     /// Bitmap pages, and the chunks that tree pages were carved from.
     fn allocate_pages_again(&self) {
-        let (groups, chunks) = {
+        let (groups, mut runs) = {
             let space = self.space.lock();
             (space.groups(), space.allocated_chunks())
         };
-        let bitmaps = (0..groups).map(|group| self.geometry().bitmap_page(group).run());
-        // Each chunk has a page at least that has been written: a forged image, which has not, is not to fill the disk.
-        let holds_data = |run: &Run| {
-            let end = run.end().offset();
-            self.storage.skip_hole(run.start.offset()).is_none_or(|data| data < end)
-        };
-        let runs = bitmaps.chain(chunks.into_iter().filter(holds_data));
-        allocate_again(
-            &*self.storage,
-            runs.map(|run| (run.start.offset(), run.len as u64 * BLOCK_SIZE as u64)),
-        );
+        runs.extend((0..groups).map(|group| self.geometry().bitmap_page(group).run()));
+        runs.sort_unstable_by_key(|run| run.start);
+        allocate_again(&*self.storage, runs.into_iter());
     }
 
     /// Redo may have left pages in the pool that the log's end finds freed: their places can be allocated now.

@@ -324,8 +324,15 @@ impl Storage for FileStorage {
         if self.is_device {
             return None;
         }
-        let data = sys::seek_data(&self.buffered, offset).ok()?;
+        let data = sys::seek(&self.buffered, offset, libc::SEEK_DATA).ok()?;
         Some(data.or_else(|| self.len().ok())?.max(offset))
+    }
+
+    fn next_hole(&self, offset: u64) -> Option<u64> {
+        if self.is_device {
+            return None;
+        }
+        sys::seek(&self.buffered, offset, libc::SEEK_HOLE).ok()?
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
@@ -411,9 +418,11 @@ impl Storage for FileStorage {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
-        // A device has its space.
-        let held = self.fallocate(libc::FALLOC_FL_KEEP_SIZE, offset, len, &self.no_allocate)?;
-        Ok(held || self.is_device)
+        // A device has its space. To ask it may drop what is cached of the range, before it refuses (Linux before 6.7).
+        if self.is_device {
+            return self.check_writable().map(|()| true);
+        }
+        self.fallocate(libc::FALLOC_FL_KEEP_SIZE, offset, len, &self.no_allocate)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {

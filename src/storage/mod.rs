@@ -79,6 +79,11 @@ pub trait Storage: Send + Sync {
         None
     }
 
+    /// The first offset from `offset` on, the end included, where the host may not have allocated space yet. `None` where it cannot tell.
+    fn next_hole(&self, _offset: u64) -> Option<u64> {
+        None
+    }
+
     /// Writes all of `buf`. Durable after a [`Storage::sync`] that begins after this returns. A write past
     /// the end of a file extends it; a block device refuses it.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
@@ -131,6 +136,10 @@ impl<T: Storage + ?Sized> Storage for Arc<T> {
 
     fn skip_hole(&self, offset: u64) -> Option<u64> {
         (**self).skip_hole(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> Option<u64> {
+        (**self).next_hole(offset)
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {

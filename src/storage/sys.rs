@@ -47,10 +47,10 @@ pub(super) fn drop_cache(file: &File) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
-/// `lseek(2)` with `SEEK_DATA`: where the next data are, if there are any. Moves the descriptor's position.
-pub(super) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+/// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`: where the next are, if there are any. Moves the descriptor's position.
+pub(super) fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
     // SAFETY: the call takes no memory, and the descriptor is open as long as `file` is borrowed.
-    let found = unsafe { libc::lseek(file.as_raw_fd(), signed(offset)?, libc::SEEK_DATA) };
+    let found = unsafe { libc::lseek(file.as_raw_fd(), signed(offset)?, whence) };
     match u64::try_from(found) {
         Ok(found) => Ok(Some(found)),
         Err(_) => match io::Error::last_os_error() {

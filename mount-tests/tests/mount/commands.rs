@@ -154,7 +154,7 @@ fn a_remount_refuses_what_it_does_not_know(mount: &mut Mount) {
 fn a_remount_changes_what_becomes_of_access_times(mount: &mut Mount) {
     only_root(mount);
     need_helpers(mount);
-    let modes = [("noatime", false), ("relatime", true), ("ro", false), ("rw", true)];
+    let modes = [("noatime", false), ("relatime", true), ("ro", false), ("rw", true), ("strictatime", true)];
     for first in ["", "noatime"] {
         let name = |mode: &str| format!("{first}, then {mode}");
         for (mode, _) in modes {
@@ -171,6 +171,12 @@ fn a_remount_changes_what_becomes_of_access_times(mount: &mut Mount) {
             assert_eq!(fs::read_dir(mount.path(name(mode))).expect("readdir").count(), 1);
             let atime = fs::metadata(mount.path(name(mode))).expect("stat").atime();
             assert_eq!(atime > 2000, changes, "{}: {atime}", name(mode));
+        }
+        // What the kernel keeps of attributes it has not been told of is gone then.
+        mount.remount();
+        for (mode, changes) in modes {
+            let atime = fs::metadata(mount.path(name(mode))).expect("stat").atime();
+            assert_eq!(atime > 2000, changes, "{} in the image: {atime}", name(mode));
         }
     }
 }

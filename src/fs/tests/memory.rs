@@ -50,10 +50,9 @@ fn access_times_follow_relatime_and_reach_the_image() {
     fs.touch_atime(files[0], at(10 + 24 * 60 * 60)).unwrap();
     fs.write(files[1], 0, b"x", &Caller { now: at(30), ..ME }).unwrap();
     fs.touch_atime(files[1], at(40)).unwrap();
-    fs.keep_access_times(false);
+    fs.set_atime_mode(Atime::None);
     fs.write(files[2], 0, b"x", &Caller { now: at(30), ..ME }).unwrap();
     fs.touch_atime(files[2], at(50)).unwrap();
-    fs.keep_access_times(true);
     fs.set_atime_mode(Atime::Strict);
     fs.touch_atime(files[3], at(60)).unwrap();
     let expected = |i| match i {

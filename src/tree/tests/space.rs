@@ -631,13 +631,13 @@ struct NoAllocation {
 
 impl NoAllocation {
     fn note(&self, offset: u64, buf: &[u8]) {
-        let blocks = offset / 4096..(offset + buf.len() as u64).div_ceil(4096);
+        let sectors = offset / 512..(offset + buf.len() as u64).div_ceil(512);
         let mut written = self.written.lock();
         // What has contents may not meet a full disk any more.
         if buf.iter().any(|b| *b != 0) {
-            blocks.clone().for_each(|block| assert!(written.contains(&block), "block {block} has no space"));
+            sectors.clone().for_each(|sector| assert!(written.contains(&sector), "{sector} has no space"));
         }
-        written.extend(blocks);
+        written.extend(sectors);
     }
 }
 
@@ -684,4 +684,25 @@ fn no_page_meets_a_full_disk_on_its_way_home_where_the_host_allocates_nothing() 
     tree.checkpoint().unwrap();
     tree.check().unwrap();
     tree.close().unwrap();
+}
+
+#[test]
+fn what_lies_where_space_is_wanted_is_not_written_over() {
+    let storage = NoAllocation { inner: MemStorage::new(1 << 20), written: Mutex::default() };
+    // The first sector and the last one, single bytes, and a row; all but the last of these lie in a range that begins at 4096.
+    let mut bytes = vec![0; 1 << 20];
+    for at in [0, 4095, 4096, 9000, 50_000, 100_351, (64 << 10) + 4095] {
+        bytes[at] = 1;
+    }
+    bytes[20_000..30_000].fill(2);
+    storage.inner.write_at(0, &bytes).unwrap();
+    crate::pool::give_space(&storage, 4096, 64 << 10).unwrap();
+    let mut now = vec![0; 1 << 20];
+    storage.inner.read_at(0, &mut now).unwrap();
+    assert!(now == bytes);
+    let written = storage.written.lock();
+    for sector in 0..(1 << 20) / 512 {
+        let wanted = (8..8 + 128).contains(&sector) && bytes[sector * 512..][..512].iter().all(|b| *b == 0);
+        assert_eq!(written.contains(&(sector as u64)), wanted, "{sector}");
+    }
 }
