@@ -100,7 +100,7 @@ impl Search<'_> {
             read_pages(self.storage, self.place.offset + at, bytes);
             let mut i = 0;
             while i + RECORD_HEADER_SIZE <= len {
-                let Some(header) = header(&bytes[i..], at + i as u64, size) else {
+                let Some(header) = header(&bytes[i..], at + i as u64, self.place) else {
                     i += 1;
                     continue;
                 };
@@ -128,7 +128,7 @@ impl Search<'_> {
     fn record(&mut self, header: &Header, bytes: &mut Vec<u8>) -> Option<Kind> {
         bytes.resize(header.len, 0);
         let read = self.place.read(self.storage, header.lsn, bytes).is_ok();
-        let kind = header.verify(bytes, &bytes[RECORD_HEADER_SIZE..]).filter(|_| read);
+        let kind = header.verify(bytes, &bytes[RECORD_HEADER_SIZE..], self.place.image).filter(|_| read);
         if kind.is_none() {
             self.wasted += header.len;
         }
@@ -154,13 +154,13 @@ impl Search<'_> {
     }
 }
 
-/// A header that may be that of a record at byte `at` of an area of `size` bytes.
-fn header(bytes: &[u8], at: u64, size: u64) -> Option<Header> {
-    // The first byte of the length, the kind and the zeros: most places fail here.
-    if bytes[0] != 0 || !matches!(bytes[20], 1 | 2) || bytes[21..24] != [0; 3] {
+/// A header that may be that of a record at byte `at` of the area.
+fn header(bytes: &[u8], at: u64, Place { image, size, .. }: Place) -> Option<Header> {
+    // The first byte of the length, and the kind: most places fail here.
+    if bytes[0] != 0 || !matches!(bytes[20], 1 | 2) {
         return None;
     }
-    let header = Header::decode(bytes.first_chunk()?);
+    let header = Header::decode(bytes.first_chunk()?, image)?;
     let fits = (RECORD_HEADER_SIZE..=RECORD_SIZE_MAX.min(size as usize)).contains(&header.len);
     let placed = header.lsn.0 % size == at && (size..=LSN_MAX).contains(&header.lsn.0);
     // An image that is opened for writing takes the next one.

@@ -13,7 +13,7 @@ use super::lostlog::LostLog;
 use crate::error::Error;
 use crate::page::format::*;
 use crate::page::op::{self, Op};
-use crate::page::superblock::{LOG_OFFSET, Superblock};
+use crate::page::superblock::Superblock;
 use crate::page::{BLOCK_SIZE, BlockNo, Lsn, PAGE_SIZE, PageBytes, PageId};
 use crate::storage::Storage;
 use crate::wal::{self, Place};
@@ -43,7 +43,7 @@ pub(super) fn is_damage(error: &Error) -> bool {
 
 /// Applies what can be applied of the log to the storage, which is an overlay.
 pub(super) fn replay(storage: &dyn Storage, superblock: &Superblock) -> Result<Replayed> {
-    let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
+    let place = Place::of(superblock);
     let (from, incarnation) = (superblock.checkpoint, superblock.incarnation);
     let cut = std::cell::Cell::new(false);
     let records = |each: &mut Each<'_>| {
@@ -71,7 +71,7 @@ pub(super) fn replay(storage: &dyn Storage, superblock: &Superblock) -> Result<R
 
 /// The same with what is left of a log whose superblocks are lost.
 pub(super) fn replay_lost(storage: &dyn Storage, superblock: &Superblock, log: &LostLog) -> Result<Replayed> {
-    let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
+    let place = Place::of(superblock);
     let records = |each: &mut Each<'_>| {
         for piece in &log.pieces {
             let take =

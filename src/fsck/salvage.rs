@@ -84,7 +84,7 @@ pub(super) fn find(storage: &dyn Storage, options: &Options<'_>) -> Result<Optio
         }
     }
     let durable = Lsn(durable.0.min(lostlog::LSN_MAX).max(superblock.log_size));
-    let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
+    let place = Place::of(&superblock);
     let log = lostlog::find(storage, place, durable);
     superblock.incarnation = log.incarnation + 1;
     (superblock.checkpoint, superblock.floor) = (log.end, log.end);

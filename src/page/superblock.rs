@@ -15,7 +15,7 @@ pub const SUPERBLOCK_OFFSETS: [u64; 2] = [0, PAGE_SIZE as u64];
 /// Where the log begins, in bytes.
 pub const LOG_OFFSET: u64 = 64 << 10;
 /// The format version that this code writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The longest label, in bytes.
 pub const LABEL_MAX: usize = 64;
 
@@ -124,7 +124,7 @@ pub enum SuperblockError {
     #[error("{0}")]
     Damaged(&'static str),
     /// Written by a newer version.
-    #[error("its format has version {0}, this program knows up to {VERSION}")]
+    #[error("its format has version {0}, this program knows version {VERSION}")]
     Version(u32),
     /// Needs features that this version does not have.
     #[error("it needs features that this program lacks ({0:#x})")]

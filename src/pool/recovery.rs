@@ -156,7 +156,7 @@ impl Pool {
         } else {
             storage
         };
-        let place = Place { offset: LOG_OFFSET, size: superblock.log_size };
+        let place = Place::of(&superblock);
         let _site = site_scope("recovery");
         // If only the process died, the host still shows writes that are not durable, the superblock just read perhaps among
         // them. Everything from here on builds on what was read.

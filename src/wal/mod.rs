@@ -29,12 +29,13 @@ use std::time::Duration;
 use crate::defects::{Defect, Defects};
 use crate::error::{Error, Result};
 use crate::page::Lsn;
+use crate::page::superblock::{LOG_OFFSET, Superblock};
 use crate::storage::sim::site_scope;
 use crate::storage::{AlignedBuf, DIRECT_ALIGN, Storage};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, unlocked};
 use contents::Contents;
-use format::{Kind, MARK_SIZE, RECORD_HEADER_SIZE};
+use format::{Kind, MARK_SIZE, RECORD_HEADER_SIZE, RECORD_SIZE_MAX};
 
 /// The most bytes that are appended or reserved but not yet written.
 pub const BUFFER_MAX: u64 = 16 << 20;
@@ -60,16 +61,23 @@ struct Waiting {
     call: Callback,
 }
 
-/// Where the log lies in the image, in bytes.
+/// Where the log lies, and in which image.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// Offset of the circular area.
+    /// The image's identity.
+    pub image: u64,
+    /// Offset of the circular area, in bytes.
     pub offset: u64,
-    /// Its size.
+    /// Its size, in bytes.
     pub size: u64,
 }
 
 impl Place {
+    /// The log of an image with this superblock.
+    pub fn of(superblock: &Superblock) -> Place {
+        Place { image: superblock.image(), offset: LOG_OFFSET, size: superblock.log_size }
+    }
+
     /// Splits a row of bytes at `at` into the one or two pieces in which it lies in the file.
     fn split(self, at: Lsn, len: usize) -> (u64, usize) {
         let within = at.0 % self.size;
@@ -236,9 +244,9 @@ impl Log {
         let tail = self.tail.load(Ordering::Relaxed);
         self.end.load(Ordering::Relaxed).saturating_sub(tail)
     }
-    /// The largest reservation that can ever be granted, in bytes.
+    /// The largest reservation that can ever be granted, in bytes: no record is longer than a scan takes.
     pub fn reservation_max(&self) -> u64 {
-        (self.place.size / 4).min(BUFFER_MAX / 2)
+        (self.place.size / 4).min(BUFFER_MAX / 2).min(RECORD_SIZE_MAX as u64)
     }
 
     /// The error that ended writing, if one did.
@@ -314,7 +322,8 @@ impl Log {
     }
 
     fn push(&self, state: &mut State, hasher: crc32fast::Hasher, body: &[u8], kind: Kind) {
-        let header = format::encode_header(hasher, body.len(), Lsn(state.end), self.incarnation, kind);
+        let owner = (self.place.image, self.incarnation);
+        let header = format::encode_header(hasher, body.len(), Lsn(state.end), owner, kind);
         state.buffer.extend_from_slice(&header);
         state.buffer.extend_from_slice(body);
         state.end += (RECORD_HEADER_SIZE + body.len()) as u64;

@@ -24,7 +24,7 @@ pub struct Scan {
 const WINDOW: usize = 256 << 10;
 
 /// Bytes behind the log's end that are hashed in vain before the log is called damaged. A crash leaves a few headers without
-/// their records there; a forger could write one at every place, each claiming all the rest.
+/// their records there; a forger who has the image could write one at every place, each claiming all the rest.
 const WASTED_MAX: usize = 64 * RECORD_SIZE_MAX;
 
 /// What each header without its record counts for among them, however little it claims. A crash leaves one for every sector that it
@@ -91,13 +91,15 @@ impl Window<'_> {
         if !header.is_plausible(Lsn(at), incarnation) {
             return Ok(None);
         }
+        let image = self.place.image;
         let Some(bytes) = self.get(at, header.len)? else { return Ok(None) };
-        Ok(header.verify(bytes, &bytes[RECORD_HEADER_SIZE..]).map(|kind| (kind, header.len)))
+        Ok(header.verify(bytes, &bytes[RECORD_HEADER_SIZE..], image).map(|kind| (kind, header.len)))
     }
 
     fn header(&mut self, at: u64) -> Result<Option<Header>> {
+        let image = self.place.image;
         let bytes = self.get(at, RECORD_HEADER_SIZE)?;
-        Ok(bytes.and_then(|b| b.first_chunk()).map(Header::decode))
+        Ok(bytes.and_then(|b| b.first_chunk()).and_then(|b| Header::decode(b, image)))
     }
 }
 

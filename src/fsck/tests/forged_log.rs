@@ -42,11 +42,12 @@ fn section(page: PageId, ops: &[Op<'_>]) -> Vec<u8> {
 /// Appends a record to the log.
 fn append(storage: &Arc<MemStorage>, body: &[u8]) {
     let superblock = superblock(storage);
-    let place = LogPlace { offset: LOG_OFFSET, size: superblock.log_size };
+    let place = LogPlace::of(&superblock);
     let (from, incarnation) = (superblock.checkpoint, superblock.incarnation);
     let end =
         wal::scan(&**storage, place, from, incarnation, superblock.floor, |_, _, _| Ok(())).unwrap().end;
-    let header = encode_header(hash_body(body), body.len(), end, incarnation, Kind::Transaction);
+    let header =
+        encode_header(hash_body(body), body.len(), end, (place.image, incarnation), Kind::Transaction);
     let at = end.0 % superblock.log_size;
     assert!(at + (RECORD_HEADER_SIZE + body.len()) as u64 <= superblock.log_size);
     storage.write_at(LOG_OFFSET + at, &[&header[..], body].concat()).unwrap();

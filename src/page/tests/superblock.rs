@@ -264,9 +264,11 @@ fn without_a_superblock_the_reason_is_given_that_says_most() {
 fn other_versions_and_unknown_features_are_named() {
     let (superblock, _) = random_superblock(&mut Rng::new(1));
     let mut bytes = superblock.encode();
-    put_u32(&mut bytes, 8, 2);
-    refix(&mut bytes);
-    assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Version(2)));
+    for other in [VERSION - 1, VERSION + 1] {
+        put_u32(&mut bytes, 8, other);
+        refix(&mut bytes);
+        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Version(other)));
+    }
     put_u32(&mut bytes, 8, VERSION);
     put_u64(&mut bytes, 32, 1 << 40);
     refix(&mut bytes);

@@ -9,7 +9,7 @@ use super::format::RECORD_SIZE_MAX;
 use super::*;
 use crate::storage::{Fault, FaultStorage, MemStorage, OpKind, Rng};
 
-const PLACE: Place = Place { offset: 4096, size: 256 << 10 };
+const PLACE: Place = Place { image: 9, offset: 4096, size: 256 << 10 };
 const START: Lsn = Lsn(256 << 10);
 
 fn storage() -> Arc<MemStorage> {
@@ -231,7 +231,7 @@ fn a_record_never_overwrites_one_that_recovery_needs() {
 #[test]
 fn what_is_not_yet_written_stays_bounded() {
     let storage = Arc::new(MemStorage::new(80 << 20));
-    let place = Place { offset: 0, size: 64 << 20 };
+    let place = Place { image: 9, offset: 0, size: 64 << 20 };
     let log = Log::new(storage, place, 1, Lsn(place.size), Defects::default());
     assert_eq!(log.try_reserve(BUFFER_MAX), Ok(()));
     assert_eq!(log.try_reserve(1), Err(Shortage::Buffer));
@@ -403,10 +403,53 @@ fn damage_to_what_was_committed_last_is_found_when_the_log_has_been_idle() {
     scan_from(&*storage, START, 1, START).unwrap_err();
 }
 
+/// Contents of files lie in the log. Who writes them knows where in it they come to lie, but not the image's identity.
+#[test]
+fn what_users_write_is_never_taken_for_a_record() {
+    let storage = storage();
+    let log = log(&storage, 1, START);
+    let forged = |kind: Kind, at: Lsn, body: &[u8]| {
+        let header = format::encode_header(format::hash_body(body), body.len(), at, (0, 1), kind);
+        [&header, body].concat()
+    };
+    // A mark may come before the first record, and none before the others.
+    append(&log, b"first");
+    // Nearly once around: what they have written lies behind the end when that is passed.
+    while log.end().0 < START.0 + PLACE.size - 20_000 {
+        let first = log.end().0 + RECORD_HEADER_SIZE as u64;
+        let mut body = Vec::new();
+        while body.len() < 4000 {
+            // Where this is now, and where the log will be one lap later.
+            for lap in [0, PLACE.size] {
+                let at = Lsn(first + lap + body.len() as u64);
+                body.extend(forged(Kind::Mark, at, &at.0.to_be_bytes()));
+                let at = Lsn(first + lap + body.len() as u64);
+                body.extend(forged(Kind::Transaction, at, b"all is mine"));
+            }
+        }
+        append(&log, &body);
+    }
+    let tail = log.end();
+    log.commit(tail).unwrap();
+    log.set_tail(tail);
+    while log.end().0 < START.0 + PLACE.size + 20_000 {
+        append(&log, &[7; 100]);
+    }
+    log.commit(log.end()).unwrap();
+    let (scan, found) = scan_from(&*storage, tail, 1, tail).unwrap();
+    assert_eq!(scan.end, log.end());
+    assert!(scan.floor <= scan.end && scan.discarded == 0, "{scan:?}");
+    assert!(found.len() > 200 && found.iter().all(|(_, body)| *body == [7; 100]));
+    // A crash may have cut off all that.
+    overwrite(&*storage, tail, &[0xff; 300]);
+    let (scan, found) = scan_from(&*storage, tail, 1, tail).unwrap();
+    assert_eq!((scan.end, scan.floor, found.len()), (tail, tail, 0));
+}
+
 /// Headers without records at every so many bytes of a large log, each claiming so much.
 fn forged_headers(every: usize, claims: usize) -> Result<Scan> {
     let storage = Arc::new(MemStorage::new(48 << 20));
-    let place = Place { offset: 0, size: 40 << 20 };
+    let place = Place { image: 9, offset: 0, size: 40 << 20 };
     let start = Lsn(place.size);
     let mut bytes = vec![0; 40 << 20];
     for at in (24..bytes.len() - 24).step_by(every) {
@@ -414,7 +457,7 @@ fn forged_headers(every: usize, claims: usize) -> Result<Scan> {
         let lsn = Lsn(start.0 + at as u64);
         // Of other bytes than those that are there.
         let hasher = format::hash_body(b"x");
-        let header = format::encode_header(hasher, len - RECORD_HEADER_SIZE, lsn, 1, Kind::Transaction);
+        let header = format::encode_header(hasher, len - RECORD_HEADER_SIZE, lsn, (9, 1), Kind::Transaction);
         bytes[at..at + 24].copy_from_slice(&header);
     }
     storage.write_at(0, &bytes).unwrap();
@@ -434,7 +477,7 @@ fn a_log_of_forged_headers_does_not_keep_the_opening_busy() {
 #[test]
 fn what_a_crash_left_behind_the_end_is_read_once() {
     const LOG: u64 = 4 << 20;
-    let place = Place { offset: 0, size: LOG };
+    let place = Place { image: 9, offset: 0, size: LOG };
     for len in [0, 60, 5000, 300_000] {
         let storage = Arc::new(FaultStorage::new(MemStorage::new(LOG)));
         let log = Log::new(storage.clone(), place, 1, Lsn(LOG), Defects::default());

@@ -31,13 +31,12 @@ pub fn log_tail(image: &Image) -> Option<LogTail> {
     let mut group_birth = false;
     while let Some(header_bytes) = log.get(at, RECORD_HEADER_SIZE).and_then(|b| b.first_chunk()) {
         let header_bytes: [u8; RECORD_HEADER_SIZE] = *header_bytes;
-        let header = Header::decode(&header_bytes);
-        if !header.is_plausible(Lsn(start + at as u64), superblock.incarnation) {
-            break;
-        }
+        let header = Header::decode(&header_bytes, superblock.image());
+        let plausible = |h: &Header| h.is_plausible(Lsn(start + at as u64), superblock.incarnation);
+        let Some(header) = header.filter(plausible) else { break };
         let Some(record) = log.get(at, header.len) else { break };
         let body = &record[RECORD_HEADER_SIZE..];
-        match header.verify(&header_bytes, body) {
+        match header.verify(&header_bytes, body, superblock.image()) {
             Some(Kind::Transaction) => {
                 last = kind(body);
                 group_birth |= last == "group birth";

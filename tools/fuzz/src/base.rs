@@ -121,10 +121,8 @@ impl Base {
                 break;
             }
             self.image.read(at, &mut bytes).expect("the log lies in the image");
-            let header = Header::decode(&bytes);
-            if !header.is_plausible(self.log_end, s.incarnation) {
-                break;
-            }
+            let plausible = |h: &Header| h.is_plausible(self.log_end, s.incarnation);
+            let Some(header) = Header::decode(&bytes, s.image()).filter(plausible) else { break };
             self.log.push((self.log_end, header.len));
             self.log_end.0 += header.len as u64;
         }

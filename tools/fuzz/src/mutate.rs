@@ -8,7 +8,7 @@ use btfs::page::bitmap::BitmapMut;
 use btfs::page::format::{PAGE_SIZE, PageBytes, seal};
 use btfs::page::superblock::{LOG_OFFSET, SUPERBLOCK_SIZE};
 use btfs::storage::{MemStorage, Storage};
-use btfs::wal::format::{Kind, RECORD_HEADER_SIZE, hash_body};
+use btfs::wal::format::{Kind, RECORD_HEADER_SIZE, hash_body, header_check};
 
 use crate::base::Base;
 use crate::forge;
@@ -453,7 +453,7 @@ impl Work<'_> {
         }
         let size = self.base.superblock.log_size;
         for (lsn, mut record) in self.log {
-            seal_record(&mut record);
+            seal_record(&mut record, self.base.superblock.image());
             for (i, byte) in record.iter().enumerate() {
                 write(LOG_OFFSET + (lsn + i as u64) % size, &[*byte]);
             }
@@ -462,13 +462,18 @@ impl Work<'_> {
     }
 }
 
-/// The checksum of a log record, if its length is possible: over what its header says.
-fn seal_record(record: &mut [u8]) {
+/// The checksums of a log record, if its length is possible: over what its header says.
+fn seal_record(record: &mut [u8], image: u64) {
     let len = get(record, 0, 4) as usize;
+    if let Some(header) = record.first_chunk() {
+        let check = header_check(header, image);
+        record[21..24].copy_from_slice(&check);
+    }
     if let Some(body) = record.get(RECORD_HEADER_SIZE..len) {
         let mut hasher = hash_body(body);
         hasher.update(&record[0..4]);
         hasher.update(&record[8..RECORD_HEADER_SIZE]);
+        hasher.update(&image.to_be_bytes());
         put(record, 4, 4, hasher.finalize() as u64);
     }
 }

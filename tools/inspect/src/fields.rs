@@ -93,7 +93,7 @@ pub const RECORD: [Field; 6] = [
     (8, "LSN", Kind::Number),
     (4, "incarnation", Kind::Number),
     (1, "kind", Kind::Number),
-    (3, "zero", Kind::Zero),
+    (3, "CRC-32 of the header", Kind::Hex),
 ];
 
 const fn total(fields: &[Field]) -> usize {

@@ -21,20 +21,20 @@ struct Record {
 }
 
 fn place(s: &Superblock) -> Place {
-    Place { offset: LOG_OFFSET, size: s.log_size }
+    Place::of(s)
 }
 
 /// The whole record at `lsn`, if there is one.
 fn record(image: &Image, s: &Superblock, lsn: Lsn) -> Option<Record> {
     let mut header = [0; RECORD_HEADER_SIZE];
     place(s).read(image.storage(), lsn, &mut header).ok()?;
-    let decoded = Header::decode(&header);
+    let decoded = Header::decode(&header, s.image())?;
     if !decoded.is_plausible(lsn, s.incarnation) || decoded.len as u64 > s.log_size {
         return None;
     }
     let mut bytes = vec![0; decoded.len];
     place(s).read(image.storage(), lsn, &mut bytes).ok()?;
-    let kind = decoded.verify(&bytes, bytes.get(RECORD_HEADER_SIZE..)?)?;
+    let kind = decoded.verify(&bytes, bytes.get(RECORD_HEADER_SIZE..)?, s.image())?;
     Some(Record { lsn, kind, bytes })
 }
 
