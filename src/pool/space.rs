@@ -513,20 +513,20 @@ impl Space {
         if more == 0 && !self.has_more_soon() && !self.has_places_above(DATA_LINE) {
             return 0;
         }
-        let free = self.free_blocks() + more;
-        free.saturating_sub(self.reserve().max(self.carved_blocks()))
+        (self.free_blocks() + more).saturating_sub(self.reserve())
     }
 
-    /// Takes so many adjacent blocks for data, as near behind the last ones as can be, and as many as can be. If it is urgent, half
-    /// of what is kept for the tree may be taken, too.
+    /// Takes so many adjacent blocks for data, as near behind the last ones as can be, and as many as can be. Free places for pages,
+    /// of which scattered deletions leave many, go back to data where nothing else is left, down to what is kept for the tree. If it is
+    /// urgent, half of that may be taken, too.
     pub fn take_blocks(&mut self, wanted: RangeInclusive<u32>, urgent: bool) -> Option<Run> {
         let (least, want) = wanted.into_inner();
-        if urgent {
-            self.uncarve_for_data(want);
-        }
-        let reserve = if urgent { self.reserve() / 2 } else { self.reserve() };
-        let room = (self.available + self.carved_blocks() + self.unborn()).saturating_sub(reserve);
+        let keep = if urgent { self.reserve() / 2 } else { self.reserve() };
+        let room = (self.available + self.carved_blocks() + self.unborn()).saturating_sub(keep);
         let want = want.min(room.min(u32::MAX as u64) as u32);
+        if self.available < want as u64 {
+            self.uncarve_for_data(want as u64 - self.available, keep);
+        }
         let line = if urgent { URGENT_LINE } else { DATA_LINE };
         if want < least || !self.has_places_above(line) {
             return None;
@@ -538,7 +538,13 @@ impl Space {
             self.take_for_data(run);
             return Some(run);
         }
-        let run = self.find_run(least.max(1), want)?;
+        let run = loop {
+            match self.find_run(least.max(1), want) {
+                Some(run) => break run,
+                None if self.uncarve_for_data(want as u64, keep) => {}
+                None => return None,
+            }
+        };
         self.take_for_data(run);
         self.cursor = run.end().0 - self.first_block();
         Some(run)
@@ -613,15 +619,41 @@ impl Space {
         self.cursor = 0;
     }
 
-    /// Makes places for pages available to data again, down to half of what is kept for the tree.
-    fn uncarve_for_data(&mut self, want: u32) {
-        let carved = self.carved_blocks();
-        let lacking = (want as u64).saturating_sub(self.available).next_multiple_of(BLOCKS_PER_PAGE as u64);
-        for _ in 0..lacking.min(carved.saturating_sub(self.reserve() / 2)) / BLOCKS_PER_PAGE as u64 {
-            let Some(page) = self.pages.pop() else { return };
+    /// Makes so many blocks in places for pages available to data again, or a few more, while `keep` blocks are left in others: those
+    /// of the emptiest chunks, where they make the longest runs. Whether there were any.
+    fn uncarve_for_data(&mut self, blocks: u64, keep: u64) -> bool {
+        let spare = self.carved_blocks().saturating_sub(keep) / BLOCKS_PER_PAGE as u64;
+        // Not a few at a time: each time looks at all of them.
+        let mut lacking = blocks.div_ceil(BLOCKS_PER_PAGE as u64).max(spare / 8).min(spare);
+        if lacking == 0 {
+            return false;
+        }
+        let mut chunks: Vec<(Chunk, u32)> = self.carved.iter().map(|(chunk, n)| (*chunk, *n)).collect();
+        chunks.sort_unstable_by_key(|(chunk, n)| (PAGES_PER_CHUNK - n, *chunk));
+        let mut chosen = HashMap::new();
+        for (chunk, n) in chunks {
+            let n = lacking.min(n as u64);
+            lacking -= n;
+            chosen.insert(chunk, n);
+            if lacking == 0 {
+                break;
+            }
+        }
+        let (mut pages, mut uncarved) = (std::mem::take(&mut self.pages), Vec::new());
+        pages.retain(|page| match chosen.get_mut(&self.chunk_of(page.block())) {
+            Some(n) if *n > 0 => {
+                *n -= 1;
+                uncarved.push(*page);
+                false
+            }
+            _ => true,
+        });
+        self.pages = pages;
+        for page in uncarved {
             self.uncarve(page);
             self.give(page.run());
         }
+        true
     }
 
     // -- quarantine ---------------------------------------------------------------------------------------------

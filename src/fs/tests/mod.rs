@@ -4,6 +4,7 @@ mod acl;
 mod blocks;
 mod copies;
 mod cut;
+mod deletions;
 mod memory;
 mod model;
 mod names;

@@ -1,4 +1,4 @@
-//! Full images, and deletions that take long.
+//! Full images.
 
 use super::*;
 use crate::page::Run;
@@ -11,7 +11,7 @@ use std::time::Duration;
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
 /// Writes until there is no space; returns the file's size.
-fn fill(fs: &Fs, ino: Ino, piece: usize) -> u64 {
+pub(super) fn fill(fs: &Fs, ino: Ino, piece: usize) -> u64 {
     let data = vec![7; piece];
     let mut at = fs.attributes(ino).unwrap().size;
     loop {
@@ -380,10 +380,9 @@ fn zeros_that_do_not_fit_destroy_nothing() {
     let kept = file(&fs, b"kept");
     fs.write(kept, 0, &vec![7; 8 << 20], &ME).unwrap();
     for n in 0.. {
-        if fs.create(ROOT, format!("{n}").as_bytes(), New::File, 0o644, 0, &ME).is_err() {
-            break;
-        }
-        fill(&fs, file(&fs, b"filler"), 64 << 10);
+        let create = |name: &str| fs.create(ROOT, name.as_bytes(), New::File, 0o644, 0, &ME);
+        let Ok(filler) = create(&n.to_string()).and_then(|_| create("filler")) else { break };
+        fill(&fs, filler.ino, 64 << 10);
         fs.rename(ROOT, b"filler", ROOT, format!("filler{n}").as_bytes(), RenameMode::Replace, &ME).unwrap();
     }
     let zeros = fs.fallocate(kept, 0, 8 << 20, Fallocate::ZeroRange, &ME);
@@ -409,118 +408,6 @@ fn a_preallocation_that_does_not_fit_takes_nothing() {
     assert_eq!(fs.usage().available, available);
     // Of what is there already nothing is needed.
     fs.fallocate(ino, 0, (32 << 20) + (available / 2 * BLOCK), Fallocate::Allocate, &ME).unwrap();
-}
-
-/// The kernel forgets an inode that it has closed a moment after its unlink has been answered.
-#[test]
-fn a_writer_waits_for_a_file_that_is_given_up_just_after_its_last_name() {
-    let fs = open_in_background(&image(16 << 20));
-    let (filler, next) = (file(&fs, b"filler"), file(&fs, b"next"));
-    let filled = fill(&fs, filler, 64 << 10);
-    fs.retain(filler);
-    fs.unlink(ROOT, b"filler", &ME).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            fs.release(filler, 1).unwrap();
-        });
-        for at in (0..filled / 100 * 95).step_by(64 << 10) {
-            fs.write(next, at, &[1; 64 << 10], &ME).unwrap();
-        }
-    });
-}
-
-#[test]
-fn who_finds_no_space_waits_for_some_deletions_and_not_for_all() {
-    let fs = open_in_background(&image(64 << 20));
-    let (huge, next) = (file(&fs, b"huge"), file(&fs, b"next"));
-    for at in 0..6_000 {
-        fs.write(huge, at * 8192, &[3; 4096], &ME).unwrap();
-    }
-    fill(&fs, file(&fs, b"filler"), 64 << 10);
-    // The thread that deletes is gone, so only who writes gets on with it.
-    fs.reclaimer.stop();
-    while !fs.thread.as_ref().unwrap().is_finished() {
-        std::thread::yield_now();
-    }
-    fs.unlink(ROOT, b"huge", &ME).unwrap();
-    let free = || fs.tree().free_blocks();
-    let before = free();
-    fs.write(next, 0, &[1; 64 << 10], &ME).unwrap();
-    assert!(free() > before && free() < before + 3_000, "{before} blocks, {} afterwards", free());
-    for at in 1..300 {
-        fs.write(next, at * (64 << 10), &[1; 64 << 10], &ME).unwrap();
-    }
-}
-
-/// Copies are made and deleted until the page of the counts is full: then a deletion takes space, and there is none. Returns the number
-/// of that one, the copy, and the places that were taken.
-fn deletion_without_space(fs: &Fs) -> (u64, Ino, Vec<Run>) {
-    const BLOCKS: u64 = 100;
-    for round in 0..100 {
-        let [_, even, _] = copied_by_turns(fs, round, BLOCKS);
-        // Also what was freed before.
-        fs.tree().checkpoint().unwrap();
-        let places = fs.tree().take_places();
-        let deleted = fs.unlink(ROOT, format!("even{round}").as_bytes(), &ME);
-        assert!(matches!(fs.attributes(even), Err(FsError::NotFound)), "its name has gone");
-        match deleted {
-            Err(FsError::NoSpace) => return (round, even, places),
-            deleted => deleted.unwrap(),
-        }
-        places.into_iter().for_each(|run| fs.tree().unreserve_blocks(run));
-    }
-    panic!("no deletion takes space");
-}
-
-#[test]
-fn a_deletion_that_finds_no_space_does_not_keep_the_rest_from_being_closed() {
-    let storage = image(64 << 20);
-    let fs = open(&storage);
-    let (_, even, _) = deletion_without_space(&fs);
-    let whole = fs.lookup(ROOT, b"whole0").unwrap();
-    let not_synced = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
-    fs.set_attributes(whole, &not_synced, &ME).unwrap();
-    fs.close().unwrap();
-    let fs = open(&storage);
-    assert_eq!(fs.attributes(whole).unwrap().mode, 0o600);
-    assert!(fs.extents_in(even, 0, u64::MAX, 1).unwrap().is_empty(), "the next opening has space for it");
-}
-
-#[test]
-fn a_deletion_that_finds_no_space_is_done_when_there_is_some() {
-    let storage = image(64 << 20);
-    let fs = open(&storage);
-    let (round, even, places) = deletion_without_space(&fs);
-    places.into_iter().for_each(|run| fs.tree().unreserve_blocks(run));
-    fs.sync().unwrap();
-    let is_there = || !fs.extents_in(even, 0, u64::MAX, 1).unwrap().is_empty();
-    assert!(is_there(), "it was deleted without space");
-    fs.unlink(ROOT, b"odd0", &ME).unwrap();
-    assert!(!is_there(), "nobody tried again");
-    fs.unlink(ROOT, b"whole0", &ME).unwrap();
-    for n in 1..=round {
-        fs.unlink(ROOT, format!("odd{n}").as_bytes(), &ME).unwrap();
-        fs.unlink(ROOT, format!("whole{n}").as_bytes(), &ME).unwrap();
-    }
-    assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
-}
-
-#[test]
-fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
-    for close in [true, false] {
-        let storage = image(256 << 20);
-        let fs = open_in_background(&storage);
-        let ino = file(&fs, b"f");
-        for i in 0..5_000 {
-            fs.write(ino, i * 8192, &[3; 4096], &ME).unwrap();
-        }
-        fs.unlink(ROOT, b"f", &ME).unwrap();
-        end(fs, close);
-        let fs = open(&storage);
-        assert!(matches!(fs.attributes(ino), Err(FsError::NotFound)));
-        assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
-    }
 }
 
 #[test]
@@ -633,6 +520,48 @@ fn small_files_that_were_deleted_make_room_for_a_large_one() {
         }
         write("large", 64 << 10).unwrap_or_else(|e| panic!("{e} after {deleted} files were deleted"));
     }
+}
+
+/// A page of the tree is left here and there: their chunks are never free as a whole.
+#[test]
+fn what_scattered_small_files_took_is_room_for_large_ones() {
+    let size = 64 << 20;
+    let storage = image(size);
+    let fs = open(&storage);
+    let free = fs.usage().available;
+    let name = |n: usize| format!("f{n}").into_bytes();
+    let write = |fs: &Fs, name: &[u8], len: usize| {
+        let ino = create(fs, ROOT, name, New::File, 0o644, &ME)?;
+        fs.write(ino, 0, &vec![7; len], &ME)
+    };
+    let count = (0..).find(|n| write(&fs, &name(*n), 2000).is_err()).unwrap();
+    fs.unlink(ROOT, &name(count), &ME).ok();
+    (0..count).filter(|n| n % 50 != 0).for_each(|n| fs.unlink(ROOT, &name(n), &ME).unwrap());
+    (0..3).for_each(|_| fs.tree().checkpoint().unwrap());
+    // Also what a remount makes of it.
+    fs.close().unwrap();
+    let fs = open(&storage);
+    let usage = fs.usage();
+    assert!(usage.available > free * 8 / 10, "of {free} blocks: {usage:?}");
+    let extent = vec![3; 1 << 20];
+    let large = file(&fs, b"large");
+    let written = (0..).find(|n| fs.write(large, n << 20, &extent, &ME).ok() != Some(1 << 20)).unwrap();
+    assert!(written * 256 > usage.available * 95 / 100, "{written} MiB of {usage:?}");
+    // The tree still has what it needs to free all that.
+    fs.unlink(ROOT, b"large", &ME).unwrap();
+    (0..count).filter(|n| n % 50 == 0).for_each(|n| fs.unlink(ROOT, &name(n), &ME).unwrap());
+    fs.close().unwrap();
+}
+
+#[test]
+fn the_smallest_image_has_room_for_data() {
+    let storage = image_with_log(1632 << 10, 256 << 10);
+    let fs = open(&storage);
+    let available = fs.usage().available;
+    let f = file(&fs, b"f");
+    let written = (0..).find(|n| fs.write(f, n * BLOCK, &[1; BLOCK_SIZE], &ME).is_err()).unwrap();
+    assert!(written > 100 && written * 100 >= available * 98, "{written} of {available} blocks");
+    fs.close().unwrap();
 }
 
 /// The blocks that are free lie one by one between others, so that no page of the tree fits between them.
