@@ -8,6 +8,7 @@ use crate::page::node::{NodeBuilder, NodeSpec};
 use crate::page::superblock::*;
 use crate::page::{Lsn, PageId};
 use crate::storage::Storage;
+use crate::storage::sim::site_scope;
 
 /// What an image is made with.
 #[derive(Clone, Debug)]
@@ -110,6 +111,7 @@ pub fn zero(storage: &dyn Storage, from: u64, to: u64) -> std::io::Result<()> {
 /// cannot be read, nothing is sure.
 pub fn give_space(storage: &dyn Storage, offset: u64, len: u64) -> std::io::Result<()> {
     const UNIT: usize = 512;
+    let _site = site_scope("space");
     if storage.allocate(offset, len)? {
         return Ok(());
     }

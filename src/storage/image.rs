@@ -29,6 +29,7 @@ pub struct Image {
     /// Only as long as the last chunk that was written.
     chunks: Vec<Option<Arc<Chunk>>>,
     stale: Option<u64>,
+    allocates: bool,
 }
 
 impl Image {
@@ -36,7 +37,17 @@ impl Image {
     /// seed, as random bytes that depend on the seed and the place alone: a block device's former content.
     /// Space that a greater length adds was never written either. (For old but *valid* content, make a new filesystem over the image of an earlier run.)
     pub fn new(len: u64, stale: Option<u64>) -> Self {
-        Image { len, chunks: Vec::new(), stale }
+        Image { len, chunks: Vec::new(), stale, allocates: true }
+    }
+
+    /// The same on a host that neither allocates space in advance nor takes any back.
+    pub fn without_allocation(self) -> Self {
+        Image { allocates: false, ..self }
+    }
+
+    /// Whether the host allocates space in advance, and takes space back.
+    pub(super) fn allocates(&self) -> bool {
+        self.allocates
     }
 
     /// An image with this content.

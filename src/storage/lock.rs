@@ -11,6 +11,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::escape::escaped;
+
 /// Why an image could not be opened or created.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -171,5 +173,5 @@ fn find_heir(id: &str) -> Option<Holder> {
 
 fn process(pid: u32) -> Option<Holder> {
     let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    Some(Holder { pid, name: String::from_utf8_lossy(&name).trim_end().to_owned() })
+    Some(Holder { pid, name: escaped(name.trim_ascii_end()) })
 }

@@ -198,6 +198,14 @@ impl SimStorage {
         }
         self.state.lock().complete(operation.index)
     }
+
+    /// Does one operation that not every host can do; whether this one can.
+    fn if_allocating(&self, kind: OpKind, offset: u64, len: u64) -> io::Result<bool> {
+        if !self.state.lock().live.allocates() {
+            return Ok(false);
+        }
+        self.operate(kind, offset, len, Arc::default()).map(|()| true)
+    }
 }
 
 impl State {
@@ -277,11 +285,11 @@ impl Storage for SimStorage {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.operate(OpKind::Allocate, offset, len, Arc::default()).map(|()| true)
+        self.if_allocating(OpKind::Allocate, offset, len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.operate(OpKind::Punch, offset, len, Arc::default()).map(|()| true)
+        self.if_allocating(OpKind::Punch, offset, len)
     }
 }
 

@@ -195,6 +195,17 @@ fn a_punch_may_be_undone_block_by_block_by_a_crash() {
 }
 
 #[test]
+fn a_host_without_allocation_says_so_before_and_after_a_crash_and_takes_nothing_back() {
+    let sim = SimStorage::from_image(Image::from_bytes(&[1; 8192]).without_allocation());
+    let after = SimStorage::from_image(sim.crash(&mut Rng::new(1), Policy::Any));
+    for sim in [sim, after] {
+        assert!(!sim.allocate(0, 8192).unwrap() && !sim.punch(4096, 4096).unwrap());
+        assert_eq!(read(&sim, 0, 8192), [1; 8192]);
+        assert_eq!(sim.operations(), 0);
+    }
+}
+
+#[test]
 fn a_change_of_the_length_may_be_undone_by_a_crash() {
     let sim = SimStorage::from_image(Image::from_bytes(&[1; 20_000]));
     sim.set_len(10_000).unwrap();

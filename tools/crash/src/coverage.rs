@@ -31,6 +31,7 @@ pub const ENGINE: Required = &[
             "superblock",
             "punch",
             "bulk load",
+            "zeros that take space",
         ],
     ),
     (
@@ -168,6 +169,7 @@ impl Coverage {
             (false, "superblock") => "superblock",
             (false, "punch") => "punch",
             (false, "bulk load") => "bulk load",
+            (false, "space") if operation.kind == OpKind::Write => "zeros that take space",
             (false, _) => "elsewhere",
             (true, "recovery") if operation.kind == OpKind::Sync => "cut during recovery: sync",
             (true, "recovery") => "cut during recovery: page repair",

@@ -74,6 +74,8 @@ pub struct Plan {
     pub format: FormatOptions,
     /// What the image held before.
     pub origin: Origin,
+    /// Whether the host allocates space in advance, and takes space back.
+    pub allocates: bool,
     /// What the run is like.
     pub scenario: Scenario,
     /// Keys.
@@ -94,6 +96,11 @@ pub struct Plan {
     pub frequencies: Frequencies,
     /// Planted defects.
     pub defects: Defects,
+}
+
+/// Whether the host of a seed allocates space in advance, and takes space back: most do.
+pub(crate) fn allocates(seed: u64) -> bool {
+    !mix(seed ^ 0x5ace).is_multiple_of(5)
 }
 
 fn one_of<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
@@ -145,6 +152,7 @@ impl Plan {
                 rng,
                 &[Origin::Zeros, Origin::Garbage, Origin::OtherImage, Origin::SameImage, Origin::SameImage],
             ),
+            allocates: allocates(seed),
             scenario,
             keys: match scenario {
                 Scenario::Uniform => one_of(rng, &[KeyKind::Short, KeyKind::Ascending, KeyKind::HotSpot]),
@@ -186,7 +194,8 @@ impl Plan {
         };
         Tree::format(&sim, &self.format).map_err(|e| format!("format: {e}"))?;
         // All of it durable: power cuts during the making of an image are not explored.
-        Ok(Arc::new(SimStorage::from_image(sim.image())))
+        let image = if self.allocates { sim.image() } else { sim.image().without_allocation() };
+        Ok(Arc::new(SimStorage::from_image(image)))
     }
 
     /// A storage with an older image of the same geometry.

@@ -44,7 +44,7 @@ impl Explorer<'_, Plan> {
         }
         let plan = self.plan;
         let recorded = guarded(&path, "first run", || {
-            let prepared = plan.base.prepared()?;
+            let prepared = plan.prepared()?;
             let sim = Arc::new(SimStorage::from_image(prepared.image));
             let options = plan.options(path.hash());
             set_timer(plan.timer);

@@ -13,6 +13,7 @@ use super::operation::Operation::{self, *};
 use super::operation::{sequence, sequences};
 use super::verify::{self, Look};
 use crate::path::mix;
+use crate::plan::allocates;
 
 /// Bytes of memory that a page costs the pool, generously.
 const FRAME: usize = 16_600;
@@ -46,6 +47,8 @@ pub struct Plan {
     pub seed: u64,
     /// The image.
     pub base: Base,
+    /// Whether the host allocates space in advance, and takes space back.
+    pub allocates: bool,
     /// What is done.
     pub work: Work,
     /// After how many batches the timer commits; 0: never.
@@ -59,20 +62,32 @@ impl Plan {
     pub fn new(seed: u64, defects: Defects) -> Plan {
         let mut rng = Rng::new(mix(seed ^ 0xf5));
         let timer = [0, 0, 1, 1, 2, 5][rng.index(6)];
+        let allocates = allocates(seed);
         if seed.is_multiple_of(4) {
             let base = [Base::Roomy, Base::Tight, Base::Tight][rng.index(3)];
             let longest = if base == Base::Roomy && rng.chance(1, 3) { 1_500_000 } else { 100_000 };
             let work = Work::Random(10 + rng.below(51), longest);
-            return Plan { seed, base, work, timer, defects };
+            return Plan { seed, base, allocates, work, timer, defects };
         }
         let number = (seed / 4 * 3 + seed % 4 - 1) % sequences();
         let number = (u128::from(number) * u128::from(STRIDE) % u128::from(sequences())) as u64;
-        Plan { seed, base: Base::Roomy, work: Work::Sequence(sequence(number)), timer, defects }
+        let work = Work::Sequence(sequence(number));
+        Plan { seed, base: Base::Roomy, allocates, work, timer, defects }
     }
 
     /// After so many seeds in a row every sequence has had its turn.
     pub fn seeds_of_all_sequences() -> u64 {
         sequences().div_ceil(3) * 4
+    }
+
+    /// What the run begins with.
+    ///
+    /// # Errors
+    /// What the filesystem said when the image was made.
+    pub fn prepared(&self) -> Result<Prepared, String> {
+        let prepared = self.base.prepared()?;
+        let image = if self.allocates { prepared.image } else { prepared.image.without_allocation() };
+        Ok(Prepared { image, ..prepared })
     }
 
     /// How the filesystem is run: with a pool of 240 to 268 pages, which `number` decides.
