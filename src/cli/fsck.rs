@@ -180,8 +180,7 @@ pub fn run(args: &Args) -> CliResult {
     };
     let report = fsck::check(Arc::new(storage), &options);
     shown.end();
-    let report =
-        report.map_err(|e| Failure::new(OPERATIONAL, format_args!("{}: {e}", args.image.display())))?;
+    let report = report.map_err(|e| Failure::at(OPERATIONAL, &args.image, e))?;
     if args.json {
         print(OPERATIONAL, format_args!("{:#}", report.to_json()))?;
     } else {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use super::mkfs::Uuid;
 use super::{CliResult, Failure, bytes, print, size, status};
 use crate::fs::{Fs, FsError};
 use crate::mount::{control, mounts};
-use crate::page::superblock::{Missing, Superblock, SuperblockError, choose, read_copies};
+use crate::page::BLOCK_SIZE;
+use crate::page::superblock::{Missing, Superblock, SuperblockError, VERSION, choose, read_copies};
 use crate::storage::{FileStorage, OpenError, OpenMode};
 use crate::tree::{Options, Tree};
 
@@ -35,14 +37,15 @@ pub struct ResizeArgs {
     size: u64,
 }
 
-/// Opens what may be an image. What cannot be one is not found; nobody waits for the other end of a pipe.
+/// Opens what may be an image. What cannot be one is not found, and not opened: nobody waits for the other end of a pipe, or makes a
+/// device do something.
 pub fn open_to_look(image: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(image)?;
-    let file_type = file.metadata()?.file_type();
+    let place = File::options().read(true).custom_flags(libc::O_PATH).open(image)?;
+    let file_type = place.metadata()?.file_type();
     if file_type.is_fifo() || file_type.is_char_device() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    Ok(file)
+    File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))
 }
 
 /// The superblock that counts, and the length of the file.
@@ -99,7 +102,7 @@ pub fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
         io::ErrorKind::NotFound => {
             Failure::open(status::SYSTEM, &OpenError::NotFound { path: image.to_owned() })
         }
-        _ => Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display())),
+        _ => Failure::at(status::SYSTEM, image, e),
     })?;
     read.map_err(|e| {
         let reason = match e {
@@ -107,7 +110,7 @@ pub fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
             SuperblockError::Damaged(reason) => format!("both superblocks are damaged ({reason})"),
             other => other.to_string(),
         };
-        Failure::new(status::SYSTEM, format_args!("{}: {reason}", image.display()))
+        Failure::at(status::SYSTEM, image, reason)
     })
 }
 
@@ -115,6 +118,10 @@ pub fn superblock(image: &Path) -> Result<(Superblock, u64), Failure> {
 pub const FINISHING: Duration = Duration::from_secs(15);
 /// The same for somebody who only wants to know how the image is.
 const GLANCE: Duration = Duration::from_secs(1);
+/// Cache for that, in bytes.
+const GLANCE_CACHE_SIZE: usize = 16 << 20;
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
 /// What daemons are called: by btfs itself, and by mount(8).
 const DAEMONS: [&str; 2] = ["btfs", "mount.fuse.btfs"];
 
@@ -130,94 +137,120 @@ pub fn open_released(image: &Path, mode: OpenMode, patience: Duration) -> Result
                     && begun.elapsed() < patience
                     && mounts::find_source(&path).is_none() =>
             {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(PAUSE);
             }
             result => return result,
         }
     }
 }
 
-pub fn info(args: &InfoArgs) -> CliResult {
-    let image = &args.image;
-    check_type(image)?;
-    // A daemon that is on its way out has the image for a moment; what it writes last is of interest.
-    let opened = open_released(image, OpenMode::ReadOnly, GLANCE);
-    let (s, len) = superblock(image)?;
-    let metadata = fs::metadata(image)
-        .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display())))?;
-    let on_host = metadata.blocks() * 512;
-    let path = image.canonicalize().unwrap_or_else(|_| image.clone());
-    let mounted = mounts::find_source(&path).map(|mounted| mounted.dir);
-    let (state, free) = match opened {
-        Ok(_) if s.size > len => {
-            let what = format!(
+/// What `btfs info` tells.
+struct Info {
+    superblock: Superblock,
+    /// Length of the image's file or device.
+    len: u64,
+    bytes_on_host: u64,
+    /// Where it is mounted.
+    mounted: Option<PathBuf>,
+    state: String,
+    /// Free bytes, if nobody uses the image.
+    free: Option<u64>,
+}
+
+impl Info {
+    fn of(image: &Path) -> Result<Info, Failure> {
+        check_type(image)?;
+        // A daemon that is on its way out has the image for a moment; what it writes last is of interest.
+        let opened = open_released(image, OpenMode::ReadOnly, GLANCE);
+        let (superblock, len) = superblock(image)?;
+        let metadata = fs::metadata(image).map_err(|e| Failure::at(status::SYSTEM, image, e))?;
+        let path = image.canonicalize().unwrap_or_else(|_| image.to_owned());
+        let mounted = mounts::find_source(&path).map(|mounted| mounted.dir);
+        let mut free = None;
+        let state = match opened {
+            Ok(_) if superblock.size > len => format!(
                 "cut: the file has only {} ({len} bytes); `btfs fsck -n {}` shows what is left",
                 bytes(len),
                 image.display()
-            );
-            (what, None)
-        }
-        Ok(storage) => {
-            let options = Options { read_only: true, cache_size: 16 << 20, ..Options::default() };
-            let free = match Fs::open(Arc::new(storage), &options) {
-                Ok(fs) => Some(fs.usage().free * crate::page::BLOCK_SIZE as u64),
-                Err(_) => None,
-            };
-            let state = match s.clean {
-                _ if s.under_repair() => "being repaired; let `btfs fsck -y` finish it",
-                _ if s.is_damaged() => {
-                    "marked as damaged; let `btfs fsck -p` look at it (-y if that is not enough)"
-                }
-                true => "clean",
-                false => "to be recovered at the next mount",
-            };
-            (state.to_owned(), free)
-        }
-        Err(OpenError::InUse { holder: Some(holder), .. }) => {
-            (format!("in use by process {} ({})", holder.pid, holder.name), None)
-        }
-        Err(OpenError::InUse { .. }) => ("in use".to_owned(), None),
-        Err(e) => return Err(Failure::open(status::SYSTEM, &e)),
-    };
-    if args.json {
-        let json = serde_json::json!({
+            ),
+            Ok(storage) => {
+                let options =
+                    Options { read_only: true, cache_size: GLANCE_CACHE_SIZE, ..Options::default() };
+                let fs = Fs::open(Arc::new(storage), &options);
+                free = fs.ok().map(|fs| fs.usage().free * BLOCK_SIZE as u64);
+                state_of(&superblock).to_owned()
+            }
+            Err(OpenError::InUse { holder: Some(holder), .. }) => {
+                format!("in use by process {} ({})", holder.pid, holder.name)
+            }
+            Err(OpenError::InUse { .. }) => "in use".to_owned(),
+            Err(e) => return Err(Failure::open(status::SYSTEM, &e)),
+        };
+        // stat(2) counts in units of 512 bytes, whatever the blocks of the file system are.
+        let bytes_on_host = metadata.blocks() * 512;
+        Ok(Info { superblock, len, bytes_on_host, mounted, state, free })
+    }
+
+    fn json(&self, image: &Path) -> serde_json::Value {
+        let s = &self.superblock;
+        serde_json::json!({
             "image": image.to_string_lossy(),
             "label": s.label,
             "uuid": Uuid(s.uuid).to_string(),
-            "version": crate::page::superblock::VERSION,
+            "version": VERSION,
             "size": s.size,
-            "file_size": len,
-            "free": free,
-            "bytes_on_host": on_host,
+            "file_size": self.len,
+            "free": self.free,
+            "bytes_on_host": self.bytes_on_host,
             "log_size": s.log_size,
             "doublewrite_size": 2 * s.doublewrite_half_size(),
-            "state": state,
-            "mounted": mounted.as_ref().map(|dir| dir.to_string_lossy()),
+            "state": self.state,
+            "mounted": self.mounted.as_ref().map(|dir| dir.to_string_lossy()),
             "clean": s.clean,
             "damaged": s.is_damaged(),
             "features": {"compat": s.compat, "ro_compat": s.ro_compat, "incompat": s.incompat},
-        });
-        print(status::SYSTEM, format_args!("{json:#}"))?;
-        return Ok(0);
+        })
     }
-    let mut lines = Vec::new();
-    let mut line = |name: &str, value: String| lines.push(format!("{name:<15}{value}"));
-    line("image", image.display().to_string());
-    line("label", if s.label.is_empty() { "(none)".into() } else { s.label.escape_debug().to_string() });
-    line("UUID", Uuid(s.uuid).to_string());
-    line("format", format!("version {}", crate::page::superblock::VERSION));
-    line("size", format!("{} ({} bytes)", bytes(s.size), s.size));
-    if let Some(free) = free {
-        line("free", bytes(free));
+
+    fn text(&self, image: &Path) -> String {
+        let s = &self.superblock;
+        let label = if s.label.is_empty() { "(none)".into() } else { s.label.escape_debug().to_string() };
+        let lines = [
+            ("image", Some(image.display().to_string())),
+            ("label", Some(label)),
+            ("UUID", Some(Uuid(s.uuid).to_string())),
+            ("format", Some(format!("version {VERSION}"))),
+            ("size", Some(format!("{} ({} bytes)", bytes(s.size), s.size))),
+            ("free", self.free.map(bytes)),
+            ("on the host", Some(bytes(self.bytes_on_host))),
+            ("log", Some(bytes(s.log_size))),
+            ("doublewrite", Some(bytes(2 * s.doublewrite_half_size()))),
+            ("state", Some(self.state.clone())),
+            ("mounted at", self.mounted.as_ref().map(|dir| dir.display().to_string())),
+        ];
+        let told = |(name, value): (&str, Option<String>)| value.map(|value| format!("{name:<15}{value}"));
+        lines.into_iter().filter_map(told).collect::<Vec<_>>().join("\n")
     }
-    line("on the host", bytes(on_host));
-    line("log", bytes(s.log_size));
-    line("doublewrite", bytes(2 * s.doublewrite_half_size()));
-    line("state", state);
-    if let Some(dir) = mounted {
-        line("mounted at", dir.display().to_string());
+}
+
+/// How an image is that nobody uses.
+fn state_of(superblock: &Superblock) -> &'static str {
+    match superblock.clean {
+        _ if superblock.under_repair() => "being repaired; let `btfs fsck -y` finish it",
+        _ if superblock.is_damaged() => {
+            "marked as damaged; let `btfs fsck -p` look at it (-y if that is not enough)"
+        }
+        true => "clean",
+        false => "to be recovered at the next mount",
     }
-    print(status::SYSTEM, lines.join("\n"))?;
+}
+
+pub fn info(args: &InfoArgs) -> CliResult {
+    let info = Info::of(&args.image)?;
+    match args.json {
+        true => print(status::SYSTEM, format_args!("{:#}", info.json(&args.image)))?,
+        false => print(status::SYSTEM, info.text(&args.image))?,
+    }
     Ok(0)
 }
 
@@ -252,15 +285,16 @@ fn cannot_grow(dir: &Path, wanted: u64, error: &io::Error) -> Failure {
     let source = mounts::find(dir).map(|mounted| mounted.source);
     let size = source.and_then(|image| superblock(&image).ok()).map(|(s, _)| s.size);
     match (error.raw_os_error(), size) {
-        (Some(libc::EINVAL), Some(size)) if wanted < size => Failure::new(
+        (Some(libc::EINVAL), Some(size)) if wanted < size => Failure::at(
             status::SYSTEM,
-            format_args!("{}: an image of {size} bytes cannot shrink to {wanted}", dir.display()),
+            dir,
+            format_args!("an image of {size} bytes cannot shrink to {wanted}"),
         ),
-        (Some(libc::EINVAL), _) => Failure::new(
+        (Some(libc::EINVAL), _) => Failure::at(
             status::SYSTEM,
+            dir,
             format_args!(
-                "{}: the image, or the file or device that it lies in, cannot have {wanted} bytes; the system's log says why",
-                dir.display()
+                "the image, or the file or device that it lies in, cannot have {wanted} bytes; the system's log says why"
             ),
         ),
         _ => super::watch::fail(dir, error),

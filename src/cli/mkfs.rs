@@ -97,17 +97,12 @@ fn random_uuid() -> io::Result<Uuid> {
 }
 
 pub fn run(args: &Args) -> CliResult {
-    let fail = |e: &dyn std::fmt::Display| {
-        Failure::new(status::USAGE, format_args!("{}: {e}", args.image.display()))
-    };
+    let fail = |e: &dyn std::fmt::Display| Failure::at(status::USAGE, &args.image, e);
     let there = existing(&args.image).map_err(|e| fail(&e))?;
     if let Existing::InUse { what, .. } = &there
         && !args.force
     {
-        return Err(Failure::new(
-            status::USAGE,
-            format_args!("{}: {what}; -F overwrites it", args.image.display()),
-        ));
+        return Err(Failure::at(status::USAGE, &args.image, format_args!("{what}; -F overwrites it")));
     }
     let size = args.size.or(args.blocks).or(there.size()).unwrap_or(SIZE);
     let uuid = args.uuid.map_or_else(random_uuid, Ok).map_err(|e| fail(&e))?;
@@ -133,8 +128,7 @@ pub fn run(args: &Args) -> CliResult {
 
 /// Checks what can be checked before anything is changed: what is at the image's place may be overwritten, but not lost for nothing.
 fn check(image: &Path, options: &FormatOptions) -> Result<(), Failure> {
-    let fail =
-        |e: &dyn std::fmt::Display| Failure::new(status::USAGE, format_args!("{}: {e}", image.display()));
+    let fail = |e: &dyn std::fmt::Display| Failure::at(status::USAGE, image, e);
     let needed = Tree::format_cost(options).map_err(|e| fail(&e))?;
     let (path, gained) = match fs::metadata(image) {
         Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
@@ -145,7 +139,7 @@ fn check(image: &Path, options: &FormatOptions) -> Result<(), Failure> {
     if let Ok(host) = nix::sys::statvfs::statvfs(path)
         && host.blocks() > 0
     {
-        let free = host.blocks_available() * host.fragment_size();
+        let free = host.blocks_available().saturating_mul(host.fragment_size());
         if free.saturating_add(gained) < needed {
             return Err(fail(&format_args!(
                 "the image takes {} at once, and the disk that it lies on has {} left",
@@ -167,14 +161,11 @@ pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<
     check(image, options)?;
     let is_new = matches!(fs::symlink_metadata(image), Err(e) if e.kind() == io::ErrorKind::NotFound);
     let storage = FileStorage::create_sized(image, overwrite, options.size).map_err(|e| match e {
-        OpenError::Exists { .. } if !image.exists() => Failure::new(
-            status::USAGE,
-            format_args!("{}: a symbolic link to a file that is not there", image.display()),
-        ),
-        OpenError::Exists { .. } => Failure::new(status::USAGE, format_args!("{e}; -F overwrites it")),
-        OpenError::NotFound { .. } => {
-            Failure::new(status::USAGE, format_args!("{}: no such directory", folder_of(image).display()))
+        OpenError::Exists { .. } if !image.exists() => {
+            Failure::at(status::USAGE, image, "a symbolic link to a file that is not there")
         }
+        OpenError::Exists { .. } => Failure::new(status::USAGE, format_args!("{e}; -F overwrites it")),
+        OpenError::NotFound { .. } => Failure::at(status::USAGE, folder_of(image), "no such directory"),
         e => Failure::open(status::USAGE, &e),
     })?;
     let user = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());

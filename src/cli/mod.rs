@@ -65,6 +65,11 @@ impl Failure {
         Failure { status, message: message.to_string() }
     }
 
+    /// A failure that has to do with a file or directory.
+    fn at(status: u8, path: &Path, what: impl fmt::Display) -> Self {
+        Failure::new(status, format_args!("{}: {what}", path.display()))
+    }
+
     /// A failure of opening an image, with what to do about it.
     fn open(status: u8, error: &OpenError) -> Self {
         let hint = match error {
@@ -90,7 +95,7 @@ impl Failure {
             FsError::NoSpace => "; free space there or on the disk that the image lies on".to_owned(),
             _ => String::new(),
         };
-        Failure::new(status, format_args!("{}: {error}{hint}", image.display()))
+        Failure::at(status, image, format_args!("{error}{hint}"))
     }
 }
 

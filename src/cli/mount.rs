@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::daemon::{self, Parent};
 use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
+use crate::escape::escaped;
 use crate::fs::{Atime, Fs, FsError};
 use crate::mount::mounts::{self, Mounted};
 use crate::mount::{Mount, MountOptions, block_signals, control};
@@ -101,24 +103,31 @@ pub fn run_helper(args: HelperArgs) -> CliResult {
     if let Some(namespace) = &args.namespace {
         let entered = File::open(namespace)
             .and_then(|f| Ok(nix::sched::setns(f, nix::sched::CloneFlags::CLONE_NEWNS)?));
-        entered.map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", namespace.display())))?;
+        entered.map_err(|e| Failure::at(status::SYSTEM, namespace, e))?;
     }
     mount(&args.image, &args.dir, &options, Background::Yes)
 }
+
+/// Options in the table of mounts that no user gives.
+const OF_THE_KERNEL: [&str; 7] = ["user_id", "group_id", "fd", "rootmode", "max_read", "blksize", "seclabel"];
+/// Options that hold until the image is unmounted.
+const LASTING: [&str; 5] = ["commit", "cache_size", "threads", "writeback", "errors"];
+/// What mount(8) passes on to the kernel.
+const FLAGS: [&str; 8] = ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec"];
+/// The same of access times.
+const ATIME_FLAGS: [&str; 4] = ["atime", "noatime", "relatime", "strictatime"];
 
 /// The flags of a mount are the kernel's: mount(8) tells it, without asking us again. The daemon is told what it has to heed itself.
 fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> CliResult {
     let dir = &args.dir;
     // Those of the table of mounts come along.
     let name = |o: &str| o.split('=').next().map(str::to_owned).unwrap_or_default();
-    let of_the_kernel = ["user_id", "group_id", "fd", "rootmode", "max_read", "blksize", "seclabel"];
-    let kept: Vec<&str> = options.filter(|o| !of_the_kernel.contains(&&*name(o))).collect();
+    let kept: Vec<&str> = options.filter(|o| !OF_THE_KERNEL.contains(&&*name(o))).collect();
     parse_options(&[kept.join(",")], args.sloppy)?;
     if args.fake {
         return Ok(0);
     }
-    let lasting = ["commit", "cache_size", "threads", "writeback", "errors"];
-    let lasting: Vec<&str> = kept.iter().copied().filter(|o| lasting.contains(&&*name(o))).collect();
+    let lasting: Vec<&str> = kept.iter().copied().filter(|o| LASTING.contains(&&*name(o))).collect();
     if !lasting.is_empty() {
         remark(format_args!(
             "{}: {} can change only when the image is mounted the next time",
@@ -132,39 +141,24 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
     }
     // The kernel would call it writable, and every write would fail.
     if access == Some(&"rw") && super::watch::report(dir)?["state"] == "ro" {
-        return Err(Failure::new(
+        return Err(Failure::at(
             status::MOUNT,
-            format_args!(
-                "{}: the image was opened for reading only; unmount it, and mount it again",
-                dir.display()
-            ),
+            dir,
+            "the image was opened for reading only; unmount it, and mount it again",
         ));
     }
     let mut flags = vec!["remount"];
-    let known = [
-        "ro",
-        "rw",
-        "suid",
-        "nosuid",
-        "dev",
-        "nodev",
-        "exec",
-        "noexec",
-        "atime",
-        "noatime",
-        "relatime",
-        "strictatime",
-    ];
     // What is asked for comes behind what the table has, and mount(8) takes a `noatime` of the table back for `atime` only.
-    let is_atime = |o: &str| o.ends_with("atime");
-    let atime = kept.iter().copied().rfind(|o| is_atime(o) && known.contains(o));
-    flags.extend(kept.iter().copied().filter(|o| known.contains(o) && !is_atime(o)));
+    let atime = kept.iter().copied().rfind(|o| ATIME_FLAGS.contains(o));
+    flags.extend(kept.iter().copied().filter(|o| FLAGS.contains(o)));
     flags.extend(atime.filter(|o| *o != "noatime").map(|_| "atime").into_iter().chain(atime));
+    let sync = || {
+        let synced = File::open(dir).and_then(|f| f.sync_all());
+        synced.map_err(|e| Failure::at(status::SYSTEM, dir, e))
+    };
     if access == Some(&"ro") {
         // What has been acknowledged until now is on disk before the mount says that it changes nothing.
-        File::open(dir)
-            .and_then(|f| f.sync_all())
-            .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: {e}", dir.display())))?;
+        sync()?;
     }
     let failed = |e: io::Error| Failure::new(status::SYSTEM, format_args!("mount: {e}"));
     let done = Command::new("mount").arg("-i").arg("-o").arg(flags.join(",")).arg(dir).status();
@@ -172,6 +166,10 @@ fn remount<'a>(args: &HelperArgs, options: impl Iterator<Item = &'a str>) -> Cli
     if !done.success() {
         // It has said why.
         return Ok(done.code().and_then(|code| code.try_into().ok()).unwrap_or(status::MOUNT));
+    }
+    if access == Some(&"ro") {
+        // So has what the kernel has written back for that, and what others have changed until then.
+        sync()?;
     }
     // Of several places of the filesystem the one that changes most counts.
     let places = mounts::find(dir).map(|mounted| mounts::places(&mounted)).unwrap_or_default();
@@ -232,7 +230,7 @@ fn create(args: &Args) -> Result<(), Failure> {
         Ok(()) => true,
         // What is there may be a directory, or a mount whose daemon is dead; that is looked at later.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(e) => return Err(Failure::new(status::MOUNT, format_args!("{}: {e}", args.dir.display()))),
+        Err(e) => return Err(Failure::at(status::MOUNT, &args.dir, e)),
     };
     let made = match fs::metadata(&args.image) {
         // As touch(1) leaves it.
@@ -253,8 +251,7 @@ fn create(args: &Args) -> Result<(), Failure> {
 
 /// Makes sure that the directory can be mounted at, and takes away what a daemon that died has left there.
 fn prepare_dir(dir: &Path) -> Result<PathBuf, Failure> {
-    let fail =
-        |e: &dyn std::fmt::Display| Failure::new(status::MOUNT, format_args!("{}: {e}", dir.display()));
+    let fail = |e: &dyn std::fmt::Display| Failure::at(status::MOUNT, dir, e);
     if mounts::is_dead(dir)
         && let Some(dead) = mounts::find(dir)
     {
@@ -272,7 +269,7 @@ fn prepare_dir(dir: &Path) -> Result<PathBuf, Failure> {
     if let Some(mounted) = mounts::find(&dir) {
         return Err(fail(&format_args!(
             "the mount point is busy: {} is mounted here",
-            mounted.source.display()
+            escaped(mounted.source.as_os_str().as_bytes())
         )));
     }
     Ok(dir)
@@ -318,7 +315,7 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
     }
     mounted.serve().map_err(|e| {
         log::error!("{}: {e}", image.display());
-        Failure::new(status::SYSTEM, format_args!("{}: {e}", image.display()))
+        Failure::at(status::SYSTEM, &image, e)
     })?;
     Ok(0)
 }
@@ -368,13 +365,18 @@ fn abort_on_panic() {
     }));
 }
 
+/// How long what has been closed may keep a mount busy.
+const CLOSING: Duration = Duration::from_millis(500);
+/// The longest pause between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Unmounts; what has only just been closed may keep a mount busy for a moment.
 fn unmount_patiently(dir: &Path, lazy: bool) -> Result<(), mounts::MountError> {
-    let patience = Instant::now() + Duration::from_millis(500);
+    let patience = Instant::now() + CLOSING;
     loop {
         match mounts::unmount(dir, lazy) {
             Err(mounts::MountError::Busy { .. }) if Instant::now() < patience => {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(PAUSE);
             }
             result => return result,
         }
@@ -411,7 +413,7 @@ fn wait_for_daemon(image: &File, gone: &Mounted, dead: bool) -> io::Result<bool>
             remark(format_args!("{}: unmounted; waiting until everything is on disk", gone.dir.display()));
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
+        pause = (pause * 2).min(PAUSE);
     }
 }
 
@@ -447,12 +449,10 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     let (superblock, _) = image::superblock(image)?;
     // What was mounted read-only may have been left by a crash before.
     if !superblock.clean && !mounted.read_only {
-        return Err(Failure::new(
+        return Err(Failure::at(
             status::SYSTEM,
-            format_args!(
-                "{}: the image was not closed in order; see the system's log, and check it with `btfs fsck`",
-                image.display()
-            ),
+            image,
+            "the image was not closed in order; see the system's log, and check it with `btfs fsck`",
         ));
     }
     if superblock.is_damaged() {

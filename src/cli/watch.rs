@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{CliResult, Failure, print, status};
+use crate::escape::escaped;
 use crate::fs::Scrub;
 use crate::mount::{control, ending_signals, mounts};
 
@@ -76,14 +77,11 @@ pub struct StatsArgs {
 
 pub(super) fn fail(dir: &Path, e: &std::io::Error) -> Failure {
     match e.raw_os_error() {
-        Some(libc::ENOTTY) => {
-            Failure::new(status::SYSTEM, format_args!("{}: no btfs image is mounted here", dir.display()))
+        Some(libc::ENOTTY) => Failure::at(status::SYSTEM, dir, "no btfs image is mounted here"),
+        Some(libc::ENOTCONN) => {
+            Failure::at(status::SYSTEM, dir, "the daemon of this mount is gone; mount the image again")
         }
-        Some(libc::ENOTCONN) => Failure::new(
-            status::SYSTEM,
-            format_args!("{}: the daemon of this mount is gone; mount the image again", dir.display()),
-        ),
-        _ => Failure::new(status::SYSTEM, format_args!("{}: {e}", dir.display())),
+        _ => Failure::at(status::SYSTEM, dir, e),
     }
 }
 
@@ -104,7 +102,7 @@ const STOPPED: u8 = 32;
 pub(super) fn report(dir: &Path) -> Result<Value, Failure> {
     let report = control::stats(dir).map_err(|e| fail(dir, &e))?;
     serde_json::from_str(&report)
-        .map_err(|e| Failure::new(status::SYSTEM, format_args!("{}: its report: {e}", dir.display())))
+        .map_err(|e| Failure::at(status::SYSTEM, dir, format_args!("its report: {e}")))
 }
 
 pub fn scrub(args: &ScrubArgs) -> CliResult {
@@ -115,9 +113,7 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
     }
     let start = || {
         control::scrub(dir, args.rate).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => {
-                Failure::new(status::SYSTEM, format_args!("{}: a scrub is under way", dir.display()))
-            }
+            Some(libc::EBUSY) => Failure::at(status::SYSTEM, dir, "a scrub is under way"),
             _ => fail(dir, &e),
         })
     };
@@ -223,7 +219,7 @@ fn describe_state(state: &str) -> String {
         "ro" => "read-only (ro)".into(),
         state => match state.strip_prefix("failed: ") {
             Some(error) => format!("changes are refused since an error: {error}"),
-            None => state.into(),
+            None => escaped(state.as_bytes()),
         },
     }
 }

@@ -232,7 +232,7 @@ impl Fs {
         let (_, default) = self.stored_acl(parent, ACL_DEFAULT)?;
         let (access, mode) = default.inherited(inode.mode);
         inode.mode = mode;
-        let mut place = self.hash(ACL_ACCESS) << 8;
+        let mut place = name_place(self.hash(ACL_ACCESS), 0);
         if !access.is_minimal() {
             inode.flags |= INODE_ACCESS_ACL;
             inode.xattrs += 1;
@@ -241,9 +241,9 @@ impl Fs {
         if inode.kind == Kind::Directory {
             inode.flags |= INODE_DEFAULT_ACL;
             inode.xattrs += 1;
-            let hash = self.hash(ACL_DEFAULT) << 8;
+            let of_default = name_place(self.hash(ACL_DEFAULT), 0);
             // Should both have one hash, this is the next slot.
-            place = if hash == place { place + 1 } else { hash };
+            place = if of_default == place { place + 1 } else { of_default };
             batch.put(&xattr_key(ino, place), &acl_record(ACL_DEFAULT, &default));
         }
         Ok(())

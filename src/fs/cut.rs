@@ -1,6 +1,8 @@
 //! Cutting files to a smaller size: the first batch sets the size, the others free what lies behind it. A mark remembers that they are
 //! still to come (O4, `orphan.rs`).
 
+use std::collections::HashSet;
+
 use super::error::{FsError, Result};
 use super::extents::{Mapped, Remap};
 use super::file::{file_of, in_smaller_batches};
@@ -9,10 +11,40 @@ use super::table::{Node, State};
 use super::{Fs, Inner};
 use crate::defects::Defect;
 use crate::page::BLOCK_SIZE;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::tree::Batch;
 
 /// Cuts that find no space again before the others are left for the next time.
 const RETRIES: u32 = 4;
+
+/// Files whose cut has not been finished: extents may lie behind their size (O4).
+#[derive(Default)]
+pub(super) struct Unfinished {
+    files: Mutex<HashSet<Ino>>,
+    /// How many these are.
+    count: AtomicUsize,
+}
+
+impl Unfinished {
+    /// Remembers whether a file is one of them.
+    pub fn set(&self, ino: Ino, unfinished: bool) {
+        if unfinished || self.count.load(Ordering::SeqCst) > 0 {
+            let mut files = self.files.lock();
+            if unfinished {
+                files.insert(ino);
+            } else {
+                files.remove(&ino);
+            }
+            self.count.store(files.len(), Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a file is one of them.
+    pub fn contains(&self, ino: Ino) -> bool {
+        self.count.load(Ordering::SeqCst) > 0 && self.files.lock().contains(&ino)
+    }
+}
 
 impl Fs {
     /// Before a file gets another size: whether something of it goes. What lies behind a smaller size is gone, and reads as zeros if
@@ -32,8 +64,8 @@ impl Fs {
 }
 
 impl Inner {
-    /// Sets the size of `inode` by a batch to which `batch` belongs, and frees of what lies behind it as much as that may. If there is
-    /// more it leaves a mark: before [`Inner::finish_cut`] the file must not grow, or what lies behind its size would come back.
+    /// Sets the size of `inode` with a batch that includes `batch`, and frees as much of what lies behind it as one batch may. If there
+    /// is more it leaves a mark: before [`Inner::finish_cut`] the file must not grow, or what lies behind its size would come back.
     pub(super) fn cut(&self, node: &Node, state: &mut State, inode: &Inode, batch: &Batch) -> Result<()> {
         self.drop_window(node.ino);
         in_smaller_batches(|extents| self.cut_some(node, state, inode, batch, extents))
@@ -49,7 +81,7 @@ impl Inner {
         extents: usize,
     ) -> Result<()> {
         let size = inode.size;
-        let marked = self.is_unfinished(node.ino);
+        let marked = self.unfinished.contains(node.ino);
         let found = self.extents_in(node.ino, size, u64::MAX, extents)?;
         let last = found.len() < extents;
         let mut remap = Remap { batch: batch.clone(), ..Remap::default() };
@@ -78,13 +110,13 @@ impl Inner {
         }
         let blocks = inode.blocks.saturating_sub(std::mem::take(&mut remap.lost));
         self.apply_remap(remap, node, state, Inode { blocks, ..inode.clone() })?;
-        self.set_unfinished(node.ino, !last);
+        self.unfinished.set(node.ino, !last);
         Ok(())
     }
 
     /// Before a file grows: finishes a cut (O4).
     pub(super) fn finish_cut(&self, node: &Node, state: &mut State) -> Result<()> {
-        while self.is_unfinished(node.ino) {
+        while self.unfinished.contains(node.ino) {
             self.or_after_cleaning(|| self.cut_on(node, state))?;
         }
         Ok(())
@@ -92,7 +124,7 @@ impl Inner {
 
     /// One batch of a cut that has begun, if it has not ended.
     fn cut_on(&self, node: &Node, state: &mut State) -> Result<()> {
-        if !self.is_unfinished(node.ino) {
+        if !self.unfinished.contains(node.ino) {
             return Ok(());
         }
         let inode = state.get().ok_or(FsError::NotFound)?.clone();
@@ -129,7 +161,7 @@ impl Inner {
             match state.load(&self.tree, ino).map(drop).and_then(|()| self.cut_on(&node, &mut state)) {
                 Ok(()) => {
                     done += 1;
-                    if self.is_unfinished(ino) {
+                    if self.unfinished.contains(ino) {
                         self.reclaimer.add_stuck_cut(ino);
                     }
                     self.reclaimer.has_deleted();

@@ -11,7 +11,7 @@ use super::format::*;
 use super::namespace::if_named;
 use super::table::Node;
 use super::{Attributes, Fs, Inner, attributes};
-use crate::tree::Batch;
+use crate::tree::{Batch, Cursor};
 
 /// The greatest hash; 0 and this + 1 are left free for marks.
 const HASH_MAX: u64 = (1 << 55) - 2;
@@ -21,6 +21,16 @@ pub fn name_hash(seed: &[u8; 16], name: &[u8]) -> u64 {
     let mut hasher = SipHasher24::new_with_key(seed);
     hasher.write(name);
     (hasher.finish() >> 9).clamp(1, HASH_MAX)
+}
+
+/// The entry that a cursor is at, if it is one of this group; `dir` is the group's directory.
+fn entry_at(cursor: &Cursor<'_>, dir: Ino, group: u64) -> Result<Option<(Cookie, Entry)>> {
+    let Some(cookie) = entry_cookie(group, cursor.key()) else { return Ok(None) };
+    // Who reads on behind it would not come any further, or the kernel would not take it.
+    if place_hash(cookie.0) > HASH_MAX {
+        return Err(FsError::damaged(dir, "an entry lies where the hash of no name leads"));
+    }
+    Ok(Some((cookie, Entry::decode(dir, cursor.value())?)))
 }
 
 impl Inner {
@@ -37,8 +47,8 @@ impl Inner {
         place: impl Fn(&[u8]) -> Option<u64>,
         mut matches: impl FnMut(&[u8]) -> Result<Option<T>>,
     ) -> Result<Slot<T>> {
-        let (mut free, mut expected) = (None, hash << 8);
-        let taken = self.tree.scan(&key(hash << 8), &key((hash + 1) << 8), |key, record| {
+        let (mut free, mut expected) = (None, name_place(hash, 0));
+        let taken = self.tree.scan(&key(expected), &key(name_place(hash + 1, 0)), |key, record| {
             let Some(place) = place(key) else { return ControlFlow::Continue(()) };
             match matches(record) {
                 Ok(Some(found)) => return ControlFlow::Break(Ok(Slot::Taken(place, found))),
@@ -54,7 +64,7 @@ impl Inner {
         if let Some(taken) = taken {
             return taken;
         }
-        if expected >> 8 == hash {
+        if place_hash(expected) == hash {
             free = free.or(Some(expected));
         }
         Ok(Slot::Free(free))
@@ -64,7 +74,7 @@ impl Inner {
     pub(super) fn find_entry(&self, dir: &Node, group: u64, name: &[u8]) -> Result<Found> {
         let hash = self.hash(name);
         if dir.is_absent(hash) {
-            return Ok(Found::Free(Some(Cookie(hash << 8))));
+            return Ok(Found::Free(Some(Cookie(name_place(hash, 0)))));
         }
         let key = |place| entry_key(group, Cookie(place));
         let place = |key: &[u8]| entry_cookie(group, key).map(|c| c.0);
@@ -167,8 +177,7 @@ impl Fs {
         let mut cursor = self.tree.cursor();
         cursor.seek(&entry_key(dir.entries, Cookie(after.0.max(2).saturating_add(1))))?;
         while cursor.next()? {
-            let Some(cookie) = entry_cookie(dir.entries, cursor.key()) else { break };
-            let entry = Entry::decode(ino, cursor.value())?;
+            let Some((cookie, entry)) = entry_at(&cursor, ino, dir.entries)? else { break };
             if !each(cookie, entry.ino, entry.kind, &entry.name) {
                 break;
             }
@@ -239,8 +248,7 @@ impl Fs {
         let mut cursor = self.tree.cursor();
         cursor.seek(&entry_key(group, Cookie(after.0.max(2).saturating_add(1))))?;
         while found.len() < limit && cursor.next()? {
-            let Some(cookie) = entry_cookie(group, cursor.key()) else { break };
-            let entry = Entry::decode(node.ino, cursor.value())?;
+            let Some((cookie, entry)) = entry_at(&cursor, node.ino, group)? else { break };
             found.push((cookie, entry.ino, entry.name));
         }
         Ok(found

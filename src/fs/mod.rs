@@ -15,6 +15,7 @@ mod namespace;
 mod orphan;
 mod paths;
 mod read_around;
+mod reclaimer;
 mod scrub;
 mod shared;
 mod space;
@@ -40,7 +41,7 @@ use crate::pool::read_superblock;
 use crate::storage::Storage;
 use crate::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard, thread};
 use crate::tree::{Batch, FormatOptions, Options, Tree};
-use format::{DirInfo, GROUP_MAX, Inode, inode_key, state_key};
+use format::{DirInfo, GROUP_MAX, Inode, decode_state, encode_state, inode_key, state_key};
 use table::{Node, State, Table};
 
 /// Who calls, and when.
@@ -52,8 +53,8 @@ pub struct Caller {
     pub gid: u32,
     /// The time of the call.
     pub now: Time,
-    /// Has CAP_FSETID; or, where a mode or an ACL is given, belongs to the file's group, or somebody above has seen to it
-    /// already: what the call changes keeps suid and sgid.
+    /// What the call changes keeps suid and sgid: the caller has CAP_FSETID or, where a mode or an ACL is given, belongs to the
+    /// file's group; or a layer above has taken them away already where that is due.
     pub privileged: bool,
     /// Somebody above keeps the times of what is written, and will set them: a write leaves them as they are.
     pub keeps_times: bool,
@@ -135,7 +136,9 @@ pub struct Inner {
     read_around: read_around::ReadAround,
     /// Overwrites that take from the image's reserve, one at a time: what one frees is for the next. After an inode's lock.
     overwriting: Mutex<()>,
-    reclaimer: orphan::Reclaimer,
+    reclaimer: reclaimer::Reclaimer,
+    /// Files that are still being cut.
+    unfinished: cut::Unfinished,
     /// Renames of directories to other parents, one at a time (cycles).
     renames: Mutex<()>,
     groups: Mutex<Groups>,
@@ -171,7 +174,7 @@ impl Fs {
         let root = Inode { dir: Some(dir), links: 2, ..namespace::new_inode(Kind::Directory, 0o755, caller) };
         let mut batch = Batch::new();
         put_inode(&mut batch, ROOT, &root);
-        batch.put(&state_key(), &1u64.to_be_bytes());
+        batch.put(&state_key(), &encode_state(1));
         tree.apply(&batch)?;
         Ok(tree.close()?)
     }
@@ -186,7 +189,7 @@ impl Fs {
             FsError::Engine(crate::Error::corrupt("filesystem", "its state record is missing or impossible"))
         };
         let record = tree.get(&state_key())?.ok_or_else(damaged)?;
-        let next = u64::from_be_bytes(record.try_into().map_err(|_| damaged())?);
+        let next = decode_state(&record).ok_or_else(damaged)?;
         let inner = Arc::new(Inner {
             hash_seed: tree.hash_seed(),
             tree,
@@ -195,7 +198,8 @@ impl Fs {
             windows: space::Windows::default(),
             read_around: read_around::ReadAround::default(),
             overwriting: Mutex::new(()),
-            reclaimer: orphan::Reclaimer::new(options.background),
+            reclaimer: reclaimer::Reclaimer::new(options.background),
+            unfinished: cut::Unfinished::default(),
             renames: Mutex::new(()),
             groups: Mutex::new(Groups { next, reserved: next }),
             atime: AtomicU8::default(),
@@ -245,7 +249,7 @@ impl Fs {
             let reserved = groups.reserved + GROUPS_RESERVED;
             if !self.tree.defects().has(Defect::GroupsUnreserved) {
                 let mut batch = Batch::new();
-                batch.put(&state_key(), &reserved.to_be_bytes());
+                batch.put(&state_key(), &encode_state(reserved));
                 self.tree.apply(&batch)?;
             }
             groups.reserved = reserved;

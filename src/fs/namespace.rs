@@ -47,27 +47,9 @@ pub enum RenameMode {
     },
 }
 
-/// A new inode without contents and links.
+/// A new inode of the caller's.
 pub(super) fn new_inode(kind: Kind, mode: u16, caller: &Caller) -> Inode {
-    let now = caller.now;
-    Inode {
-        kind,
-        flags: 0,
-        mode: mode & 0o7777,
-        uid: caller.uid,
-        gid: caller.gid,
-        links: 1,
-        size: 0,
-        blocks: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        rdev: 0,
-        xattrs: 0,
-        dir: None,
-        target: Vec::new(),
-    }
+    Inode::new(kind, mode, (caller.uid, caller.gid), caller.now)
 }
 
 /// What is left of an inode that has lost a name.
@@ -398,7 +380,7 @@ impl Fs {
             // Counts of shared blocks may need space to change.
             && change.shares.is_empty()
         {
-            if self.is_unfinished(node.ino) {
+            if self.unfinished.contains(node.ino) {
                 change.batch.delete(&orphan_key(node.ino));
             }
             return Ok((Left::Nothing, change));
@@ -585,8 +567,11 @@ impl Fs {
         if let Some(dir) = &mut source_inode.dir {
             dir.parent = to_ino;
             if let Some(above) = &mut new_above {
+                if above.links >= LINK_MAX {
+                    return Err(FsError::TooManyLinks);
+                }
                 old_above.links = old_above.links.saturating_sub(1);
-                above.links = above.links.saturating_add(1);
+                above.links += 1;
             }
         }
         let entry = Entry { name: new_name.to_vec(), ..entry };

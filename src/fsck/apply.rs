@@ -113,7 +113,7 @@ impl Apply<'_> {
                     self.batch.put(key, &Entry { kind: *kind, ..entry }.encode());
                 }
             }
-            Fix::State(next) => self.batch.put(&state_key(), &next.to_be_bytes()),
+            Fix::State(next) => self.batch.put(&state_key(), &encode_state(*next)),
             Fix::Orphan(ino) => self.batch.put(&orphan_key(*ino), &Orphan::Unlinked.encode()),
             _ => {}
         }
@@ -193,7 +193,7 @@ impl Apply<'_> {
         let mut last = None;
         while cursor.next()? {
             match AnyKey::parse(cursor.key()) {
-                Some(AnyKey::Inode(ino)) if ino.group() == group => last = Some((ino.0 & 0xff_ffff) as u32),
+                Some(AnyKey::Inode(ino)) if ino.group() == group => last = Some(ino.sequence()),
                 _ => break,
             }
         }
@@ -203,12 +203,12 @@ impl Apply<'_> {
     /// Takes a group's number.
     fn group(&mut self) -> Result<u64> {
         let record = self.tree.get(&state_key())?;
-        let next = record.and_then(|r| r.first_chunk().map(|b| u64::from_be_bytes(*b))).unwrap_or(GROUP_MAX);
+        let next = record.and_then(|r| decode_state(&r)).unwrap_or(GROUP_MAX);
         if next >= GROUP_MAX {
             return self.free_group();
         }
         let mut batch = Batch::new();
-        batch.put(&state_key(), &(next + 1).to_be_bytes());
+        batch.put(&state_key(), &encode_state(next + 1));
         self.tree.apply(&batch)?;
         Ok(next)
     }
@@ -243,9 +243,9 @@ impl Apply<'_> {
         key: impl Fn(u64) -> Key,
         is: impl Fn(&[u8]) -> bool,
     ) -> Result<Option<Key>> {
-        let hash = name_hash(&self.seed, name) << 8;
+        let hash = name_hash(&self.seed, name);
         for slot in 0..SLOTS {
-            let key = key(hash | slot);
+            let key = key(name_place(hash, slot));
             match self.tree.get(&key)? {
                 None => return Ok(Some(key)),
                 Some(record) if is(&record) => return Ok(None),
@@ -283,11 +283,15 @@ impl Apply<'_> {
     fn lost_found(&mut self) -> Result<Option<(Ino, Inode)>> {
         let Some(root) = self.inode(ROOT)? else { return Ok(None) };
         let Some(info) = root.dir else { return Ok(None) };
-        // What is no directory keeps its name.
+        // What is no directory keeps its name, and so does one that others can look into or change: what was found may have lain where
+        // they could not.
+        let is_private = |inode: &Inode| [0, root.uid].contains(&inode.uid) && inode.mode & 0o077 == 0;
         for name in names(LOST_FOUND) {
             match self.named(info.entries, &name)? {
                 Some(there) => {
-                    if let Some(inode) = self.inode(there)?.filter(|inode| inode.dir.is_some()) {
+                    if let Some(inode) =
+                        self.inode(there)?.filter(|inode| inode.dir.is_some() && is_private(inode))
+                    {
                         return Ok(Some((there, inode)));
                     }
                 }
@@ -305,9 +309,9 @@ impl Apply<'_> {
 
     /// What a name in a group leads to.
     fn named(&self, group: u64, name: &[u8]) -> Result<Option<Ino>> {
-        let hash = name_hash(&self.seed, name) << 8;
+        let hash = name_hash(&self.seed, name);
         for slot in 0..SLOTS {
-            let record = self.tree.get(&entry_key(group, Cookie(hash | slot)))?;
+            let record = self.tree.get(&entry_key(group, Cookie(name_place(hash, slot))))?;
             if let Some(entry) = record.and_then(|r| Entry::decode(ROOT, &r).ok())
                 && entry.name == name
             {
@@ -616,24 +620,7 @@ fn names_blocks(key: &[u8]) -> bool {
 fn directory(info: DirInfo, mode: u16, links: u32) -> Inode {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let now = Time { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
-    Inode {
-        kind: Kind::Directory,
-        flags: 0,
-        mode,
-        uid: 0,
-        gid: 0,
-        links,
-        size: 0,
-        blocks: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        rdev: 0,
-        xattrs: 0,
-        dir: Some(info),
-        target: Vec::new(),
-    }
+    Inode { links, dir: Some(info), ..Inode::new(Kind::Directory, mode, (0, 0), now) }
 }
 
 /// The groups of all inodes and names, and those that directories give.

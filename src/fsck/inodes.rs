@@ -186,10 +186,10 @@ impl Pass<'_> {
                 Ok(orphan) => self.orphan(ino, orphan, key)?,
                 Err(e) => self.bad(Problem::Record, Place::ino(ino.0), key, e),
             },
-            Some(AnyKey::State) => match value.first_chunk::<8>() {
-                Some(next) if value.len() == 8 => self.found.state = Some(u64::from_be_bytes(*next)),
+            Some(AnyKey::State) => match decode_state(value) {
+                Some(next_group) => self.found.state = Some(next_group),
                 // Its absence is reported at the end.
-                _ => self.findings.add(
+                None => self.findings.add(
                     Problem::Record,
                     Place::image(),
                     "the record of the filesystem's state is impossible",
@@ -367,8 +367,8 @@ impl Pass<'_> {
             let key = self.attributes.records.key().to_vec();
             match Xattr::decode(ino, self.attributes.records.value()) {
                 Ok(xattr) => {
-                    if place >> 8 != hash {
-                        hash = place >> 8;
+                    if place_hash(place) != hash {
+                        hash = place_hash(place);
                         names.clear();
                     }
                     self.xattr(ino, place, &key, &xattr, &names);
@@ -396,7 +396,7 @@ impl Pass<'_> {
         let name = String::from_utf8_lossy(&xattr.name).into_owned();
         let delete = || vec![Fix::Delete(key.to_vec())];
         if !self.image.seed_lost
-            && crate::fs::name_hash(&self.image.superblock.hash_seed, &xattr.name) != place >> 8
+            && crate::fs::name_hash(&self.image.superblock.hash_seed, &xattr.name) != place_hash(place)
         {
             let what = format!("attribute {name:?} is not at the place of its name");
             self.findings.add(

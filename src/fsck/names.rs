@@ -154,8 +154,8 @@ impl Names<'_> {
             }
             return self.findings.add(Problem::EntryStray, Place::ino(entry.ino.0), what, fixes);
         };
-        if cookie.0 >> 8 != self.hash {
-            self.hash = cookie.0 >> 8;
+        if place_hash(cookie.0) != self.hash {
+            self.hash = place_hash(cookie.0);
             self.same_hash.clear();
         }
         if self.same_hash.contains(&entry.name) {
@@ -166,7 +166,8 @@ impl Names<'_> {
             let what = format!("name {name:?} leads to inode {}, which does not exist", entry.ino.0);
             return self.findings.add(Problem::EntryDangling, place(dir_ino), what, delete());
         };
-        if !self.image.seed_lost && name_hash(&self.image.superblock.hash_seed, &entry.name) != cookie.0 >> 8
+        if !self.image.seed_lost
+            && name_hash(&self.image.superblock.hash_seed, &entry.name) != place_hash(cookie.0)
         {
             let what = format!("name {name:?} is not at the place of its hash");
             self.findings.add(Problem::EntryHash, place(dir_ino), what, vec![Fix::MoveEntry(key.to_vec())]);
@@ -406,14 +407,14 @@ impl Names<'_> {
         }
         for dir in &self.inodes.dirs {
             let info = dir.info;
-            let end = Ino::new(info.births, 0).0.saturating_add(1 << 24);
-            let behind = self.inodes.slots.partition_point(|s| s.ino.0 < end);
+            let greatest = Ino::new(info.births, SEQUENCE_MAX);
+            let behind = self.inodes.slots.partition_point(|s| s.ino <= greatest);
             let last = behind.checked_sub(1).map(|i| self.inodes.slots[i].ino);
             let Some(last) = last.filter(|ino| ino.group() == info.births) else { continue };
-            let sequence = (last.0 & 0xff_ffff) as u32;
+            let sequence = last.sequence();
             if info.next <= sequence {
                 let what = format!("its next birth is number {}, and {sequence} was born", info.next);
-                let fix = if sequence == 0xff_ffff {
+                let fix = if sequence == SEQUENCE_MAX {
                     Fix::NewBirths(dir.ino)
                 } else {
                     Fix::Next(dir.ino, sequence + 1)

@@ -76,7 +76,7 @@ impl<'a> Rehash<'a> {
                 last = Some(*hash);
                 // More names of one hash than there are places for: nobody could have made them.
                 if slot < SLOTS {
-                    let place = *hash << 8 | slot;
+                    let place = name_place(*hash, slot);
                     match row {
                         Row::Entries(group) => f(&entry_key(group, Cookie(place)), value)?,
                         Row::Attributes(ino) => f(&xattr_key(ino, place), value)?,

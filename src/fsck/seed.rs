@@ -34,7 +34,7 @@ pub(super) fn choose(image: &mut Image, structure: &Structure, findings: &mut Fi
         }
         let (name, hash) = match AnyKey::parse(records.key()) {
             Some(AnyKey::Entry(_, cookie)) => match Entry::decode(ROOT, records.value()) {
-                Ok(entry) => (entry.name, cookie.0 >> 8),
+                Ok(entry) => (entry.name, place_hash(cookie.0)),
                 Err(_) => continue,
             },
             Some(AnyKey::Inode(_)) => continue,

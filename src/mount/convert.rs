@@ -4,9 +4,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, InitFlags, ReplyOpen, TimeOrNow};
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, InitFlags, RenameFlags, ReplyOpen, TimeOrNow,
+};
 
-use crate::fs::{Attributes, FsError, Ino, Kind, Time};
+use crate::fs::{Attributes, Fallocate, FsError, Ino, Kind, RenameMode, Time};
 use crate::page::BLOCK_SIZE;
 
 /// The number that the kernel knows an inode by.
@@ -47,6 +49,36 @@ pub fn kind_of_mode(mode: u32) -> Option<Kind> {
         libc::S_IFBLK => Some(Kind::BlockDevice),
         libc::S_IFIFO => Some(Kind::Fifo),
         libc::S_IFSOCK => Some(Kind::Socket),
+        _ => None,
+    }
+}
+
+/// How `renameat2` is to rename, by its flags.
+pub fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+    const NO_REPLACE: RenameFlags = RenameFlags::RENAME_NOREPLACE;
+    const WHITEOUT: RenameFlags = RenameFlags::RENAME_WHITEOUT;
+    match flags {
+        f if f.is_empty() => Some(RenameMode::Replace),
+        NO_REPLACE => Some(RenameMode::NoReplace),
+        RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
+        WHITEOUT => Some(RenameMode::Whiteout { replace: true }),
+        f if f == WHITEOUT | NO_REPLACE => Some(RenameMode::Whiteout { replace: false }),
+        _ => None,
+    }
+}
+
+/// What `fallocate` is to do, by its mode.
+pub fn fallocate_mode(mode: i32) -> Option<Fallocate> {
+    const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+    const ZERO_KEEP: i32 = ZERO | KEEP;
+    match mode {
+        0 => Some(Fallocate::Allocate),
+        KEEP => Some(Fallocate::KeepSize),
+        PUNCH => Some(Fallocate::PunchHole),
+        ZERO => Some(Fallocate::ZeroRange),
+        ZERO_KEEP => Some(Fallocate::ZeroKeepSize),
         _ => None,
     }
 }

@@ -358,18 +358,19 @@ fn what_lost_its_name_is_found_in_lost_and_found() {
     assert_eq!(fs.read(k.other, 0, 5000).unwrap(), [8; 4096]);
 }
 
-/// What a user has named so keeps its name.
+/// What a user has named so keeps its name, and so does a directory that others can look into.
 #[test]
 fn what_lost_its_name_gets_another_one_where_that_is_taken() {
     use crate::fs::format::{Cookie, Entry, Inode, entry_key, inode_key};
     use crate::fs::{New, name_hash};
-    for directory in [false, true] {
+    for (new, mode, is_home) in
+        [(New::File, 0o700, false), (New::Directory, 0o755, false), (New::Directory, 0o700, true)]
+    {
         let k = known();
         let fs = Fs::open(k.storage.clone(), &options()).unwrap();
-        let new = if directory { New::Directory } else { New::File };
-        let home = fs.create(ROOT, b"lost+found", new, 0o755, 0, &ME).unwrap().ino;
+        let home = fs.create(ROOT, b"lost+found", new, mode, 0, &ME).unwrap().ino;
         fs.release(home, 1).unwrap();
-        if directory {
+        if is_home {
             for name in [format!("#{}", k.other.0), format!("#{}.1", k.other.0)] {
                 let ino = fs.create(home, name.as_bytes(), New::File, 0o755, 0, &ME).unwrap().ino;
                 fs.release(ino, 1).unwrap();
@@ -390,7 +391,7 @@ fn what_lost_its_name_gets_another_one_where_that_is_taken() {
         assert!(look_at(&k.storage).is_clean());
         let fs = Fs::open(k.storage, &options()).unwrap();
         assert_eq!(fs.lookup(ROOT, b"lost+found").unwrap(), home);
-        let (dir, name) = match directory {
+        let (dir, name) = match is_home {
             false => (fs.lookup(ROOT, b"lost+found.1").unwrap(), format!("#{}", k.other.0)),
             true => (home, format!("#{}.2", k.other.0)),
         };
