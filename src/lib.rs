@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod defects;
 pub mod error;
+mod escape;
 // The filesystem's locks are not modelled under shuttle; it stands on the engine's, which are.
 #[cfg(not(shuttle))]
 pub mod fs;

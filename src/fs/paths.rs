@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Fs;
 use super::format::*;
+use crate::escape::escaped;
 
 /// Components of a path that is printed.
 const DEPTH_SHOWN: usize = 64;
@@ -81,7 +82,7 @@ impl Fs {
                 Some(Some(ino)) => self.path_of(*ino),
                 _ => "…".to_owned(),
             };
-            Some((ino, format!("{}/{}", directory.trim_end_matches('/'), String::from_utf8_lossy(&name))))
+            Some((ino, format!("{}/{}", directory.trim_end_matches('/'), escaped(&name))))
         };
         names.into_iter().filter_map(path).collect()
     }
@@ -91,7 +92,7 @@ impl Fs {
         let mut found = None;
         let looked = self.read_dir(parent, Cookie(2), |_, entry, _, name| {
             if entry == ino {
-                found = Some(String::from_utf8_lossy(name).into_owned());
+                found = Some(escaped(name));
             }
             found.is_none()
         });

@@ -12,6 +12,7 @@ use super::error::{FsError, Result};
 use super::extents::BLOCK;
 use super::format::*;
 use super::{Fs, Kind};
+use crate::escape::escaped;
 use crate::storage::AlignedBuf;
 
 /// Bytes that are read at once.
@@ -216,7 +217,7 @@ impl Fs {
                 Err(e) if is_gone(&e) => {}
                 Err(e) => {
                     self.note_damage(&e);
-                    let name = String::from_utf8_lossy(&name).into_owned();
+                    let name = escaped(&name);
                     self.found(walk, Some(ino), None, format!("extended attribute {name:?}: {e}"));
                 }
             }

@@ -111,6 +111,7 @@ impl Inner {
     fn counts_in(&self, from: u64, to: u64, found: &mut BTreeMap<u64, (u64, i64)>) -> Result<()> {
         let mut cursor = self.tree.cursor();
         cursor.seek(&shared_key(from + 1))?;
+        let mut last = 0;
         while cursor.next()? {
             let Some(end) = shared_end(cursor.key()) else { break };
             let shared = Shared::decode(end, cursor.value())?;
@@ -118,6 +119,11 @@ impl Inner {
             if begin >= to {
                 break;
             }
+            if begin < last {
+                let place = format_args!("shared blocks before block {end}");
+                return Err(FsError::Engine(crate::Error::corrupt(place, "they are counted twice")));
+            }
+            last = end;
             found.insert(end, (begin, shared.count as i64));
         }
         Ok(())

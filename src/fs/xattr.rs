@@ -44,6 +44,9 @@ impl Fs {
             let mut cursor = self.tree.cursor();
             cursor.seek(&xattr_key(ino, 0))?;
             while cursor.next()? && xattr_place(ino, cursor.key()).is_some() {
+                if names.len() == XATTRS_MAX as usize {
+                    return Err(FsError::damaged(ino, "it has more attributes than an inode can have"));
+                }
                 names.push(Xattr::decode(ino, cursor.value())?.name);
             }
         }

@@ -1,6 +1,6 @@
 //! Which blocks are in use, as the checks find out, and the comparison with the bitmaps.
 //!
-//! One bit a block of the groups that exist: 32 MiB for each TiB.
+//! One bit a block, and as much again for each chunk with a block in use: some 60 MiB for each TiB in use.
 
 use std::collections::BTreeMap;
 
@@ -12,34 +12,37 @@ use crate::page::format::*;
 use crate::page::superblock::Superblock;
 use crate::page::{BlockNo, PAGE_SIZE, PageBytes, Run};
 
-const WORDS: usize = BLOCKS_PER_GROUP as usize / 64;
+const WORDS_PER_CHUNK: usize = BLOCKS_PER_CHUNK as usize / 64;
 /// Bitmap pages that are damaged one behind the other, after which the rest is not looked at.
 const DAMAGED_MAX: u32 = 1000;
+
+/// The blocks of a chunk, one bit a block.
+pub(super) type ChunkBits = [u64; WORDS_PER_CHUNK];
 
 /// The blocks that something uses.
 #[derive(Clone)]
 pub(super) struct Claims {
     geometry: Superblock,
-    /// By number: a forged image may have two groups that are a billion apart.
-    groups: BTreeMap<u32, Box<[u64; WORDS]>>,
+    /// By group and chunk, those with a claimed block: records of a forged image may lie a billion groups apart, and are not to cost
+    /// much more memory than space on the disk.
+    chunks: BTreeMap<(u32, u32), ChunkBits>,
 }
 
 impl Claims {
     /// No block is claimed yet. Bitmap pages are never claimed: no valid run covers them.
     pub fn new(image: &Image) -> Claims {
-        Claims { geometry: image.superblock.clone(), groups: BTreeMap::new() }
+        Claims { geometry: image.superblock.clone(), chunks: BTreeMap::new() }
     }
 
     /// Claims a run, which [`Image::is_valid_run`] has found valid; how many of its blocks were claimed already.
     pub fn claim(&mut self, run: Run) -> u32 {
         let mut twice = 0;
         let (group, within) = self.geometry.locate(run.start);
-        let words = self.groups.entry(group).or_insert_with(|| Box::new([0; WORDS]));
         for (word, mask) in words_of(within, run.len) {
-            if let Some(word) = words.get_mut(word) {
-                twice += (*word & mask).count_ones();
-                *word |= mask;
-            }
+            let (chunk, word) = (word / WORDS_PER_CHUNK, word % WORDS_PER_CHUNK);
+            let bits = &mut self.chunks.entry((group, chunk as u32)).or_default()[word];
+            twice += (*bits & mask).count_ones();
+            *bits |= mask;
         }
         twice
     }
@@ -50,40 +53,54 @@ impl Claims {
         for group in 0..image.superblock.groups {
             let id = image.superblock.bitmap_page(group);
             let whole = !matches!(image.read_page(id, &mut page), Err(PageError::Damaged(_)));
-            for at in BLOCKS_PER_PAGE..image.superblock.group_blocks(group) {
-                if !whole || Bitmap(&page).state(at, 1) == Some(true) {
+            let blocks = BLOCKS_PER_PAGE..image.superblock.group_blocks(group);
+            if !whole {
+                self.claim(Run {
+                    start: BlockNo(id.block().0 + blocks.start as u64),
+                    len: blocks.len() as u32,
+                });
+                continue;
+            }
+            for at in blocks {
+                if Bitmap(&page).state(at, 1) == Some(true) {
                     self.claim(Run { start: BlockNo(id.block().0 + at as u64), len: 1 });
                 }
             }
         }
     }
 
-    /// The claimed blocks of a group, one bit a block.
-    pub fn group(&self, group: u32) -> Option<&[u64; WORDS]> {
-        self.groups.get(&group).map(|words| &**words)
+    /// The claimed blocks of a chunk of a group.
+    pub fn chunk(&self, group: u32, chunk: u32) -> ChunkBits {
+        self.chunks.get(&(group, chunk)).copied().unwrap_or_default()
+    }
+
+    /// The claimed blocks of a group, by the number of the chunk within it.
+    pub fn group(&self, group: u32) -> impl Iterator<Item = (u32, &ChunkBits)> {
+        self.chunks.range((group, 0)..=(group, u32::MAX)).map(|((_, chunk), bits)| (*chunk, bits))
     }
 
     /// One more than the last group with a claimed block, at least one.
     pub fn groups(&self) -> u32 {
-        self.groups.last_key_value().map_or(1, |(last, _)| last + 1)
+        self.chunks.last_key_value().map_or(1, |((group, _), _)| group + 1)
     }
 
     /// Whether a block from `from` on is claimed.
     pub fn reaches(&self, from: u64) -> bool {
-        self.groups.last_key_value().is_some_and(|(group, words)| {
-            let last = words
-                .iter()
-                .rposition(|word| *word != 0)
-                .map_or(0, |word| word as u64 * 64 + words[word].ilog2() as u64);
-            self.geometry.bitmap_page(*group).block().0 + last >= from
+        self.chunks.last_key_value().is_some_and(|((group, chunk), bits)| {
+            let last =
+                bits.iter().rposition(|word| *word != 0).map_or(0, |i| i as u32 * 64 + bits[i].ilog2());
+            let first = self.geometry.bitmap_page(*group).block().0;
+            first + (chunk * BLOCKS_PER_CHUNK + last) as u64 >= from
         })
     }
 
     /// Whether none of a run's blocks is claimed.
     pub fn is_free(&self, run: Run) -> bool {
         let (group, within) = self.geometry.locate(run.start);
-        let Some(words) = self.group(group) else { return true };
-        words_of(within, run.len).all(|(word, mask)| words.get(word).is_none_or(|w| w & mask == 0))
+        words_of(within, run.len).all(|(word, mask)| {
+            let (chunk, word) = (word / WORDS_PER_CHUNK, word % WORDS_PER_CHUNK);
+            self.chunk(group, chunk as u32)[word] & mask == 0
+        })
     }
 }
 
@@ -120,10 +137,14 @@ fn compare(
     let id = image.superblock.bitmap_page(group);
     let exist = image.superblock.group_blocks(group);
     let mut wrong: [Option<(u32, u32, u32)>; 2] = [None; 2];
+    let mut claimed = ChunkBits::default();
     for (i, bytes) in bitmap.bits().as_chunks::<8>().0.iter().enumerate() {
         let first = i as u32 * 64;
         let used = u64::from_le_bytes(*bytes);
-        let claimed = claims.group(group).map_or(0, |g| g[i]);
+        if i % WORDS_PER_CHUNK == 0 {
+            claimed = claims.chunk(group, (i / WORDS_PER_CHUNK) as u32);
+        }
+        let claimed = claimed[i % WORDS_PER_CHUNK];
         let mut differ = used ^ claimed;
         if first == 0 {
             differ &= !((1 << BLOCKS_PER_PAGE) - 1);

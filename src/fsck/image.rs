@@ -178,7 +178,34 @@ impl Image {
             let resized = image.superblock.size != said;
             image.replay_log(&below, resized, findings)?;
         }
+        let declared = image.superblock.groups;
+        let written = image.forget_unwritten_groups();
+        if written < declared {
+            let what = format!(
+                "{declared} groups have bitmaps, says the superblock, but nothing was written behind {written}"
+            );
+            findings.add(ProblemKind::Bitmap, Place::image(), what, vec![Fix::Bitmaps]);
+        }
         Ok(image)
+    }
+
+    /// What a superblock says of groups may be forged: where nothing was ever written, none has a bitmap. How many there are.
+    fn forget_unwritten_groups(&mut self) -> u32 {
+        let s = &mut self.superblock;
+        let (mut group, mut last) = (0, 0);
+        while group < s.groups {
+            let first = s.bitmap_page(group).offset();
+            let Some(written) = self.storage.skip_hole(first) else { return s.groups };
+            if written < first + GROUP_SIZE {
+                (last, group) = (group, group + 1);
+            } else if written < s.size {
+                group = s.locate(BlockNo(written / BLOCK_SIZE as u64)).0;
+            } else {
+                break;
+            }
+        }
+        s.groups = s.groups.min(last + 1);
+        s.groups
     }
 
     fn new(storage: Arc<dyn Storage>, superblock: Superblock) -> Image {
@@ -245,6 +272,7 @@ impl Image {
             (image.storage, image.log_whole, image.contents) = (storage, false, replayed.contents);
             image.log_cut = log.torn;
         }
+        image.forget_unwritten_groups();
         Ok(image)
     }
 

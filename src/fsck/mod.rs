@@ -37,7 +37,7 @@
 //! | `apply` | repairs records by batches of the tree |
 //!
 //! **What it promises:** whatever the image holds, it does not panic, loop, or read out of bounds. Memory: one bit a block of the
-//! groups that exist (32 MiB a TiB), 16 bytes and the fence for each leaf, 20 bytes for each inode, 100 more for each directory,
+//! chunks with a block in use (some 60 MiB a TiB), 16 bytes and the fence for each leaf, 20 bytes for each inode, 100 more for each directory,
 //! 12 for each shared extent, what replaying the log changed (at most half of what is available), and 128 MiB meanwhile.
 //!
 //! **How it fails:** [`FsckError`] if the image cannot be checked at all; everything else is a [`Problem`] of the [`Report`].

@@ -7,6 +7,7 @@ use super::image::Image;
 use super::inodes::Inodes;
 use super::report::Place;
 use super::structure::Structure;
+use crate::escape::escaped;
 use crate::fs::format::*;
 
 /// Directories on the way to the root, at the most.
@@ -95,18 +96,4 @@ fn path(names: &BTreeMap<u64, Option<(u64, Vec<u8>)>>, ino: u64) -> Option<Strin
     }
     parts.reverse();
     Some(format!("{}/{}", if cut { "…" } else { "" }, parts.join("/")))
-}
-
-/// A name as it is shown: bytes that are not printable as `\xNN`.
-fn escaped(name: &[u8]) -> String {
-    let mut out = String::new();
-    for chunk in name.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
-        }
-        for b in chunk.invalid() {
-            out.push_str(&format!("\\x{b:02x}"));
-        }
-    }
-    out
 }

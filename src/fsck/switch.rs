@@ -172,13 +172,15 @@ fn write_bitmaps(storage: &dyn Storage, superblock: &Superblock, target: &Target
         let mut bitmap = BitmapMut(&mut page);
         bitmap.init(id, superblock.image(), BLOCKS_PER_PAGE, superblock.group_blocks(group));
         bitmap.set_backup(superblock);
-        let words = target.claims.group(group);
-        for (i, word) in words.into_iter().flatten().enumerate() {
-            let mut left = *word;
-            while left != 0 {
-                let (from, len) = (left.trailing_zeros(), (left >> left.trailing_zeros()).trailing_ones());
-                bitmap.set(i as u32 * 64 + from, len, true);
-                left &= !((!0u64 >> (64 - len)) << from);
+        for (chunk, bits) in target.claims.group(group) {
+            for (i, word) in bits.iter().enumerate() {
+                let mut left = *word;
+                while left != 0 {
+                    let (from, len) =
+                        (left.trailing_zeros(), (left >> left.trailing_zeros()).trailing_ones());
+                    bitmap.set(chunk * BLOCKS_PER_CHUNK + i as u32 * 64 + from, len, true);
+                    left &= !((!0u64 >> (64 - len)) << from);
+                }
             }
         }
         // The last one of a short group is none.
@@ -200,12 +202,7 @@ fn write_bitmaps(storage: &dyn Storage, superblock: &Superblock, target: &Target
 
 /// Whether a chunk holds pages of the tree and nothing else.
 fn holds_pages_only(target: &Target<'_>, group: u32, chunk: u32) -> bool {
-    const WORDS_PER_CHUNK: usize = BLOCKS_PER_CHUNK as usize / 64;
-    let first = chunk as usize * WORDS_PER_CHUNK;
-    let (Some(all), Some(pages)) = (target.claims.group(group), target.pages.group(group)) else {
-        return false;
-    };
-    let (all, pages) = (&all[first..first + WORDS_PER_CHUNK], &pages[first..first + WORDS_PER_CHUNK]);
+    let (all, pages) = (target.claims.chunk(group, chunk), target.pages.chunk(group, chunk));
     pages.iter().any(|w| *w != 0) && all == pages
 }
 

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
+use crate::escape::escaped;
 use crate::fs::Atime;
 
 /// The type of a mount, in `/proc/mounts` and for mount(8).
@@ -123,7 +124,7 @@ fn mount_directly(device: &File, image: &Path, dir: &Path, flags: &MountFlags) -
 fn mount_by_helper(image: &Path, dir: &Path, flags: &MountFlags) -> Result<OwnedFd, MountError> {
     let fail = |source| MountError::Io { dir: dir.into(), source };
     let mut options = OsString::from("default_permissions,subtype=btfs,fsname=");
-    options.push(escaped(image.as_os_str()));
+    options.push(quoted(image.as_os_str()));
     let with = [
         (flags.read_only, ",ro"),
         (flags.no_suid, ",nosuid"),
@@ -169,7 +170,7 @@ fn reason_of(output: &Output) -> String {
 }
 
 /// An option's value for fusermount3: commas end it, a backslash protects.
-fn escaped(value: &OsStr) -> OsString {
+fn quoted(value: &OsStr) -> OsString {
     let mut bytes = Vec::with_capacity(value.len());
     for b in value.as_bytes() {
         if matches!(b, b',' | b'\\') {
@@ -307,7 +308,7 @@ fn table(process: &Path) -> Vec<Mounted> {
 
 /// The name of a process with this directory in `/proc`.
 fn name_of(process: &Path) -> String {
-    String::from_utf8_lossy(&fs::read(process.join("comm")).unwrap_or_default()).trim_end().to_owned()
+    escaped(fs::read(process.join("comm")).unwrap_or_default().trim_ascii_end())
 }
 
 /// The absolute path, without following what the last component may be a dead mount of.
@@ -417,6 +418,6 @@ mod tests {
 
     #[test]
     fn a_comma_in_the_image_name_injects_no_option() {
-        assert_eq!(escaped(OsStr::new("a,suid\\b")), OsStr::new("a\\,suid\\\\b"));
+        assert_eq!(quoted(OsStr::new("a,suid\\b")), OsStr::new("a\\,suid\\\\b"));
     }
 }
