@@ -53,3 +53,18 @@ fn compare_counts(fs: &Fs, inodes: &[Ino], mut counts: BTreeMap<u64, u64>) {
     }
     assert!(counts.is_empty(), "counts of blocks that nobody has: {counts:?}");
 }
+
+/// There is no end to what could be claimed of one range.
+#[test]
+fn reading_stops_at_the_first_extent_that_overlaps_another() {
+    let fs = open(&image(64 << 20));
+    let f = file(&fs, b"f");
+    resize(&fs, f, 1 << 40);
+    let mut batch = Batch::new();
+    for n in 1..100u64 {
+        batch.put(&format::extent_key(f, n * BLOCK), &format::Extent::Lost { len: n * BLOCK }.encode());
+    }
+    fs.tree().apply(&batch).unwrap();
+    let found = fs.extents_in(f, 0, BLOCK, usize::MAX);
+    assert!(matches!(found, Err(FsError::Engine(e)) if e.is_corrupt()));
+}

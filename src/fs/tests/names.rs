@@ -211,3 +211,24 @@ fn a_name_without_an_inode_is_damage() {
     assert!(is_damage(fs.unlink(ROOT, b"f", &ME)));
     assert!(matches!(fs.create(ROOT, b"f", New::File, 0o644, 0, &ME), Err(FsError::Exists)));
 }
+
+/// Who reads on behind such an entry would get it again and again.
+#[test]
+fn a_forged_entry_beyond_all_hashes_ends_a_listing_with_an_error() {
+    for cookie in [u64::MAX, 1 << 63] {
+        let fs = open(&image(64 << 20));
+        create(&fs, ROOT, b"first", New::File, 0o644, &ME).unwrap();
+        let entry = format::Entry { ino: Ino(2), kind: Kind::File, name: b"forged".to_vec() };
+        let mut batch = Batch::new();
+        batch.put(&format::entry_key(0, Cookie(cookie)), &entry.encode());
+        fs.tree().apply(&batch).unwrap();
+        let mut names = Vec::new();
+        let listed = fs.read_dir(ROOT, Cookie(2), |_, _, _, name| {
+            names.push(name.to_vec());
+            names.len() < 10
+        });
+        assert!(matches!(listed, Err(FsError::Engine(e)) if e.is_corrupt()));
+        assert_eq!(names, [b"first"]);
+        assert!(fs.read_dir_plus(ROOT, Cookie(2), 10, |_, _, _| true).is_err());
+    }
+}

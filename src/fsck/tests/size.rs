@@ -153,3 +153,31 @@ fn the_older_superblock_may_not_say_more_than_the_newer_one() {
     let report = mended(&storage, &before, size);
     assert_eq!(report.counts, [(ProblemKind::SuperblockTwin, 1)], "{report}");
 }
+
+/// The file is as long as it says, but sparse: a bitmap for each group that it claims would fill the host's disk.
+#[test]
+fn groups_in_which_nothing_was_written_are_not_believed() {
+    const SAID: u64 = 1 << 41;
+    let storage = sample(401, 120);
+    let before = model(&storage);
+    storage.set_len(SAID).unwrap();
+    let (_, both) = superblocks(&storage);
+    for (at, superblock) in SUPERBLOCK_OFFSETS.into_iter().zip(both) {
+        let mut forged = Superblock { size: SAID, ..superblock };
+        forged.groups = forged.group_count();
+        storage.write_at(at, &forged.encode()).unwrap();
+    }
+    let held = storage.image().allocated();
+    let safe = Options { repair: Repair::Safe, force: true, ..Options::default() };
+    let report = check(storage.clone(), &safe).unwrap();
+    assert_eq!((report.left, report.count(ProblemKind::Bitmap)), (0, 1), "{report}");
+    assert!(
+        storage.image().allocated() < held + (2 << 20),
+        "{} bytes were {held}",
+        storage.image().allocated()
+    );
+    assert!(check(storage.clone(), &Options::default()).unwrap().is_clean());
+    let (counts, both) = superblocks(&storage);
+    assert_eq!((both[counts].groups, both[counts].size), (1, SAID));
+    assert!(difference(&before, &storage).0.is_empty());
+}
