@@ -61,6 +61,7 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
         for fix in fixes {
             apply.simple(fix)?;
         }
+        apply.flush()?;
         // Until this is done, counts of blocks that are too high tell the next run that something is lost.
         for fix in fixes.iter().filter(|fix| matches!(fix, Fix::LoseRange(..))) {
             apply.moves(fix)?;
@@ -114,6 +115,12 @@ impl Apply<'_> {
                 }
             }
             Fix::State(next) => self.batch.put(&state_key(), &encode_state(*next)),
+            Fix::Remake(ino, size, blocks, xattrs, flags) => {
+                let (size, blocks, xattrs, flags) = (*size, *blocks, *xattrs, *flags);
+                let new = self.new_inode(Kind::File, 0o600)?;
+                let inode = Inode { size, blocks, xattrs, flags, ..new };
+                self.batch.put(&inode_key(*ino), &inode.encode());
+            }
             Fix::Orphan(ino) => self.batch.put(&orphan_key(*ino), &Orphan::Unlinked.encode()),
             _ => {}
         }
@@ -181,7 +188,7 @@ impl Apply<'_> {
     fn root(&mut self) -> Result<()> {
         let next = self.last_in_group(0)?.map_or(2, |last| last.saturating_add(1).max(2));
         let info = DirInfo { entries: 0, births: 0, next, parent: ROOT, count: 0 };
-        let root = directory(info, 0o755, 2);
+        let root = Inode { dir: Some(info), links: 2, ..self.new_inode(Kind::Directory, 0o755)? };
         self.batch.put(&inode_key(ROOT), &root.encode());
         Ok(())
     }
@@ -279,6 +286,19 @@ impl Apply<'_> {
         Ok(())
     }
 
+    /// A new inode. It belongs to whom the root belongs to: a user may have an image of his own.
+    fn new_inode(&self, kind: Kind, mode: u16) -> Result<Inode> {
+        let owner = self.inode(ROOT)?.map_or((0, 0), |root| (root.uid, root.gid));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = Time { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
+        Ok(Inode::new(kind, mode, owner, now))
+    }
+
+    /// A new directory, which nobody else can look into.
+    fn new_directory(&self, info: DirInfo) -> Result<Inode> {
+        Ok(Inode { dir: Some(info), links: 2, ..self.new_inode(Kind::Directory, 0o700)? })
+    }
+
     /// The number and record of `lost+found`, which is made if need be.
     fn lost_found(&mut self) -> Result<Option<(Ino, Inode)>> {
         let Some(root) = self.inode(ROOT)? else { return Ok(None) };
@@ -298,7 +318,7 @@ impl Apply<'_> {
                 None => {
                     let group = self.group()?;
                     let info = DirInfo { entries: group, births: group, next: 1, parent: ROOT, count: 0 };
-                    let new = directory(info, 0o700, 2);
+                    let new = self.new_directory(info)?;
                     let ino = self.birth(ROOT, root, &name, new.clone())?;
                     return Ok(ino.map(|ino| (ino, new)));
                 }
@@ -383,7 +403,7 @@ impl Apply<'_> {
         let Some((home, above)) = self.lost_found()? else { return Ok(()) };
         let births = self.group()?;
         let info = DirInfo { entries: group, births, next: 1, parent: home, count: 0 };
-        let new = directory(info, 0o700, 2);
+        let new = self.new_directory(info)?;
         let name = format!("#group-{group}").into_bytes();
         if self.birth(home, above, &name, new)?.is_some() {
             self.applied.reconnected += 1;
@@ -614,13 +634,6 @@ fn names(name: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 /// Whether a record of this key may name blocks, which its inode counts.
 fn names_blocks(key: &[u8]) -> bool {
     matches!(AnyKey::parse(key), Some(AnyKey::Xattr(..) | AnyKey::Extent(..)))
-}
-
-/// A new directory's record.
-fn directory(info: DirInfo, mode: u16, links: u32) -> Inode {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now = Time { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
-    Inode { links, dir: Some(info), ..Inode::new(Kind::Directory, mode, (0, 0), now) }
 }
 
 /// The groups of all inodes and names, and those that directories give.

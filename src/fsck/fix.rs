@@ -58,6 +58,8 @@ pub(super) enum Fix {
     Xattrs(Ino, u32),
     /// Set an inode's flags.
     Flags(Ino, u8),
+    /// Make the record of a file again: its size, its blocks, and the number and flags of its attributes.
+    Remake(Ino, u64, u64, u32, u8),
     /// Mark an inode as an orphan: it is deleted.
     Orphan(Ino),
     /// Name an inode in `lost+found`; it then has so many links.
@@ -151,6 +153,7 @@ impl fmt::Display for Fix {
             Fix::Blocks(_, n) => write!(f, "set the number of blocks to {n}"),
             Fix::Xattrs(_, n) => write!(f, "set the number of attributes to {n}"),
             Fix::Flags(_, n) => write!(f, "set the flags to {n:#x}"),
+            Fix::Remake(..) => write!(f, "make the inode again from its contents"),
             Fix::Orphan(ino) => write!(f, "delete inode {}", ino.0),
             Fix::Reconnect(ino, _) => write!(f, "name it lost+found/#{}", ino.0),
             Fix::Adopt(group) => write!(f, "make the directory lost+found/#group-{group} of it"),

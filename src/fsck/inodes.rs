@@ -125,6 +125,8 @@ struct Contents {
     mapped: u64,
     /// One of them begins at byte 0.
     from_start: bool,
+    /// The end of the last extent, in bytes.
+    end: u64,
     /// Bytes of pieces of a link's target.
     target: u64,
     /// What lies between two extents of a file, in bytes, where leaves are missing that may have held others.
@@ -212,6 +214,8 @@ impl Pass<'_> {
     }
 
     fn orphan(&mut self, ino: Ino, orphan: Orphan, key: &[u8]) -> Result<()> {
+        // There are no inodes behind orphans.
+        self.strays(Ino(u64::MAX), true)?;
         let Some(i) = self.found.find(ino) else {
             let what = "an inode that does not exist is marked as an orphan";
             let fixes = vec![Fix::Delete(key.to_vec())];
@@ -248,6 +252,7 @@ impl Pass<'_> {
                 self.bad(Problem::Key, Place::ino(ino.0), key, "no inode has this number");
                 return self.strays(Ino(ino.0.saturating_add(1)), false);
             }
+            Err(_) if self.remake(ino)? => return Ok(()),
             Err(e) => {
                 self.bad(Problem::Record, Place::ino(ino.0), key, e);
                 return self.strays(Ino(ino.0.saturating_add(1)), false);
@@ -341,18 +346,56 @@ impl Pass<'_> {
         }
     }
 
-    /// Attributes and extents in front of those of inode `ino` belong to nobody.
+    /// Attributes and extents in front of those of inode `ino` belong to one whose record is lost, or to nobody.
     fn strays(&mut self, ino: Ino, all: bool) -> Result<()> {
-        let streams = [(&mut self.attributes, "an attribute"), (&mut self.extents, "contents")];
-        for (stream, kind) in streams {
-            while let Some((owner, _)) = stream.ahead.filter(|(o, _)| all || *o < ino) {
-                let what = format!("{kind} of an inode that does not exist");
-                let fixes = vec![Fix::Delete(stream.records.key().to_vec())];
-                self.findings.add(Problem::Stray, Place::ino(owner.0), what, fixes);
-                stream.step()?;
+        loop {
+            let ahead = [&self.attributes, &self.extents].map(|stream| stream.ahead.map(|(owner, _)| owner));
+            let Some(owner) = ahead.into_iter().flatten().min().filter(|owner| all || *owner < ino) else {
+                return Ok(());
+            };
+            if !self.remake(owner)? {
+                let streams = [(&mut self.attributes, "an attribute"), (&mut self.extents, "contents")];
+                for (stream, kind) in streams {
+                    while stream.ahead.is_some_and(|(of, _)| of == owner) {
+                        let what = format!("{kind} of an inode that does not exist");
+                        let fixes = vec![Fix::Delete(stream.records.key().to_vec())];
+                        self.findings.add(Problem::Stray, Place::ino(owner.0), what, fixes);
+                        stream.step()?;
+                    }
+                }
             }
         }
-        Ok(())
+    }
+
+    /// A file whose record is lost, or impossible, is made again from its contents; whether there are any. What was being deleted stays
+    /// so. Nothing in front of what belongs to the inode is ahead any more.
+    fn remake(&mut self, ino: Ino) -> Result<bool> {
+        let is_one = ino.0 != 0 && ino.group() < GROUP_MAX;
+        let has_contents = self.extents.ahead.is_some_and(|(owner, end)| {
+            owner == ino && Extent::decode(ino, end, self.extents.records.value()).is_ok()
+        });
+        if !is_one || !has_contents || self.is_orphan(ino)? {
+            return Ok(false);
+        }
+        let key = inode_key(ino).to_vec();
+        let new = Inode::new(Kind::File, 0, (0, 0), Time::default());
+        let xattrs = self.xattrs(ino, Kind::File)?;
+        let contents = self.contents(ino, &Inode { size: FILE_SIZE_MAX, ..new.clone() })?;
+        // Nobody knows how long it was: who reads on behind its contents is to meet that.
+        let (from, to) = (contents.block_end, (contents.block_end + BLOCK).min(FILE_SIZE_MAX));
+        let (size, blocks) = (to, contents.blocks + xattrs.blocks);
+        let what = format!(
+            "the record of a file is lost, {} bytes of its contents are there (key {})",
+            contents.end,
+            hex(&key)
+        );
+        let flags = xattrs.flags & !INODE_DEFAULT_ACL;
+        let fixes = vec![Fix::Remake(ino, size, blocks, xattrs.count, flags), Fix::LoseRange(ino, from, to)];
+        self.findings.add(Problem::InodeLost, Place::ino(ino.0), what, fixes);
+        self.judge(ino, &Inode { size, blocks, ..new }, &contents, blocks);
+        self.found.group_max = self.found.group_max.max(ino.group());
+        self.found.slots.push(Slot { ino, links: 1, kind: Kind::File, unlinked: false });
+        Ok(true)
     }
 
     /// The attributes of one inode.
@@ -519,7 +562,7 @@ impl Pass<'_> {
         contents.gaps.extend(gaps.map(|gap| (contents.block_end, end_of(gap, ino))));
         if let Some(end) = behind
             && inode.links > 0
-            && !self.is_being_cut(ino)?
+            && !self.is_orphan(ino)?
         {
             let what = format!("contents up to byte {end} behind its size of {}", inode.size);
             self.findings.add(Problem::Size, Place::ino(ino.0), what, vec![Fix::Size(ino, end)]);
@@ -527,8 +570,8 @@ impl Pass<'_> {
         Ok(contents)
     }
 
-    /// Whether a mark says that what lies behind the size is still to be freed. Rare, so it is looked up.
-    fn is_being_cut(&self, ino: Ino) -> Result<bool> {
+    /// Whether a mark says that it, or what lies behind its size, is still to be deleted. Rare, so it is looked up.
+    fn is_orphan(&self, ino: Ino) -> Result<bool> {
         let key = orphan_key(ino);
         let mut records = Records::new(self.image, &self.structure.leaves, &key)?;
         Ok(records.next()? && records.key() == &*key)
@@ -545,6 +588,7 @@ impl Pass<'_> {
         contents.from_start |= begin == 0;
         contents.mapped = contents.mapped.saturating_add((end - begin).div_ceil(BLOCK));
         contents.block_end = contents.block_end.max(end.next_multiple_of(BLOCK));
+        contents.end = contents.end.max(end);
         if let Extent::Lost { len } = extent {
             self.report.note_lost(Place::range(ino.0, begin, end), *len);
         }

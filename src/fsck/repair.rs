@@ -233,7 +233,7 @@ impl History {
             fixes.append(&mut looked.findings.rotten);
         }
         if options.repair == Repair::All && deals_with_lost && looked.image.superblock.lacks_records() {
-            let is_lost = |fix: &mut Fix| matches!(fix, Fix::LoseRange(..));
+            let is_lost = |fix: &mut Fix| matches!(fix, Fix::LoseRange(..) | Fix::Remake(..));
             let lost = fixes.extract_if(.., is_lost).collect();
             did |= self.records(storage, options, looked, lost)?;
             // Whatever becomes of the rest: nobody reads zeros for contents any more.

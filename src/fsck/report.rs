@@ -121,6 +121,8 @@ kinds! {
     Orphan = "orphan",
     /// Contents or attributes of an inode that does not exist.
     Stray = "stray",
+    /// The record of an inode is lost, and its contents are there.
+    InodeLost = "inode-lost",
     /// Extents of a file overlap, or a kind of inode has extents that can have none.
     Extent = "extent",
     /// Contents behind the file's end.

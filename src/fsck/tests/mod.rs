@@ -11,6 +11,7 @@ mod logged;
 mod lost;
 mod pages;
 mod records;
+mod remade;
 mod repair;
 mod rot;
 mod salvage;
