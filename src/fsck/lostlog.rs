@@ -156,13 +156,13 @@ impl Search<'_> {
 
 /// A header that may be that of a record at byte `at` of the area.
 fn header(bytes: &[u8], at: u64, Place { image, size, .. }: Place) -> Option<Header> {
-    // The first byte of the length, and the kind: most places fail here.
-    if bytes[0] != 0 || !matches!(bytes[20], 1 | 2) {
+    // The first byte of the length, the kind and the place: most fail here.
+    if bytes[0] != 0 || !matches!(bytes[20], 1 | 2) || get_u64(bytes, 8) % size != at {
         return None;
     }
     let header = Header::decode(bytes.first_chunk()?, image)?;
     let fits = (RECORD_HEADER_SIZE..=RECORD_SIZE_MAX.min(size as usize)).contains(&header.len);
-    let placed = header.lsn.0 % size == at && (size..=LSN_MAX).contains(&header.lsn.0);
+    let placed = (size..=LSN_MAX).contains(&header.lsn.0);
     // An image that is opened for writing takes the next one.
     let counted = header.incarnation <= INCARNATION_SPENT + 1;
     (fits && placed && counted).then_some(header)

@@ -123,7 +123,7 @@ pub enum SuperblockError {
     /// The contents do not hold together.
     #[error("{0}")]
     Damaged(&'static str),
-    /// Written by a newer version.
+    /// Written by another version.
     #[error("its format has version {0}, this program knows version {VERSION}")]
     Version(u32),
     /// Needs features that this version does not have.

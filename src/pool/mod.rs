@@ -48,7 +48,7 @@ use flush::Flusher;
 use frames::{FrameNo, Frames, FreeFrames};
 use grow::Geometry;
 use prefetch::Prefetcher;
-use space::Space;
+use space::{Reach, Space};
 use table::PageTable;
 
 /// How a pool is run.
@@ -510,7 +510,8 @@ impl Pool {
         self.writable()?;
         self.set_pages_aside();
         let whole = if urgent { want } else { 1 };
-        if let Some(run) = self.space.lock().take_blocks(whole..=want, urgent) {
+        let mut reach = if urgent { Reach::Reserve } else { Reach::Free };
+        if let Some(run) = self.space.lock().take_blocks(whole..=want, reach) {
             return Ok(run);
         }
         for attempt in 0..BLOCK_ATTEMPTS {
@@ -518,10 +519,14 @@ impl Pool {
             self.reclaim();
             let waits = attempt < WHOLE_ATTEMPTS && self.space.lock().has_more_soon();
             let least = if waits { whole } else { 1 };
-            if let Some(run) = self.space.lock().take_blocks(least..=want, urgent) {
+            if let Some(run) = self.space.lock().take_blocks(least..=want, reach) {
                 return Ok(run);
             }
             if self.add_group()? {
+                continue;
+            }
+            if reach == Reach::Free {
+                reach = Reach::Places;
                 continue;
             }
             if attempt + 1 == BLOCK_ATTEMPTS || !self.space.lock().has_more_soon() {
@@ -531,7 +536,7 @@ impl Pool {
             self.wait_for_quarantine(attempt > 0)?;
         }
         // The search for a group may have ended quarantines.
-        self.space.lock().take_blocks(1..=want, urgent).ok_or(Error::NoSpace)
+        self.space.lock().take_blocks(1..=want, reach).ok_or(Error::NoSpace)
     }
 
     /// The next search for data blocks begins at the image's beginning.
@@ -590,7 +595,7 @@ impl Pool {
         self.reclaim_for(0);
     }
 
-    /// The same for somebody who gathers so many pages: free places for pages are not given to data as long as there are no more.
+    /// The same for somebody who gathers so many pages: chunks of free places for pages are not given back as long as there are no more.
     fn reclaim_for(&self, pages: usize) {
         let mut space = self.space.lock();
         if !space.has_more_soon() {

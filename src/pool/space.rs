@@ -46,6 +46,18 @@ fn places_in(bits: u64) -> u64 {
 /// Longer runs are not told apart by [`Group::longest`].
 const LONG: u32 = 4096;
 
+/// What data may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// Free blocks.
+    Free,
+    /// Where nothing else is left, free places for pages as well, of which scattered deletions leave many, down to what is kept for
+    /// the tree.
+    Places,
+    /// The same, down to half of what is kept for the tree.
+    Reserve,
+}
+
 struct Group {
     /// One bit a block: it can be allocated.
     available: Box<[u64; WORDS]>,
@@ -516,18 +528,16 @@ impl Space {
         (self.free_blocks() + more).saturating_sub(self.reserve())
     }
 
-    /// Takes so many adjacent blocks for data, as near behind the last ones as can be, and as many as can be. Free places for pages,
-    /// of which scattered deletions leave many, go back to data where nothing else is left, down to what is kept for the tree. If it is
-    /// urgent, half of that may be taken, too.
-    pub fn take_blocks(&mut self, wanted: RangeInclusive<u32>, urgent: bool) -> Option<Run> {
+    /// Takes so many adjacent blocks for data, as near behind the last ones as can be, and as many as can be.
+    pub fn take_blocks(&mut self, wanted: RangeInclusive<u32>, reach: Reach) -> Option<Run> {
         let (least, want) = wanted.into_inner();
-        let keep = if urgent { self.reserve() / 2 } else { self.reserve() };
+        let keep = if reach == Reach::Reserve { self.reserve() / 2 } else { self.reserve() };
         let room = (self.available + self.carved_blocks() + self.unborn()).saturating_sub(keep);
         let want = want.min(room.min(u32::MAX as u64) as u32);
-        if self.available < want as u64 {
+        if self.available < want as u64 && reach != Reach::Free {
             self.uncarve_for_data(want as u64 - self.available, keep);
         }
-        let line = if urgent { URGENT_LINE } else { DATA_LINE };
+        let line = if reach == Reach::Reserve { URGENT_LINE } else { DATA_LINE };
         if want < least || !self.has_places_above(line) {
             return None;
         }
@@ -541,7 +551,7 @@ impl Space {
         let run = loop {
             match self.find_run(least.max(1), want) {
                 Some(run) => break run,
-                None if self.uncarve_for_data(want as u64, keep) => {}
+                None if reach != Reach::Free && self.uncarve_for_data(want as u64, keep) => {}
                 None => return None,
             }
         };

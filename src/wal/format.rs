@@ -11,7 +11,8 @@
 //! | 24 | … | body |
 //!
 //! The identity stands in the superblock and in every page, but not here. Who writes to a mounted filesystem chooses bytes that come to
-//! lie in the log, and does not know it: so nobody but the engine makes records, or headers that make recovery look for one.
+//! lie in the log, and does not know it: what looks like a record, or like a header that makes recovery read on, is one by the engine, or
+//! one right guess in billions.
 
 use crate::page::Lsn;
 use crate::page::format::{get_u32, get_u64};

@@ -65,7 +65,7 @@ fn a_run_is_as_long_as_was_asked_for_wherever_there_is_such_a_one() {
         // Filled, then emptied in small pieces all over, and so on: there are ever fewer long runs.
         let want = [1, 7, 64, 256, 5000][rng.below(5) as usize];
         for _ in 0..rng.below(2000) {
-            let Some(run) = space.take_blocks(1..=want, false) else { break };
+            let Some(run) = space.take_blocks(1..=want, Reach::Free) else { break };
             model.set(run, false);
             taken.push(run);
         }
@@ -88,7 +88,7 @@ fn a_run_is_as_long_as_was_asked_for_wherever_there_is_such_a_one() {
         assert_eq!(space.free_blocks(), model.free.iter().filter(|free| **free).count() as u64);
         // The last places for pages are not for data.
         let enough = model.places() * BLOCKS_PER_PAGE as u64 > 2 * space.reserve() + 300;
-        if let Some(run) = space.take_blocks(1..=want, false) {
+        if let Some(run) = space.take_blocks(1..=want, Reach::Free) {
             assert!(
                 !enough || run.len == want || longest < want && run.len >= longest.div_ceil(2),
                 "round {round}: {run:?} for {want} where there are {longest}"
@@ -97,7 +97,7 @@ fn a_run_is_as_long_as_was_asked_for_wherever_there_is_such_a_one() {
             taken.push(run);
             shortest = shortest.min(if enough { longest } else { u32::MAX });
         }
-        if let Some(run) = space.take_blocks(want..=want, true) {
+        if let Some(run) = space.take_blocks(want..=want, Reach::Reserve) {
             assert_eq!(run.len, want);
             model.set(run, false);
             taken.push(run);
@@ -148,7 +148,7 @@ fn a_page_between_data_never_marks_its_chunk() {
     assert!(space.marks_chunk(page), "the host has allocated it");
     // What follows is known of an image that has just been opened: the page is in use, between data.
     let (mut reopened, _) = new_space();
-    while reopened.take_blocks(1..=256, false).is_some() {}
+    while reopened.take_blocks(1..=256, Reach::Free).is_some() {}
     let between = reopened.take_odd_page(false).unwrap();
     let between = between.start.page().unwrap();
     reopened.page_freed(Lsn(1), 0, between);
