@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use clap::Parser;
 
 use super::mkfs::Uuid;
 use super::{CliResult, Failure, bytes, print, size, status};
+use crate::escape::escaped;
 use crate::fs::{Fs, FsError};
 use crate::mount::{control, mounts};
 use crate::page::BLOCK_SIZE;
@@ -226,7 +228,7 @@ impl Info {
             ("log", Some(bytes(s.log_size))),
             ("doublewrite", Some(bytes(2 * s.doublewrite_half_size()))),
             ("state", Some(self.state.clone())),
-            ("mounted at", self.mounted.as_ref().map(|dir| dir.display().to_string())),
+            ("mounted at", self.mounted.as_ref().map(|dir| escaped(dir.as_os_str().as_bytes()))),
         ];
         let told = |(name, value): (&str, Option<String>)| value.map(|value| format!("{name:<15}{value}"));
         lines.into_iter().filter_map(told).collect::<Vec<_>>().join("\n")

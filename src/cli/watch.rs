@@ -218,7 +218,7 @@ fn describe_state(state: &str) -> String {
         "rw" => "changes are taken (rw)".into(),
         "ro" => "read-only (ro)".into(),
         state => match state.strip_prefix("failed: ") {
-            Some(error) => format!("changes are refused since an error: {error}"),
+            Some(error) => format!("changes are refused since an error: {}", escaped(error.as_bytes())),
             None => escaped(state.as_bytes()),
         },
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::fix::Fix;
+use super::fix::{Fix, Remade};
 use super::shared::SharedRuns;
 use super::{Result, replay_options};
 use crate::fs::format::*;
@@ -62,7 +62,8 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
             apply.simple(fix)?;
         }
         apply.flush()?;
-        // Until this is done, counts of blocks that are too high tell the next run that something is lost.
+        // Until this is done, counts of blocks that are too high, also of files that have been made again, tell the next run that something is
+        // lost.
         for fix in fixes.iter().filter(|fix| matches!(fix, Fix::LoseRange(..))) {
             apply.moves(fix)?;
         }
@@ -75,6 +76,12 @@ pub(super) fn apply(storage: &Arc<dyn Storage>, fixes: &[Fix], shared: &mut Shar
         }
         if fixes.contains(&Fix::SharedCounts) {
             apply.shared_counts(shared)?;
+        }
+        // While they are there, nobody makes what was being deleted again.
+        let marks = fixes.iter().filter_map(|fix| if let Fix::Delete(key) = fix { Some(key) } else { None });
+        for key in marks.filter(|key| orphan_ino(key).is_some()) {
+            apply.batch.delete(key);
+            apply.flush_if_full()?;
         }
     }
     apply.flush()?;
@@ -104,7 +111,7 @@ impl Apply<'_> {
     /// Steps that need to know nothing else.
     fn simple(&mut self, fix: &Fix) -> Result<()> {
         match fix {
-            Fix::Delete(key) if !names_blocks(key) => self.batch.delete(key),
+            Fix::Delete(key) if !names_blocks(key) && orphan_ino(key).is_none() => self.batch.delete(key),
             Fix::DeleteName(key) => {
                 self.batch.delete(key);
                 self.applied.lost_names += 1;
@@ -115,11 +122,15 @@ impl Apply<'_> {
                 }
             }
             Fix::State(next) => self.batch.put(&state_key(), &encode_state(*next)),
-            Fix::Remake(ino, size, blocks, xattrs, flags) => {
-                let (size, blocks, xattrs, flags) = (*size, *blocks, *xattrs, *flags);
+            Fix::Remake(ino, remade) => {
+                let Remade { size, lost, blocks, xattrs, flags } = *remade;
+                // One block more than there are, until all that is lost is marked: that tells the next run.
                 let new = self.new_inode(Kind::File, 0o600)?;
-                let inode = Inode { size, blocks, xattrs, flags, ..new };
+                let inode = Inode { size, blocks: blocks + 1, xattrs, flags, ..new };
                 self.batch.put(&inode_key(*ino), &inode.encode());
+                if lost < size {
+                    self.batch.put(&extent_key(*ino, size), &Extent::Lost { len: size - lost }.encode());
+                }
             }
             Fix::Orphan(ino) => self.batch.put(&orphan_key(*ino), &Orphan::Unlinked.encode()),
             _ => {}
@@ -139,7 +150,8 @@ impl Apply<'_> {
                 | Fix::Size(ino, _)
                 | Fix::Blocks(ino, _)
                 | Fix::Xattrs(ino, _)
-                | Fix::Flags(ino, _) => by_inode.entry(*ino).or_default().push(fix),
+                | Fix::Flags(ino, _)
+                | Fix::Remake(ino, _) => by_inode.entry(*ino).or_default().push(fix),
                 _ => {}
             }
         }
@@ -155,6 +167,8 @@ impl Apply<'_> {
                     (Fix::Blocks(_, n), _) => inode.blocks = *n,
                     (Fix::Xattrs(_, n), _) => inode.xattrs = *n,
                     (Fix::Flags(_, n), _) => inode.flags = *n,
+                    // All that is lost is marked.
+                    (Fix::Remake(_, remade), _) => inode.blocks = remade.blocks,
                     _ => {}
                 }
             }

@@ -50,7 +50,7 @@ impl Claims {
     /// Claims what the bitmaps have marked as in use, and all of a group whose bitmap cannot be read.
     pub fn keep(&mut self, image: &Image) {
         let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
-        for group in 0..image.superblock.groups {
+        for group in image.written_groups() {
             let id = image.superblock.bitmap_page(group);
             let whole = !matches!(image.read_page(id, &mut page), Err(PageError::Damaged(_)));
             let blocks = BLOCKS_PER_PAGE..image.superblock.group_blocks(group);

@@ -58,8 +58,8 @@ pub(super) enum Fix {
     Xattrs(Ino, u32),
     /// Set an inode's flags.
     Flags(Ino, u8),
-    /// Make the record of a file again: its size, its blocks, and the number and flags of its attributes.
-    Remake(Ino, u64, u64, u32, u8),
+    /// Make the record of a file again.
+    Remake(Ino, Remade),
     /// Mark an inode as an orphan: it is deleted.
     Orphan(Ino),
     /// Name an inode in `lost+found`; it then has so many links.
@@ -78,6 +78,18 @@ pub(super) enum Fix {
     Contested,
     /// Write the counts of shared blocks again.
     SharedCounts,
+}
+
+/// A file whose record is lost, as its extents and attributes tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Remade {
+    pub size: u64,
+    /// From here to the end it is marked as lost.
+    pub lost: u64,
+    pub blocks: u64,
+    /// Number of attributes.
+    pub xattrs: u32,
+    pub flags: u8,
 }
 
 impl Fix {

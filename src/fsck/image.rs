@@ -146,7 +146,7 @@ impl Image {
     /// whatever the superblock says.
     ///
     /// # Errors
-    /// Not an image, or one of a newer version; or too little memory.
+    /// Not an image, or one of another version; or too little memory.
     pub fn open(
         below: &Arc<dyn Storage>,
         size: Option<u64>,
@@ -178,34 +178,7 @@ impl Image {
             let resized = image.superblock.size != said;
             image.replay_log(&below, resized, findings)?;
         }
-        let declared = image.superblock.groups;
-        let written = image.forget_unwritten_groups();
-        if written < declared {
-            let what = format!(
-                "{declared} groups have bitmaps, says the superblock, but nothing was written behind {written}"
-            );
-            findings.add(ProblemKind::Bitmap, Place::image(), what, vec![Fix::Bitmaps]);
-        }
         Ok(image)
-    }
-
-    /// What a superblock says of groups may be forged: where nothing was ever written, none has a bitmap. How many there are.
-    fn forget_unwritten_groups(&mut self) -> u32 {
-        let s = &mut self.superblock;
-        let (mut group, mut last) = (0, 0);
-        while group < s.groups {
-            let first = s.bitmap_page(group).offset();
-            let Some(written) = self.storage.skip_hole(first) else { return s.groups };
-            if written < first + GROUP_SIZE {
-                (last, group) = (group, group + 1);
-            } else if written < s.size {
-                group = s.locate(BlockNo(written / BLOCK_SIZE as u64)).0;
-            } else {
-                break;
-            }
-        }
-        s.groups = s.groups.min(last + 1);
-        s.groups
     }
 
     fn new(storage: Arc<dyn Storage>, superblock: Superblock) -> Image {
@@ -272,7 +245,6 @@ impl Image {
             (image.storage, image.log_whole, image.contents) = (storage, false, replayed.contents);
             image.log_cut = log.torn;
         }
-        image.forget_unwritten_groups();
         Ok(image)
     }
 
@@ -350,9 +322,32 @@ impl Image {
         self.superblock.is_valid_run(run, self.superblock.groups)
     }
 
-    /// Groups that need a bitmap page if these blocks are in use.
+    /// Groups that need a bitmap page if these blocks are in use. What a superblock says of them may be forged: where nothing was ever
+    /// written, there is none.
     pub fn groups_of(&self, claims: &Claims) -> u32 {
-        if self.salvaged { claims.groups() } else { self.superblock.groups }
+        let written = if self.salvaged { 0 } else { self.written_groups().last().map_or(0, |last| last + 1) };
+        written.max(claims.groups())
+    }
+
+    /// The groups in which something was written, as far as the host can tell.
+    pub fn written_groups(&self) -> impl Iterator<Item = u32> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            while next < self.superblock.groups {
+                let group = next;
+                let first = self.superblock.bitmap_page(group).offset();
+                next += 1;
+                match self.storage.skip_hole(first) {
+                    Some(written) if written >= self.superblock.size => break,
+                    Some(written) if written >= first + GROUP_SIZE => {
+                        next = self.superblock.locate(BlockNo(written / BLOCK_SIZE as u64)).0;
+                    }
+                    _ => return Some(group),
+                }
+            }
+            next = self.superblock.groups;
+            None
+        })
     }
 
     /// Reads blocks.

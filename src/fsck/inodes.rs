@@ -3,8 +3,10 @@
 //! Three positions move through the tree side by side, so that an inode, its attributes and its extents are seen together, and nothing
 //! of them needs to be kept. What later passes need is kept: 20 bytes for each inode, and 100 more for each directory.
 
+use std::collections::BTreeMap;
+
 use super::blocks::Claims;
-use super::fix::Fix;
+use super::fix::{Fix, Remade};
 use super::image::Image;
 use super::records::Records;
 use super::report::{Findings, Place, ProblemKind as Problem, Report, counted};
@@ -48,6 +50,26 @@ pub(super) struct Inodes {
     pub group_max: u64,
     /// The state's record.
     pub state: Option<u64>,
+    /// Sizes of files that are made again.
+    remade: BTreeMap<Ino, u64>,
+    /// Their blocks, which may belong to others by now.
+    pub late: Vec<LateClaim>,
+}
+
+/// Claims the blocks of files that are made again, after all others.
+pub(super) fn claim_late(late: Vec<LateClaim>, claims: &mut Claims, findings: &mut Findings) {
+    for LateClaim(ino, run, key, what) in late {
+        claim(ino, run, key, &what, claims, findings);
+    }
+}
+
+fn claim(ino: Ino, run: Run, key: Vec<u8>, what: &str, claims: &mut Claims, findings: &mut Findings) {
+    let twice = claims.claim(run);
+    if twice > 0 {
+        let place = Place { blocks: Some(run), ..Place::ino(ino.0) };
+        let what = format!("{what}: {twice} of its blocks are in use elsewhere, too");
+        findings.add(Problem::BlocksTwice, place, what, vec![Fix::Unshare(key)]);
+    }
 }
 
 impl Inodes {
@@ -72,7 +94,12 @@ struct Pass<'a> {
     extents: Stream<'a>,
     found: Inodes,
     scrub_xattrs: bool,
+    /// A file is being made again: others claim their blocks before it.
+    is_remaking: bool,
 }
+
+/// Blocks of a file that was made again, with the key of their record and what it is.
+pub(super) struct LateClaim(Ino, Run, Vec<u8>, String);
 
 /// Records of one tag, for one inode after the other.
 struct Stream<'a> {
@@ -113,6 +140,8 @@ struct Attributes {
     count: u32,
     blocks: u64,
     flags: u8,
+    /// The key of `security.capability`.
+    capability: Option<Vec<u8>>,
 }
 
 /// The contents of one inode as its records tell.
@@ -156,6 +185,7 @@ pub(super) fn check_inodes<'a>(
         extents: Stream::new(image, structure, TAG_EXTENT, extent)?,
         found: Inodes::default(),
         scrub_xattrs: options.scrub,
+        is_remaking: false,
     };
     let mut records = Records::new(image, &structure.leaves, &[])?;
     let mut n = 0u64;
@@ -222,11 +252,15 @@ impl Pass<'_> {
             self.findings.add(Problem::Orphan, Place::ino(ino.0), what, fixes);
             return Ok(());
         };
-        let slot = &mut self.found.slots[i];
+        let slot = self.found.slots[i];
         match orphan {
-            Orphan::Unlinked => slot.unlinked = true,
+            Orphan::Unlinked => self.found.slots[i].unlinked = true,
             Orphan::Truncated { size } => {
-                if slot.kind != Kind::File || self.size_of(ino)? != Some(size) {
+                let said = match self.found.remade.get(&ino) {
+                    Some(size) => Some(*size),
+                    None => self.size_of(ino)?,
+                };
+                if slot.kind != Kind::File || said != Some(size) {
                     let what = "it is marked as being cut, but is not a file of that size";
                     let fixes = vec![Fix::Delete(key.to_vec())];
                     self.findings.add(Problem::Orphan, Place::ino(ino.0), what, fixes);
@@ -370,32 +404,66 @@ impl Pass<'_> {
     /// A file whose record is lost, or impossible, is made again from its contents; whether there are any. What was being deleted stays
     /// so. Nothing in front of what belongs to the inode is ahead any more.
     fn remake(&mut self, ino: Ino) -> Result<bool> {
-        let is_one = ino.0 != 0 && ino.group() < GROUP_MAX;
-        let has_contents = self.extents.ahead.is_some_and(|(owner, end)| {
-            owner == ino && Extent::decode(ino, end, self.extents.records.value()).is_ok()
-        });
-        if !is_one || !has_contents || self.is_orphan(ino)? {
+        let mark = self.orphan_of(ino)?;
+        let is_deleted = mark == Some(Orphan::Unlinked);
+        if ino.0 == 0 || ino.group() >= GROUP_MAX || is_deleted || !self.has_extents(ino)? {
             return Ok(false);
         }
         let key = inode_key(ino).to_vec();
-        let new = Inode::new(Kind::File, 0, (0, 0), Time::default());
-        let xattrs = self.xattrs(ino, Kind::File)?;
-        let contents = self.contents(ino, &Inode { size: FILE_SIZE_MAX, ..new.clone() })?;
-        // Nobody knows how long it was: who reads on behind its contents is to meet that.
-        let (from, to) = (contents.block_end, (contents.block_end + BLOCK).min(FILE_SIZE_MAX));
-        let (size, blocks) = (to, contents.blocks + xattrs.blocks);
-        let what = format!(
-            "the record of a file is lost, {} bytes of its contents are there (key {})",
-            contents.end,
-            hex(&key)
-        );
-        let flags = xattrs.flags & !INODE_DEFAULT_ACL;
-        let fixes = vec![Fix::Remake(ino, size, blocks, xattrs.count, flags), Fix::LoseRange(ino, from, to)];
+        let what = format!("the record of a file is lost, and its contents are there (key {})", hex(&key));
+        // In front of what else there is to do for it.
+        let at = self.findings.fixes.len();
+        let fixes = vec![Fix::Remake(ino, Remade::default())];
         self.findings.add(Problem::InodeLost, Place::ino(ino.0), what, fixes);
-        self.judge(ino, &Inode { size, blocks, ..new }, &contents, blocks);
+        let has_room = self.findings.fixes.len() > at;
+        self.is_remaking = true;
+        let mut xattrs = self.xattrs(ino, Kind::File)?;
+        let new = Inode::new(Kind::File, 0, (0, 0), Time::default());
+        let contents = self.contents(ino, &Inode { size: FILE_SIZE_MAX, ..new.clone() })?;
+        self.is_remaking = false;
+        let (lost, size) = match mark {
+            // What is behind it will be cut.
+            Some(Orphan::Truncated { size }) => (size, size),
+            // Nobody knows how long it was: who reads on behind its contents is to meet that.
+            _ => (contents.block_end, (contents.block_end + BLOCK).min(FILE_SIZE_MAX)),
+        };
+        let blocks = contents.blocks + xattrs.blocks;
+        let flags = xattrs.flags & !INODE_DEFAULT_ACL;
+        if has_room {
+            let remade = Remade { size, lost, blocks, xattrs: xattrs.count, flags };
+            self.findings.amend(at, Fix::Remake(ino, remade));
+        }
+        // Like the owner, who may be another now.
+        if let Some(key) = xattrs.capability.take() {
+            let what = "its capabilities were given to a file of another owner";
+            let fixes = vec![Fix::Xattrs(ino, xattrs.count - 1), Fix::Flags(ino, flags & !INODE_CAPABILITY)];
+            self.findings.add(
+                Problem::XattrCount,
+                Place::ino(ino.0),
+                what,
+                [fixes, vec![Fix::Delete(key)]].concat(),
+            );
+        }
+        // If an earlier run was cut off, nobody knows any more where something is missing.
+        let said = blocks + u64::from(self.image.half_repaired);
+        self.judge(ino, &Inode { size, blocks: said, ..new }, &contents, blocks);
         self.found.group_max = self.found.group_max.max(ino.group());
         self.found.slots.push(Slot { ino, links: 1, kind: Kind::File, unlinked: false });
+        self.found.remade.insert(ino, size);
         Ok(true)
+    }
+
+    /// Whether an inode has an extent that can be read. Rare, so it is looked up.
+    fn has_extents(&self, ino: Ino) -> Result<bool> {
+        let mut records = Records::new(self.image, &self.structure.leaves, &extent_key(ino, 0))?;
+        while records.next()?
+            && let Some(end) = extent_end(ino, records.key())
+        {
+            if Extent::decode(ino, end, records.value()).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The attributes of one inode.
@@ -421,7 +489,10 @@ impl Pass<'_> {
                     found.flags |= match xattr.name.as_slice() {
                         ACL_ACCESS => INODE_ACCESS_ACL,
                         ACL_DEFAULT => INODE_DEFAULT_ACL,
-                        CAPABILITY => INODE_CAPABILITY,
+                        CAPABILITY => {
+                            found.capability = Some(key.clone());
+                            INODE_CAPABILITY
+                        }
                         _ => 0,
                     };
                     names.push(xattr.name);
@@ -506,10 +577,10 @@ impl Pass<'_> {
             return false;
         }
         self.report.data_bytes += run.len as u64 * BLOCK;
-        let twice = self.claims.claim(run);
-        if twice > 0 {
-            let what = format!("{what}: {twice} of its blocks are in use elsewhere, too");
-            self.findings.add(Problem::BlocksTwice, place, what, vec![Fix::Unshare(key.to_vec())]);
+        if self.is_remaking {
+            self.found.late.push(LateClaim(ino, run, key.to_vec(), what.to_owned()));
+        } else {
+            claim(ino, run, key.to_vec(), what, self.claims, self.findings);
         }
         true
     }
@@ -562,7 +633,7 @@ impl Pass<'_> {
         contents.gaps.extend(gaps.map(|gap| (contents.block_end, end_of(gap, ino))));
         if let Some(end) = behind
             && inode.links > 0
-            && !self.is_orphan(ino)?
+            && self.orphan_of(ino)?.is_none()
         {
             let what = format!("contents up to byte {end} behind its size of {}", inode.size);
             self.findings.add(Problem::Size, Place::ino(ino.0), what, vec![Fix::Size(ino, end)]);
@@ -570,11 +641,12 @@ impl Pass<'_> {
         Ok(contents)
     }
 
-    /// Whether a mark says that it, or what lies behind its size, is still to be deleted. Rare, so it is looked up.
-    fn is_orphan(&self, ino: Ino) -> Result<bool> {
+    /// What a mark says is still to be done for an inode. Rare, so it is looked up.
+    fn orphan_of(&self, ino: Ino) -> Result<Option<Orphan>> {
         let key = orphan_key(ino);
         let mut records = Records::new(self.image, &self.structure.leaves, &key)?;
-        Ok(records.next()? && records.key() == &*key)
+        let found = records.next()? && *records.key() == *key;
+        Ok(found.then(|| Orphan::decode(ino, records.value()).ok()).flatten())
     }
 
     fn extent(&mut self, ino: Ino, end: u64, key: &[u8], extent: &Extent, contents: &mut Contents) {

@@ -88,7 +88,7 @@ pub type Result<T> = std::result::Result<T, FsckError>;
 /// Why an image could not be checked. fsck(8) calls this an operational error: exit status 8.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FsckError {
-    /// It is not an image and nothing of one is left, or it is one of a newer version; reading or writing failed; there is too little
+    /// It is not an image and nothing of one is left, or it is one of another version; reading or writing failed; there is too little
     /// memory for what replaying the log changes.
     #[error("{0}")]
     Engine(#[from] crate::Error),
@@ -333,6 +333,9 @@ impl Looked {
             found = Some(inodes);
         }
         shared.check(image, claims, findings);
+        if let Some(inodes) = &mut found {
+            inodes::claim_late(std::mem::take(&mut inodes.late), claims, findings);
+        }
         if let Some(held) = image.short {
             let used = claims.reaches(held / BLOCK_SIZE as u64);
             let what = match (used, whole) {

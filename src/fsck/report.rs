@@ -531,11 +531,19 @@ impl Findings {
             _ => None,
         };
         let new = one.filter(|fix| !self.whole.contains(fix)).cloned();
-        if self.fixes.len() + fixes.len() <= FIXES_MAX || new.is_some() {
+        // Once something found no room nothing that follows from it is done before it.
+        if self.fixes.len() + fixes.len() <= FIXES_MAX && !self.more || new.is_some() {
             self.fixes.extend(fixes);
             self.whole.extend(new);
         } else {
             self.more = true;
+        }
+    }
+
+    /// Replaces a fix that was added last when there were so many before it, and that had room.
+    pub fn amend(&mut self, before: usize, fix: Fix) {
+        if let Some(noted) = self.fixes.get_mut(before) {
+            *noted = fix;
         }
     }
 

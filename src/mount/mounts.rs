@@ -290,13 +290,14 @@ pub fn places(mounted: &Mounted) -> Vec<Mounted> {
 pub fn elsewhere(gone: &Mounted) -> Option<String> {
     let at = |process: &Path| table(process).into_iter().find(|m| m.is_of(gone)).map(|m| m.dir);
     if let Some(dir) = at(Path::new("/proc/self")) {
-        return Some(format!("at {}", dir.display()));
+        return Some(format!("at {}", escaped(dir.as_os_str().as_bytes())));
     }
     let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
     processes.filter(|path| path.join("mountinfo").exists()).find_map(|path| {
         let dir = at(&path)?;
         let pid = path.file_name()?.to_string_lossy().into_owned();
-        Some(format!("at {} in the mount namespace of process {pid} ({})", dir.display(), name_of(&path)))
+        let dir = escaped(dir.as_os_str().as_bytes());
+        Some(format!("at {dir} in the mount namespace of process {pid} ({})", name_of(&path)))
     })
 }
 

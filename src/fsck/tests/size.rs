@@ -170,7 +170,7 @@ fn groups_in_which_nothing_was_written_are_not_believed() {
     let held = storage.image().allocated();
     let safe = Options { repair: Repair::Safe, force: true, ..Options::default() };
     let report = check(storage.clone(), &safe).unwrap();
-    assert_eq!((report.left, report.count(ProblemKind::Bitmap)), (0, 1), "{report}");
+    assert!(report.left == 0 && report.count(ProblemKind::Bitmap) > 1000, "{report}");
     assert!(
         storage.image().allocated() < held + (2 << 20),
         "{} bytes were {held}",
