@@ -154,8 +154,6 @@ struct Contents {
     mapped: u64,
     /// One of them begins at byte 0.
     from_start: bool,
-    /// The end of the last extent, in bytes.
-    end: u64,
     /// Bytes of pieces of a link's target.
     target: u64,
     /// What lies between two extents of a file, in bytes, where leaves are missing that may have held others.
@@ -660,7 +658,6 @@ impl Pass<'_> {
         contents.from_start |= begin == 0;
         contents.mapped = contents.mapped.saturating_add((end - begin).div_ceil(BLOCK));
         contents.block_end = contents.block_end.max(end.next_multiple_of(BLOCK));
-        contents.end = contents.end.max(end);
         if let Extent::Lost { len } = extent {
             self.report.note_lost(Place::range(ino.0, begin, end), *len);
         }
