@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -64,6 +64,12 @@ pub fn chmod(path: &Path, mode: u32) -> io::Result<()> {
 pub fn truncate(path: &Path, size: u64) -> io::Result<()> {
     // SAFETY: the path ends in zero and lives through the call.
     done(unsafe { libc::truncate(c(path).as_ptr(), size as i64) })
+}
+
+/// See close(2). Dropping a file hides what it says.
+pub fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor is the file's own, and given up by it.
+    done(unsafe { libc::close(file.into_raw_fd()) })
 }
 
 /// See access(2).

@@ -333,6 +333,7 @@ fn kill_who_writes_and_cuts(mount: &mut Mount, whole: bool) {
 }
 
 fn what_nobody_syncs_is_durable_after_the_commit_interval(mount: &mut Mount) {
+    mount.only_btfs();
     for round in 0..3 {
         let contents = Random::new(round).bytes(100_000);
         fs::create_dir(mount.path(format!("dir-{round}"))).expect("mkdir");

@@ -1,4 +1,4 @@
-//! Filesystems that are full.
+//! Filesystems that are full, and the daemon's memory.
 
 use crate::data::{open, read_at};
 use btfs_mount_tests::cases;
@@ -14,6 +14,8 @@ pub fn cases() -> Vec<Case> {
     cases![
         writes_beyond_the_space_fail_and_keep_what_was_there,
         a_write_with_room_for_its_beginning_is_a_short_one,
+        close_and_fsync_tell_what_writeback_had_no_room_for.options("writeback=on"),
+        the_daemon_keeps_to_its_memory.options("cache_size=16M"),
     ]
 }
 
@@ -83,6 +85,8 @@ fn writes_beyond_the_space_fail_and_keep_what_was_there(mount: &mut Mount) {
 }
 
 fn a_write_with_room_for_its_beginning_is_a_short_one(mount: &mut Mount) {
+    // ext4 gives what was cut off back when its journal is committed, and stops short of the last block.
+    mount.only_btfs();
     mount.replace_image("64M");
     mount.mount();
     let piece = sys::Map::memory(1 << 20).expect("aligned memory");
@@ -110,4 +114,75 @@ fn a_write_with_room_for_its_beginning_is_a_short_one(mount: &mut Mount) {
     // Past the cache the kernel takes a short write for an I/O error.
     make_room().expect("truncate");
     assert_eq!(fill(libc::O_DIRECT).0, Some(libc::ENOSPC));
+}
+
+fn close_and_fsync_tell_what_writeback_had_no_room_for(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.replace_image("64M");
+    mount.mount();
+    let piece = Random::new(3).bytes(1 << 20);
+    // The kernel takes them all before it knows that they do not fit; where it hands some on early, write(2) may tell as well.
+    let write = |name: &str, pieces: usize| {
+        let mut file = File::create(mount.path(name)).expect("create");
+        let refused = (0..pieces).find_map(|_| file.write_all(&piece).err());
+        assert!(
+            refused.as_ref().is_none_or(|e| e.raw_os_error() == Some(libc::ENOSPC)),
+            "{name}: {refused:?}"
+        );
+        file
+    };
+    let synced = write("synced", 100).sync_all();
+    assert_eq!(synced.expect_err("100 MiB fit into 64").raw_os_error(), Some(libc::ENOSPC));
+    let closed = sys::close(write("closed", 8));
+    assert_eq!(closed.expect_err("8 MiB fit where there is no room").raw_os_error(), Some(libc::ENOSPC));
+    // What has room is stored without an error.
+    fs::remove_file(mount.path("synced")).expect("unlink");
+    let mut file = File::create(mount.path("fits")).expect("create");
+    file.write_all(&piece).expect("write");
+    sys::close(file).expect("close");
+    mount.remount();
+    assert!(fs::read(mount.path("fits")).expect("read") == piece);
+}
+
+/// The greatest amount of memory, in bytes, that the daemon had so far.
+fn peak_memory(mount: &Mount) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", mount.daemon())).expect("the daemon's status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") << 10
+}
+
+fn the_daemon_keeps_to_its_memory(mount: &mut Mount) {
+    mount.only_btfs();
+    let before = peak_memory(mount);
+    let mut random = Random::new(11);
+    // Many inodes, with contents in blocks, and in a tree that is several times as large as the cache.
+    let contents = random.bytes(5000);
+    const FILES: usize = 24_000;
+    for number in 0..FILES {
+        let directory = mount.path(format!("d{}", number / 1000));
+        if number % 1000 == 0 {
+            fs::create_dir(&directory).expect("mkdir");
+        }
+        let length = if number % 4 == 0 { contents.len() } else { 2000 };
+        fs::write(directory.join(format!("f{number}")), &contents[..length]).expect("write");
+    }
+    // A file of many pieces; large writes and reads side by side.
+    let large = mount.path("large");
+    let mebibyte = random.bytes(1 << 20);
+    let mut file = File::create(&large).expect("create");
+    (0..128).for_each(|_| file.write_all(&mebibyte).expect("write"));
+    for _ in 0..5000 {
+        file.write_all_at(&mebibyte[..4096], random.below(128 << 8) * 4096).expect("overwrite");
+    }
+    mount.shell().run(
+        "for n in 1 2 3 4 5 6 7 8; do dd if=large of=copy-$n bs=4M count=8 status=none & done; wait
+         tar -cf - . | cat > /dev/null
+         rm -rf d*",
+    );
+    // As the README says: the cache, writes under way, each thread that serves, and the inodes; and some for the allocator.
+    let threads = std::thread::available_parallelism().expect("processors").get().clamp(2, 16) as u64;
+    let inodes = FILES as u64 * 307;
+    let bound = (16 << 20) + (4 << 20) + threads * (8 << 20) + inodes + (8 << 20);
+    let used = peak_memory(mount) - before;
+    assert!(used <= bound, "{} MiB used where {} are stated", used >> 20, bound >> 20);
 }
