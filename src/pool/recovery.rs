@@ -200,7 +200,7 @@ impl Pool {
         pool.forget_dead_pages();
         report.elapsed = started.elapsed();
         if !report.clean {
-            log::info!("{report}");
+            log::debug!("{report}");
         }
         Ok((pool, report))
     }

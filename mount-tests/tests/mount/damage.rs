@@ -2,16 +2,20 @@
 
 use btfs_mount_tests::cases;
 use btfs_mount_tests::mount::{Mount, binary, wait_until};
-use btfs_mount_tests::runner::Case;
+use btfs_mount_tests::runner::{Case, not_run};
 use btfs_mount_tests::shell::{describe, must};
 use btfs_mount_tests::sys;
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 pub fn cases() -> Vec<Case> {
     cases![
         a_damaged_block_costs_its_range_and_is_found,
+        a_daemon_without_a_terminal_tells_the_systems_log,
         damage_in_the_tree_is_an_error_and_no_wrong_answer,
         damage_that_keeps_an_image_from_being_mounted_is_noted,
         a_zeroing_that_fails_leaves_nothing_old_in_the_cache,
@@ -109,6 +113,50 @@ fn a_damaged_block_costs_its_range_and_is_found(mount: &mut Mount) {
     fs::write(mount.path("dir/file-2"), &second).expect("write over damage");
     mount.remount();
     assert_eq!(fs::read(mount.path("dir/file-2")).expect("read"), second);
+}
+
+fn a_daemon_without_a_terminal_tells_the_systems_log(mount: &mut Mount) {
+    begin(mount);
+    if !sys::is_root() {
+        not_run("needs a /dev of its own");
+    }
+    fs::write(mount.path("file"), contents(1)).expect("write");
+    mount.unmount();
+    assert_eq!(damage(mount, &contents(1)[20 * 4096..20 * 4096 + 64]), 1);
+    // A log of this case's own.
+    let [upper, work] = ["upper", "work"].map(|name| mount.base.join(name));
+    [&upper, &work].into_iter().for_each(|directory| fs::create_dir(directory).expect("mkdir"));
+    let options = format!("lowerdir=/dev,upperdir={},workdir={}", upper.display(), work.display());
+    must(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, "/dev"]));
+    let _ = fs::remove_file("/dev/log");
+    let log = UnixDatagram::bind("/dev/log").expect("/dev/log");
+    log.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
+    let next = || {
+        let mut message = [0; 4096];
+        let length = log.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    mount.mount();
+    fs::write(mount.path("other"), "text").expect("write");
+    mount.kill();
+    mount.recover();
+    // <28>: a warning of a daemon; <27>: an error.
+    let recovered = next();
+    assert!(recovered.starts_with("<28>") && recovered.contains(": recovered in "), "{recovered}");
+    assert!(
+        recovered.contains(&format!(" btfs[{}]: {}", mount.daemon(), mount.image.display())),
+        "{recovered}"
+    );
+    for _ in 0..3 {
+        fs::read(mount.path("file")).expect_err("a damaged block was read");
+    }
+    let damaged = next();
+    assert!(damaged.starts_with("<27>") && damaged.contains("/file"), "{damaged}");
+    log.set_nonblocking(true).expect("no waiting");
+    let again = log.recv(&mut [0; 4096]).expect_err("the same damage is told again");
+    assert_eq!(again.kind(), ErrorKind::WouldBlock);
+    drop(log);
+    must(Command::new("umount").args(["-l", "/dev"]));
 }
 
 fn damage_in_the_tree_is_an_error_and_no_wrong_answer(mount: &mut Mount) {
