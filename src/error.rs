@@ -69,6 +69,11 @@ impl Error {
         matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory)
     }
 
+    /// Whether the image or the disk below is to blame.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Error::Corrupt { .. } | Error::Io { .. }) && !self.is_out_of_memory()
+    }
+
     /// Whether this says that the image is damaged.
     pub fn is_corrupt(&self) -> bool {
         matches!(self, Error::Corrupt { .. })

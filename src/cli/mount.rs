@@ -308,7 +308,9 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
         // Who wanted the mount was ended while it was made, and believes that there is none.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
             log::warn!("{}: unmounted, since nobody waits for the mount any more", dir.display());
-            mounts::unmount(&dir, true).map_err(|e| Failure::new(status::MOUNT, e))?;
+            if let Err(e) = mounts::unmount(&dir, true) {
+                log::error!("{}: still mounted: {e}", dir.display());
+            }
         }
         Err(e) => log::warn!("letting go of the terminal: {e}"),
         Ok(()) => {}

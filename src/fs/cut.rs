@@ -132,10 +132,11 @@ impl Inner {
     }
 
     /// After the first batch of a cut: the others. The size is what was asked for already, so it is no error of the call if they find no
-    /// space for what has to be noted about shared blocks: they are tried again.
+    /// space for what has to be noted about shared blocks, or the disk cannot read now: they are tried again.
     pub(super) fn cut_rest(&self, node: &Node, state: &mut State) -> Result<()> {
         match self.finish_cut(node, state) {
-            Err(e @ (FsError::NoSpace | FsError::ReadOnly)) => {
+            Err(e) if self.may_succeed_later(&e) => {
+                self.note_damage(&e);
                 log::warn!(
                     "inode {} still has blocks behind its end, they go when they can: {e}",
                     node.ino.0
@@ -166,7 +167,7 @@ impl Inner {
                     }
                     self.reclaimer.has_deleted();
                 }
-                Err(FsError::NoSpace | FsError::ReadOnly) => {
+                Err(e) if self.may_succeed_later(&e) => {
                     failed += 1;
                     later.push(ino);
                 }

@@ -117,7 +117,7 @@ impl Fs {
         };
         let found = self.node_attributes(&child);
         if found.is_err() {
-            self.release(child.ino, 1)?;
+            self.release_aside(child.ino);
         }
         found
     }
@@ -229,7 +229,7 @@ impl Fs {
                 }
             }
             if !taken {
-                result = result.and(self.release(node.ino, 1));
+                self.release_aside(node.ino);
             }
         }
         result

@@ -64,6 +64,20 @@ impl FsError {
         FsError::Engine(crate::Error::corrupt(format_args!("inode {}", ino.0), reason))
     }
 
+    /// The same, with what was being done.
+    pub(super) fn during(self, what: impl std::fmt::Display) -> Self {
+        use crate::Error::{Corrupt, Io};
+        match self {
+            FsError::Engine(Corrupt { place, reason }) => {
+                FsError::Engine(Corrupt { place: format!("{what}: {place}"), reason })
+            }
+            FsError::Engine(Io { context, source }) => {
+                FsError::Engine(Io { context: format!("{what}: {context}").into(), source })
+            }
+            error => error,
+        }
+    }
+
     /// Damage found in a file's contents or in an attribute's value.
     pub fn unreadable(ino: Ino, reason: impl ToString) -> Self {
         FsError::Contents(crate::Error::corrupt(format_args!("inode {}", ino.0), reason))

@@ -544,7 +544,7 @@ impl Inner {
         }
         let mut at = first;
         while at < last {
-            at = in_smaller_batches(|extents| self.punch_some(node, state, (at, last), extents))?;
+            at = in_smaller_batches(|extents| self.punch_some(node, state, (at, last), extents, caller))?;
         }
         Ok(())
     }
@@ -556,6 +556,7 @@ impl Inner {
         state: &mut State,
         (from, to): (u64, u64),
         extents: usize,
+        caller: &Caller,
     ) -> Result<u64> {
         let found = self.extents_in(node.ino, from, to, extents)?;
         let until = match found.last() {
@@ -572,7 +573,8 @@ impl Inner {
         }
         let remap =
             self.replace(node.ino, (from, until), &old, Vec::new(), Source::Reserved(&[]), Batch::new())?;
-        let inode = file_of(state)?.clone();
+        let mut inode = file_of(state)?.clone();
+        changed_by(&mut inode, caller);
         self.apply_remap(remap, node, state, inode)?;
         Ok(until)
     }

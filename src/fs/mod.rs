@@ -267,7 +267,9 @@ fn put_inode(batch: &mut Batch, ino: Ino, inode: &Inode) {
 impl Inner {
     /// Marks the image as damaged if this error says that it is.
     fn note_damage(&self, error: &FsError) {
-        if let FsError::Engine(crate::Error::Corrupt { .. } | crate::Error::Io { .. }) = error {
+        if let FsError::Engine(error) = error
+            && error.is_damage()
+        {
             self.tree.note_damage();
         }
     }
@@ -392,14 +394,9 @@ impl Fs {
     pub fn release_all(&self, references: impl IntoIterator<Item = (Ino, u64)>) -> Result<()> {
         let (mut result, mut any) = (Ok(()), false);
         for (ino, n) in references {
-            let node = self.node(ino);
-            if self.table.release(&node, n) {
-                self.drop_window(ino);
-                match self.doom_if_unlinked(&node) {
-                    Ok(doomed) => any |= doomed,
-                    Err(e) => result = Err(e),
-                }
-                self.table.forget(&node);
+            match self.give_up(ino, n) {
+                Ok(doomed) => any |= doomed,
+                Err(e) => result = Err(e),
             }
         }
         if any {
@@ -407,6 +404,27 @@ impl Fs {
             result = result.and_then(|()| self.failed_deletion());
         }
         result
+    }
+
+    /// Gives up one reference, where it is not that which the caller has to tell of.
+    pub fn release_aside(&self, ino: Ino) {
+        match self.give_up(ino, 1) {
+            Ok(true) => self.reclaim_waiting(),
+            Ok(false) => {}
+            Err(e) => log::warn!("inode {}: {e}", ino.0),
+        }
+    }
+
+    /// Takes references away; whether the inode waits to be deleted now.
+    fn give_up(&self, ino: Ino, n: u64) -> Result<bool> {
+        let node = self.node(ino);
+        if !self.table.release(&node, n) {
+            return Ok(false);
+        }
+        self.drop_window(ino);
+        let doomed = self.doom_if_unlinked(&node);
+        self.table.forget(&node);
+        doomed
     }
 }
 

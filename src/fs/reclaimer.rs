@@ -21,7 +21,7 @@ const GROUP_CHANGES: usize = 2 * EXTENTS_PER_BATCH;
 pub(super) const WAITING_MAX: usize = 1024;
 /// So long the reclaimer waits for a group to become full, or for changes to be admitted again.
 const GATHER: Duration = Duration::from_millis(5);
-/// So long the reclaimer waits before it tries again what found no space.
+/// So long the reclaimer waits before it tries again what has failed.
 const STUCK_PAUSE: Duration = Duration::from_secs(10);
 /// So long after an inode's last name went it is likely that its user is about to give it up: the kernel forgets an inode
 /// that it has closed a moment after the unlink has been answered. (Tests shall not depend on how fast a thread is.)
@@ -50,9 +50,10 @@ struct Queue {
     waiting: VecDeque<Doomed>,
     /// These take several batches.
     long: VecDeque<Doomed>,
-    /// These found no space for what has to be noted about shared blocks: they are tried again when others have been deleted.
+    /// These found no space for what has to be noted about shared blocks, or could not be read: they are tried again when others have
+    /// been deleted, and after a while.
     stuck: Vec<Doomed>,
-    /// Files whose cuts found no space either; all have their turn.
+    /// Files whose cuts were not finished for the same reasons; all have their turn.
     stuck_cuts: VecDeque<Ino>,
     /// Groups whose deletion is under way, and long deletions.
     busy: [usize; 2],
@@ -67,6 +68,13 @@ impl Queue {
         self.waiting.len() + self.long.len()
     }
 
+    /// Remembers why something could not be deleted. That there is no space is only said if it is all there is to say.
+    fn note_failure(&mut self, error: FsError) {
+        if matches!(self.failed, None | Some(FsError::NoSpace)) {
+            self.failed = Some(error);
+        }
+    }
+
     fn retry_stuck(&mut self) {
         self.waiting.extend(self.stuck.drain(..));
     }
@@ -77,7 +85,7 @@ struct Doomed {
     /// Its node says that it is gone, and stays in memory for that.
     node: Arc<Node>,
     inode: Inode,
-    /// It has found no space before.
+    /// It has failed before.
     is_stuck: bool,
 }
 
@@ -306,31 +314,49 @@ impl Inner {
         Some(self.reclaimed(one.into_iter().zip([result]), 1))
     }
 
+    /// Whether what failed so is tried again while the image is open: there was no space, or the disk could not read.
+    pub(super) fn may_succeed_later(&self, error: &FsError) -> bool {
+        match error {
+            FsError::NoSpace | FsError::ReadOnly => true,
+            FsError::Engine(crate::Error::Io { .. }) => self.tree.failure().is_none(),
+            _ => false,
+        }
+    }
+
     /// Puts back into the queue what is not deleted yet; whether anything is no longer as it was.
     fn reclaimed(
         &self,
         results: impl DoubleEndedIterator<Item = (Doomed, Result<Deleted>)> + ExactSizeIterator,
         busy: usize,
     ) -> bool {
-        let (mut any, mut gone, mut failed) = (false, Vec::with_capacity(results.len()), None);
+        let (mut any, mut gone) = (false, Vec::with_capacity(results.len()));
         let mut queue = self.reclaimer.queue.lock();
         queue.busy[busy] -= 1;
         for (doomed, result) in results.rev() {
-            any |= !matches!(result, Ok(Deleted::NotYet) | Err(FsError::ReadOnly | FsError::NoSpace));
+            let stuck = |error: &FsError| self.may_succeed_later(error);
+            any |= match &result {
+                Ok(deleted) => *deleted != Deleted::NotYet,
+                Err(error) => !stuck(error),
+            };
             match result {
                 Ok(Deleted::Done) => gone.push(doomed.node),
                 Ok(Deleted::Partly) => queue.long.push_back(doomed),
                 Ok(Deleted::NotYet) | Err(FsError::ReadOnly) if busy == 1 => queue.long.push_back(doomed),
                 Ok(Deleted::NotYet) | Err(FsError::ReadOnly) => queue.waiting.push_front(doomed),
-                Err(FsError::NoSpace) => {
-                    if !doomed.is_stuck {
-                        let ino = doomed.node.ino.0;
-                        log::warn!("deleting inode {ino} needs space: it goes on when there is some");
-                        queue.failed.get_or_insert(FsError::NoSpace);
+                Err(e) => {
+                    let is_stuck = stuck(&e);
+                    if !doomed.is_stuck || !is_stuck {
+                        let e = e.during(format_args!("deleting inode {}", doomed.node.ino.0));
+                        let later =
+                            if is_stuck { "it goes on later" } else { "the next opening tries again" };
+                        log::warn!("inode {} is not deleted, {later}: {e}", doomed.node.ino.0);
+                        self.note_damage(&e);
+                        queue.note_failure(e);
                     }
-                    queue.stuck.push(Doomed { is_stuck: true, ..doomed });
+                    if is_stuck {
+                        queue.stuck.push(Doomed { is_stuck, ..doomed });
+                    }
                 }
-                Err(e) => failed = Some((doomed.node.ino, e)),
             }
         }
         if any {
@@ -338,11 +364,6 @@ impl Inner {
         }
         self.reclaimer.deletions.fetch_add(any as u64, Ordering::SeqCst);
         self.reclaimer.moved.notify_all();
-        if let Some((ino, e)) = failed {
-            log::warn!("deleting inode {} failed, the next opening tries again: {e}", ino.0);
-            self.note_damage(&e);
-            queue.failed.get_or_insert(e);
-        }
         drop(queue);
         gone.iter().for_each(|node| self.table.forget(node));
         any

@@ -45,7 +45,7 @@ impl Damage {
     /// refused is the caller's business.
     pub fn meet<V: Volume>(&self, volume: &V, error: &FsError, what: Request, n: Ino) {
         let (FsError::Engine(engine) | FsError::Contents(engine)) = error else { return };
-        if !matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
+        if !engine.is_damage() {
             // The caller gets a number only, so the reason stands here.
             log::warn!("{what:?} of {} (inode {}) was refused: {error}", volume.path_of(n), n.0);
             return;
@@ -178,7 +178,10 @@ mod tests {
         // A smaller size than the image has.
         let refused = Volume::grow(&fs, 4 << 20).unwrap_err();
         assert!(matches!(refused, FsError::Engine(_)));
-        for error in [refused, FsError::NotFound, FsError::NoSpace, FsError::ReadOnly] {
+        // Nor is the image to blame where memory is short.
+        let short = crate::Error::io("reading page 7", io::Error::from_raw_os_error(libc::ENOMEM));
+        let short = FsError::Engine(short);
+        for error in [refused, short, FsError::NotFound, FsError::NoSpace, FsError::ReadOnly] {
             meet(&error, Request::Ioctl);
         }
         assert_eq!(damage.count(), 0);

@@ -155,7 +155,7 @@ impl Volume for Fs {
         Fs::retain(self, ino);
         let found = Fs::attributes(self, ino);
         if found.is_err() {
-            Fs::release(self, ino, 1)?;
+            self.release_aside(ino);
         }
         found
     }

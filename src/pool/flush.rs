@@ -11,6 +11,8 @@
 //! - **D5** Both superblocks tell of a checkpoint before anything relies on it: the first record of an incarnation, records that
 //!   overwrite the log behind it, blocks that leave quarantine by it, what lies in space that was gained. So damage to either of them
 //!   loses nothing: the other leads to the same state.
+//! - **D6** Until a page that was written home is synced, the host may fail to write it and drop it, and the version before it passes every
+//!   check. So it is remembered which version was written: an older one is not believed. Recovery makes the page anew (D4).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -182,6 +184,7 @@ impl Pool {
     fn sync_data(&self, flusher: &mut Flusher) -> Result<()> {
         self.storage.sync().map_err(|e| self.log.fail(Error::io("syncing the image", e)))?;
         flusher.synced = [true, true];
+        self.unsynced.lock().clear();
         Ok(())
     }
 
@@ -258,6 +261,7 @@ impl Pool {
             self.write_doublewrite(flusher, header, pages, copies)?;
         }
         let _site = site_scope(if flusher.half == 0 { "home A" } else { "home B" });
+        self.unsynced.lock().extend(copies.iter().map(|c| (c.page, c.lsn)));
         let written = self.write_home(pages, copies);
         flusher.synced[flusher.half] = false;
         written.map_err(|e| self.log.fail(Error::io("writing pages", e)))

@@ -54,8 +54,9 @@ impl Pool {
     /// before that leaves the old size or the new one. Others go on meanwhile. Holds no latch and no epoch.
     ///
     /// # Errors
-    /// [`Error::Unusable`] for a smaller size, one that is too large for an image, or one that its file or device cannot have. In these cases
-    /// nothing has changed. Otherwise the error is latched.
+    /// [`Error::Unusable`] for a smaller size, one that is too large for an image, or one that its file or device cannot have; what kept
+    /// the bitmap of the last group from being read. In these cases nothing has changed but the file's length, perhaps. Otherwise the
+    /// error is latched.
     pub fn grow(&self, size: u64) -> Result<()> {
         let _switching = self.switching.lock();
         let _growing = self.growing.lock();
@@ -82,6 +83,8 @@ impl Pool {
         {
             let mut flusher = self.flusher.lock();
             flusher.superblock.size = size;
+            // Without the record that has just made them free, blocks of the last group would be in use for ever.
+            flusher.superblock.floor = self.log.durable().max(flusher.superblock.floor);
             self.write_superblocks(&mut flusher)?;
         }
         self.geometry.push(grown.clone());

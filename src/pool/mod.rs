@@ -30,7 +30,7 @@ pub use prefetch::{Ahead, PREFETCHERS};
 pub use recovery::{RecoveryReport, read_superblock};
 pub use transaction::{Need, Reservation};
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -171,6 +171,8 @@ pub struct Pool {
     space: Mutex<Space>,
     growing: Mutex<()>,
     flusher: Mutex<Flusher>,
+    /// What the flusher has written home since it has last synced (D6).
+    unsynced: Mutex<HashMap<PageId, Lsn>>,
     checkpointed: AtomicU64,
     /// Checkpoints and flushed batches so far, for those who wait for one.
     progress: Mutex<Progress>,
@@ -363,7 +365,11 @@ impl Pool {
 
     /// Reads a page from the image. If that fails, or gives what cannot be right, the image is marked as damaged.
     fn fetch(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
-        self.fetch_unmarked(id, page).inspect_err(|_| self.note_damage())
+        self.fetch_unmarked(id, page).inspect_err(|error| {
+            if error.is_damage() {
+                self.note_damage();
+            }
+        })
     }
 
     fn fetch_unmarked(&self, id: PageId, page: &mut PageBytes) -> Result<()> {
@@ -372,7 +378,11 @@ impl Pool {
         }
         self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
         self.storage.read_at(id.offset(), page).map_err(|e| Error::io(format!("reading {id}"), e))?;
-        self.verify(id, page).map_err(|reason| Error::corrupt(id, reason))
+        self.verify(id, page).map_err(|reason| Error::corrupt(id, reason))?;
+        match self.unsynced.lock().get(&id) {
+            Some(written) if page_lsn(page) < *written => Err(Error::corrupt(id, "its last write is lost")),
+            _ => Ok(()),
+        }
     }
 
     /// Checks a page as it was read from the image.

@@ -235,6 +235,7 @@ impl Pool {
             growing: Mutex::new(()),
             checkpointed: AtomicU64::new(superblock.checkpoint.0),
             flusher: Mutex::new(Flusher::new(superblock.clone(), sequence).map_err(no_memory)?),
+            unsynced: Mutex::default(),
             damaged: AtomicBool::new(superblock.is_damaged()),
             geometry: Geometry::new(superblock),
             storage,

@@ -5,6 +5,7 @@ mod blocks;
 mod copies;
 mod cut;
 mod deletions;
+mod faults;
 mod memory;
 mod model;
 mod names;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -390,12 +390,23 @@ fn everything_can_be_read_after_writing_has_ended() {
     run.reopen();
 }
 
-/// A host that drops what it cannot write, tells so once, and goes on showing it, as Linux does.
+/// A host that drops what it cannot write, tells so once, and goes on showing it, as Linux does, until [`Storage::forget_cached`].
 struct Forgetful {
     disk: MemStorage,
     cache: MemStorage,
     pending: Mutex<Vec<(u64, Vec<u8>)>>,
-    fails: AtomicBool,
+    good_syncs: AtomicUsize,
+}
+
+impl Forgetful {
+    fn new(image: Image) -> Arc<Self> {
+        Arc::new(Forgetful {
+            disk: MemStorage::from_image(image.clone()),
+            cache: MemStorage::from_image(image),
+            pending: Mutex::default(),
+            good_syncs: AtomicUsize::new(usize::MAX),
+        })
+    }
 }
 
 impl Storage for Forgetful {
@@ -412,7 +423,8 @@ impl Storage for Forgetful {
     }
     fn sync(&self) -> io::Result<()> {
         let pending = std::mem::take(&mut *self.pending.lock());
-        if self.fails.load(Ordering::SeqCst) && !pending.is_empty() {
+        let syncs = self.good_syncs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if syncs.is_err() && !pending.is_empty() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         pending.iter().try_for_each(|(offset, bytes)| self.disk.write_at(*offset, bytes))
@@ -440,20 +452,15 @@ impl Storage for Forgetful {
 #[test]
 fn recovery_does_not_believe_what_the_host_only_shows() {
     let (before, _) = prepared();
-    let host = Arc::new(Forgetful {
-        disk: MemStorage::from_image(before.clone()),
-        cache: MemStorage::from_image(before),
-        pending: Mutex::default(),
-        fails: AtomicBool::new(false),
-    });
+    let host = Forgetful::new(before);
     let tree = Tree::open(host.clone(), &quiet(PAGES)).unwrap();
     let mut batch = Batch::new();
     batch.put(&key(10), b"acknowledged");
     tree.commit(tree.apply(&batch).unwrap()).unwrap();
-    host.fails.store(true, Ordering::SeqCst);
+    host.good_syncs.store(0, Ordering::SeqCst);
     assert!(tree.checkpoint().is_err());
     drop(tree);
-    host.fails.store(false, Ordering::SeqCst);
+    host.good_syncs.store(usize::MAX, Ordering::SeqCst);
     // Opened again at once; then what the host showed goes.
     let read_only = Tree::open(host.clone(), &Options { read_only: true, ..quiet(PAGES) }).unwrap();
     host.forget_cached();
@@ -465,4 +472,42 @@ fn recovery_does_not_believe_what_the_host_only_shows() {
     let tree = Tree::open(host.clone(), &quiet(PAGES)).unwrap();
     assert_eq!(tree.get(&key(10)).unwrap().as_deref(), Some(&b"acknowledged"[..]));
     tree.check().unwrap();
+}
+
+#[test]
+fn a_page_whose_last_write_the_host_has_lost_is_not_believed() {
+    let (before, mut model) = prepared();
+    let host = Forgetful::new(before);
+    let tree = Tree::open(host.clone(), &quiet(PAGES)).unwrap();
+    tree.checkpoint().unwrap();
+    for n in 0..20 {
+        let mut batch = Batch::new();
+        batch.put(&key(n * 250), b"acknowledged");
+        model.insert(key(n * 250), Arc::new(b"acknowledged".to_vec()));
+        tree.apply(&batch).unwrap();
+    }
+    tree.commit_all().unwrap();
+    // Copied to the doublewrite area and written home; what says so fails.
+    host.good_syncs.store(1, Ordering::SeqCst);
+    assert!(tree.checkpoint().is_err());
+    let mut lost = 0;
+    for cached in [true, false] {
+        if !cached {
+            host.forget_cached();
+        }
+        for (key, value) in &model {
+            match tree.get(key) {
+                Ok(found) => assert_eq!(found.as_ref(), Some(&**value), "an old version is returned"),
+                Err(error) => {
+                    assert!(!cached && error.to_string().contains("last write is lost"), "{error}");
+                    lost += 1;
+                }
+            }
+        }
+    }
+    assert!((1..model.len()).contains(&lost), "{lost} of {} records cannot be read", model.len());
+    drop(tree);
+    host.good_syncs.store(usize::MAX, Ordering::SeqCst);
+    let tree = Tree::open(host, &quiet(PAGES)).unwrap();
+    assert_eq!(contents(&tree), model);
 }

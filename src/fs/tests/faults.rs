@@ -1,0 +1,130 @@
+//! Disks that fail to read now and then.
+
+use super::*;
+use crate::storage::{Fault, FaultStorage, Image, OpKind};
+
+const PIECES: u64 = 4_000;
+
+/// An image with a file whose extents take many pages of the tree, and another file.
+fn prepared() -> Image {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    file_in_pieces(&fs, b"large", PIECES);
+    fs.write(file(&fs, b"other"), 0, &[1; 40_000], &ME).unwrap();
+    fs.close().unwrap();
+    storage.image()
+}
+
+/// Opens the image again for each read that `change` of the large file needs, and has it fail, and all behind it.
+fn each_read_fails<T>(change: impl Fn(&Fs, Ino) -> Result<T>, then: impl Fn(&Fs, Ino, Result<T>)) {
+    let image = prepared();
+    for nth in 0.. {
+        let disk = Arc::new(FaultStorage::new(MemStorage::from_image(image.clone())));
+        let fs = Fs::open(disk.clone(), &options()).unwrap();
+        let ino = fs.lookup(ROOT, b"large").unwrap();
+        disk.arm(Fault::nth(&[OpKind::Read], nth).forever());
+        let result = change(&fs, ino);
+        if disk.disarm() == 0 {
+            assert!(result.is_ok() && nth > 10, "{nth} reads");
+            return;
+        }
+        // Perhaps it was reading ahead, of what was not needed.
+        if result.is_err() || has_extents(&fs, ino) {
+            then(&fs, ino, result);
+        }
+    }
+}
+
+fn has_extents(fs: &Fs, ino: Ino) -> bool {
+    !fs.extents_in(ino, 0, u64::MAX, 1).unwrap().is_empty()
+}
+
+fn has_mark(fs: &Fs, ino: Ino) -> bool {
+    fs.tree().get(&format::orphan_key(ino)).unwrap().is_some()
+}
+
+#[test]
+fn a_deletion_that_cannot_read_goes_on_later() {
+    let late = std::cell::Cell::new(0);
+    let unlink = |fs: &Fs, _: Ino| fs.unlink(ROOT, b"large", &ME);
+    each_read_fails(unlink, |fs, ino, unlinked| {
+        let error = unlinked.unwrap_err();
+        if fs.lookup(ROOT, b"large").is_ok() {
+            return fs.unlink(ROOT, b"large", &ME).unwrap();
+        }
+        // The name has gone. What became of the rest is told with the inode's number, and once.
+        assert!(error.to_string().contains(&format!("deleting inode {}: ", ino.0)), "{error}");
+        assert!(has_extents(fs, ino) && has_mark(fs, ino));
+        assert!(fs.tree().is_damaged());
+        // With the next one that waits to be deleted.
+        let other = fs.lookup(ROOT, b"other").unwrap();
+        fs.retain(other);
+        fs.unlink(ROOT, b"other", &ME).unwrap();
+        fs.release(other, 1).unwrap();
+        assert!(!has_extents(fs, ino) && !has_mark(fs, ino), "its space is lost until the next opening");
+        late.set(late.get() + 1);
+    });
+    assert!(late.get() > 10, "only {} reads failed in the midst of the deletion", late.get());
+}
+
+#[test]
+fn a_truncate_that_cannot_read_goes_on_later() {
+    let late = std::cell::Cell::new(0);
+    let empty = SetAttributes { size: Some(0), ..SetAttributes::default() };
+    let truncate = |fs: &Fs, ino: Ino| fs.set_attributes(ino, &empty, &ME);
+    each_read_fails(truncate, |fs, ino, truncated| {
+        if truncated.is_err() {
+            assert_eq!(
+                fs.attributes(ino).unwrap().size,
+                (2 * PIECES - 1) * BLOCK,
+                "told as an error, and done"
+            );
+            return;
+        }
+        assert_eq!(fs.attributes(ino).unwrap().size, 0);
+        assert!(has_extents(fs, ino) && has_mark(fs, ino));
+        while fs.retry_cuts(1) {}
+        assert!(!has_extents(fs, ino) && !has_mark(fs, ino), "its space is lost until the file grows");
+        late.set(late.get() + 1);
+    });
+    assert!(late.get() > 10, "only {} reads failed in the midst of the cut", late.get());
+}
+
+#[test]
+fn a_file_that_was_zeroed_in_part_does_not_look_unchanged() {
+    let part = std::cell::Cell::new(0);
+    let later = Caller { now: Time { seconds: ME.now.seconds + 100, nanos: 0 }, ..ME };
+    let punch = |fs: &Fs, ino: Ino| fs.fallocate(ino, 0, u64::MAX >> 2, Fallocate::PunchHole, &later);
+    each_read_fails(punch, |fs, ino, punched| {
+        punched.unwrap_err();
+        let is_changed = fs.read(ino, 0, 1).unwrap() == [0];
+        let found = fs.attributes(ino).unwrap();
+        assert_eq!([found.mtime == later.now, found.ctime == later.now], [is_changed; 2]);
+        part.set(part.get() + is_changed as u32);
+    });
+    assert!(part.get() > 10, "only {} reads failed in the midst", part.get());
+}
+
+#[test]
+fn who_looks_something_up_is_not_told_of_a_deletion_that_failed() {
+    let image = prepared();
+    let disk = Arc::new(FaultStorage::new(MemStorage::from_image(image)));
+    let fs = Fs::open(disk.clone(), &Options { background: true, ..options() }).unwrap();
+    let large = fs.lookup(ROOT, b"large").unwrap();
+    fs.retain(large);
+    fs.unlink(ROOT, b"large", &ME).unwrap();
+    disk.arm(Fault::nth(&[OpKind::Read], 5).forever());
+    let _ = fs.release(large, 1);
+    while disk.fired() == 0 {
+        std::thread::yield_now();
+    }
+    fs.reclaimer.stop();
+    disk.disarm();
+    // Somebody lists two entries and takes one: the reference to the other is given up, and it is the last.
+    let other = fs.lookup(ROOT, b"other").unwrap();
+    fs.retain(other);
+    fs.unlink(ROOT, b"other", &ME).unwrap();
+    fs.release_aside(other);
+    let new = create(&fs, ROOT, b"new", New::File, 0o600, &ME).unwrap();
+    assert_eq!(fs.lookup_attributes(ROOT, b"new").unwrap().ino, new);
+}
