@@ -26,8 +26,8 @@ const STUCK_PAUSE: Duration = Duration::from_secs(10);
 /// So long after an inode's last name went it is likely that its user is about to give it up: the kernel forgets an inode
 /// that it has closed a moment after the unlink has been answered. (Tests shall not depend on how fast a thread is.)
 const RELEASE_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 100 });
-/// How long who asks for the free space waits for what is being deleted.
-const DELETION_PATIENCE: Duration = Duration::from_millis(100);
+/// How long who asks for the free space waits for what is being deleted. (As above.)
+const DELETION_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 100 });
 
 /// What waits to be deleted, and who does it.
 pub(super) struct Reclaimer {

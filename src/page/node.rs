@@ -337,6 +337,9 @@ impl<'a> Node<'a> {
         if self.level() > LEVEL_MAX {
             return Err("level higher than any tree");
         }
+        if self.flags() & !(FLAG_INCOMPLETE | FLAG_DEAD) != 0 {
+            return Err("unknown flags");
+        }
         if self.low_len() > KEY_MAX || self.high_len() > KEY_MAX {
             return Err("fence longer than a key can be");
         }

@@ -420,7 +420,10 @@ impl Superblock {
         if !(DOUBLEWRITE_PAGES_MIN..=DOUBLEWRITE_PAGES_MAX).contains(&self.doublewrite_pages) {
             return Err("impossible size of the doublewrite area");
         }
-        if self.size > IMAGE_SIZE_MAX || self.size < self.data_offset() + CHUNK_SIZE as u64 {
+        if self.size > IMAGE_SIZE_MAX
+            || !self.size.is_multiple_of(page)
+            || self.size < self.data_offset() + CHUNK_SIZE as u64
+        {
             return Err("impossible image size");
         }
         if get_u64(b, AT_LOG_OFFSET) != LOG_OFFSET

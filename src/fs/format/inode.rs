@@ -109,6 +109,8 @@ const INODE_FLAGS: u8 = INODE_ACCESS_ACL | INODE_DEFAULT_ACL | INODE_CAPABILITY;
 
 /// Bytes of an inode's record, in front of what directories and symbolic links have.
 const INODE_SIZE: usize = 96;
+/// Where its zeros begin, which nothing uses yet.
+const INODE_ZERO: usize = 88;
 /// Bytes of what directories have.
 const DIR_SIZE: usize = 36;
 const _: () = assert!(INODE_SIZE + SYMLINK_MAX > RECORD_MAX, "long targets need a place of their own");
@@ -235,7 +237,8 @@ impl Inode {
             && (inode.flags & INODE_DEFAULT_ACL == 0 || kind == Kind::Directory)
             && inode.flags.count_ones() <= inode.xattrs;
         let size_max = if kind == Kind::Symlink { SYMLINK_MAX as u64 } else { FILE_SIZE_MAX };
-        (flags && inode.mode <= 0o7777 && inode.size <= size_max).then_some(inode)
+        let zero = b[INODE_ZERO..INODE_SIZE].iter().all(|byte| *byte == 0);
+        (flags && zero && inode.mode <= 0o7777 && inode.size <= size_max).then_some(inode)
     }
 }
 

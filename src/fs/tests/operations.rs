@@ -258,3 +258,18 @@ fn references_of_lookup_create_and_link_keep_an_inode() {
     fs.release(made.ino, 1).unwrap();
     assert!(matches!(fs.attributes(made.ino), Err(FsError::NotFound)));
 }
+
+#[test]
+fn what_no_inode_has_yet_is_refused() {
+    let storage = image(16 << 20);
+    let fs = open(&storage);
+    let ino = file(&fs, b"file");
+    let good = fs.tree().get(&format::inode_key(ino)).unwrap().unwrap();
+    assert!(Inode::decode(ino, &good).is_ok());
+    // Other flags, a mode of more bits, what is zero.
+    for at in [1, 2, 88, 91, 95] {
+        let mut record = good.clone();
+        record[at] |= 0x80;
+        assert!(Inode::decode(ino, &record).is_err(), "byte {at}");
+    }
+}

@@ -244,6 +244,7 @@ fn page_states_that_the_invariants_forbid_are_refused() {
     refused(dead, &[], "dead incomplete split without a right sibling");
     refused(NodeSpec { high: Some(&[b'd'; KEY_MAX + 1]), ..good }, &[], "high key over the limit");
     refused(NodeSpec { low: &[b'b'; KEY_MAX + 1], ..good }, &[], "low fence over the limit");
+    refused(NodeSpec { flags: 4, ..good }, &[], "unknown flag");
     refused(good, &[(b"a", b"")], "key below the low fence");
     refused(good, &[(b"d", b"")], "key at the high key");
     refused(good, &[(b"c", b""), (b"c", b"")], "key twice");

@@ -36,7 +36,8 @@ fn random_superblock(rng: &mut Rng) -> (Superblock, u64) {
         2 => rng.range(1, 3) as u64 * GROUP_SIZE + rng.below(40_000) as u64,
         _ => (rng.next() >> rng.range(5, 40)).max(CHUNK_SIZE as u64),
     };
-    superblock.size = (superblock.data_offset() + space).min(IMAGE_SIZE_MAX);
+    superblock.size =
+        (superblock.data_offset() + space / PAGE_SIZE as u64 * PAGE_SIZE as u64).min(IMAGE_SIZE_MAX);
     superblock.groups = rng.range(1, superblock.group_count().min(9) as usize) as u32;
     superblock.root = PageId(superblock.data_offset() / PAGE_SIZE as u64 + 1);
     let len = superblock.size + rng.below(2) as u64 * rng.below(100_000) as u64;
@@ -197,7 +198,8 @@ fn superblock_that_contradicts_itself_or_the_limits_is_refused() {
         refused(|s| s.log_size += 4096, "log not of whole pages");
         refused(|s| s.doublewrite_pages = DOUBLEWRITE_PAGES_MIN - 1, "doublewrite area too small");
         refused(|s| s.doublewrite_pages = DOUBLEWRITE_PAGES_MAX + 1, "doublewrite area too large");
-        refused(|s| s.size = s.data_offset() + CHUNK_SIZE as u64 - 1, "no room for a chunk");
+        refused(|s| s.size = s.data_offset() + (CHUNK_SIZE - PAGE_SIZE) as u64, "no room for a chunk");
+        refused(|s| s.size -= 4096, "size not of whole pages");
         refused(|s| s.size = IMAGE_SIZE_MAX + 1, "image too large");
         refused(|s| s.groups = 0, "no group");
         refused(|s| s.groups = s.group_count() + 1, "too many groups");
