@@ -411,7 +411,8 @@ impl Fs {
         match self.give_up(ino, 1) {
             Ok(true) => self.reclaim_waiting(),
             Ok(false) => {}
-            Err(e) => log::warn!("inode {}: {e}", ino.0),
+            // Mostly what the caller has met itself.
+            Err(e) => log::debug!("giving up inode {}: {e}", ino.0),
         }
     }
 

@@ -193,6 +193,8 @@ impl Inner {
         let mut state = self.lock(&node).inspect_err(|e| {
             if matches!(e, FsError::NotFound) {
                 self.unfinished.set(ino, false);
+            } else if self.may_succeed_later(e) {
+                self.reclaimer.add_stuck_cut(ino);
             }
         })?;
         if state.get().ok_or(FsError::NotFound)?.size != size {

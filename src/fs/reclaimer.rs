@@ -68,7 +68,7 @@ impl Queue {
         self.waiting.len() + self.long.len()
     }
 
-    /// Remembers why something could not be deleted. That there is no space is only said if it is all there is to say.
+    /// Remembers why something could not be deleted. That there is no space is said only if it is all there is to say.
     fn note_failure(&mut self, error: FsError) {
         if matches!(self.failed, None | Some(FsError::NoSpace)) {
             self.failed = Some(error);
@@ -351,7 +351,10 @@ impl Inner {
                             if is_stuck { "it goes on later" } else { "the next opening tries again" };
                         log::warn!("inode {} is not deleted, {later}: {e}", doomed.node.ino.0);
                         self.note_damage(&e);
-                        queue.note_failure(e);
+                        // What goes on later has not failed; but somebody may count on the space.
+                        if !is_stuck || matches!(e, FsError::NoSpace) {
+                            queue.note_failure(e);
+                        }
                     }
                     if is_stuck {
                         queue.stuck.push(Doomed { is_stuck, ..doomed });

@@ -45,12 +45,18 @@ impl Damage {
     /// refused is the caller's business.
     pub fn meet<V: Volume>(&self, volume: &V, error: &FsError, what: Request, n: Ino) {
         let (FsError::Engine(engine) | FsError::Contents(engine)) = error else { return };
-        if !engine.is_damage() {
+        // For now, and not the image's fault; unless it has ended all writing.
+        let short = engine.is_out_of_memory() && !matches!(volume.access(), Access::Failed(_));
+        if short && !self.is_unknown(error) {
+            return;
+        }
+        if short || !matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
             // The caller gets a number only, so the reason stands here.
             log::warn!("{what:?} of {} (inode {}) was refused: {error}", volume.path_of(n), n.0);
             return;
         }
-        if self.is_new(error) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if self.is_unknown(error) {
             log::error!("{what:?} of {} (inode {}): {error}", volume.path_of(n), n.0);
         }
         let changes = !matches!(
@@ -84,9 +90,8 @@ impl Damage {
         }
     }
 
-    /// Counts a failure; whether it has not been met before.
-    fn is_new(&self, error: &FsError) -> bool {
-        self.count.fetch_add(1, Ordering::Relaxed);
+    /// Whether a failure has not been met before.
+    fn is_unknown(&self, error: &FsError) -> bool {
         let mut known = self.known.lock();
         known.len() < KNOWN_MAX && known.insert(error.to_string())
     }

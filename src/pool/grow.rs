@@ -55,8 +55,8 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Unusable`] for a smaller size, one that is too large for an image, or one that its file or device cannot have; what kept
-    /// the bitmap of the last group from being read. In these cases nothing has changed but the file's length, perhaps. Otherwise the
-    /// error is latched.
+    /// the bitmap of the last group from being read, or a record from being appended. In these cases nothing has changed but the
+    /// file's length, perhaps. Otherwise the error is latched.
     pub fn grow(&self, size: u64) -> Result<()> {
         let _switching = self.switching.lock();
         let _growing = self.growing.lock();

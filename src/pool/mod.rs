@@ -378,6 +378,11 @@ impl Pool {
         }
         self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
         self.storage.read_at(id.offset(), page).map_err(|e| Error::io(format!("reading {id}"), e))?;
+        self.check_read(id, page)
+    }
+
+    /// Checks a page as it was read from the image, and that it is the version that was written last (D6).
+    fn check_read(&self, id: PageId, page: &PageBytes) -> Result<()> {
         self.verify(id, page).map_err(|reason| Error::corrupt(id, reason))?;
         match self.unsynced.lock().get(&id) {
             Some(written) if page_lsn(page) < *written => Err(Error::corrupt(id, "its last write is lost")),

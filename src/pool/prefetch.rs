@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 
 use super::frames::{FrameNo, POPULATE};
 use super::{PageWrite, Pool};
-use crate::error::Error;
 use crate::page::{PAGE_SIZE, PageId};
 use crate::storage::AlignedBuf;
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -194,7 +193,7 @@ impl Pool {
                 let at = (id.0 - first.0) as usize * PAGE_SIZE;
                 page.copy_from_slice(&memory[at..at + PAGE_SIZE]);
                 self.stats.pages_read.fetch_add(1, Ordering::Relaxed);
-                self.verify(id, &page).map_err(|reason| Error::corrupt(id, reason))
+                self.check_read(id, &page)
             } else {
                 self.fetch(id, &mut page)
             };
