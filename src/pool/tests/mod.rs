@@ -305,3 +305,258 @@ fn frames_have_memory_before_they_are_used_for_the_first_time() {
         assert!(present);
     });
 }
+
+/// The same as [`a_freed_page_waits_for_a_checkpoint_and_for_older_operations`] where nobody is alive: that the free is durable is not
+/// enough.
+#[test]
+fn a_freed_page_waits_for_a_checkpoint_though_nobody_can_see_it() {
+    let pool = open(formatted(), 60);
+    let ids = leaves(&pool, 3);
+    // Its frame is clean, so it alone would not keep the page.
+    kill(&pool, ids[1]);
+    pool.flush_older(&mut pool.flusher.lock(), Lsn(u64::MAX)).unwrap();
+    assert_eq!(pool.dirty_frames(), 0);
+    for _ in 0..3 {
+        pool.reclaim();
+        assert!(!pool.space.lock().pages_contain(ids[1]), "recovery may still change the page");
+    }
+    pool.checkpoint().unwrap();
+    pool.reclaim();
+    assert!(pool.space.lock().pages_contain(ids[1]));
+}
+
+/// Flips a byte of the log's newest record.
+fn damage_the_newest_record(storage: &dyn Storage, end: Lsn) {
+    let place = crate::wal::Place::of(&read_superblock(storage).unwrap());
+    let at = place.offset + (end.0 - 3) % place.size;
+    storage.write_at(at, &[0x55]).unwrap();
+}
+
+/// A storage that calls what is put there, once, at its next sync.
+type Hook = Arc<StdMutex<Option<Box<dyn FnOnce() + Send>>>>;
+fn hooked() -> (Arc<FaultStorage<Arc<MemStorage>>>, Hook) {
+    let at_sync = Hook::default();
+    let hook = at_sync.clone();
+    let observer = move |kind, _, _| {
+        let hook = if kind == OpKind::Sync { hook.lock().unwrap().take() } else { None };
+        if let Some(hook) = hook {
+            hook();
+        }
+    };
+    (Arc::new(FaultStorage::observed(formatted(), observer)), at_sync)
+}
+
+/// What was committed while a checkpoint was under way is not lost without a word, although no mark follows it in the log.
+#[test]
+fn a_checkpoint_tells_how_far_the_log_was_durable_behind_it() {
+    let (storage, at_sync) = hooked();
+    let pool = Arc::new(open(storage.clone(), 40));
+    let ids = leaves(&pool, 2);
+    change(&pool, ids[0], Op::Put { key: b"key", value: b"one" });
+    let (late, id) = (pool.clone(), ids[1]);
+    let hook = move || {
+        let lsn = change(&late, id, Op::Put { key: b"key", value: b"two" });
+        late.log.commit(lsn).unwrap();
+    };
+    *at_sync.lock().unwrap() = Some(Box::new(hook));
+    pool.checkpoint().unwrap();
+    let end = pool.log.end();
+    assert!(pool.checkpoint_lsn() < end && pool.log.durable() == end);
+    drop(pool);
+    damage_the_newest_record(&**storage.inner(), end);
+    let options = PoolOptions { background: false, ..PoolOptions::default() };
+    let opened = Pool::open(storage.inner().clone(), &options).map(|_| ());
+    assert!(opened.is_err_and(|e| e.is_corrupt()), "what was committed is lost without a word");
+}
+
+/// The same where pages went home, and no checkpoint followed.
+#[test]
+fn a_doublewrite_tells_how_far_the_log_was_durable() {
+    let storage = formatted();
+    let pool = open(storage.clone(), 40);
+    let ids = leaves(&pool, 2);
+    change(&pool, ids[0], Op::Put { key: b"key", value: b"one" });
+    let end = change(&pool, pool.geometry().root, Op::Put { key: b"key", value: b"" });
+    pool.log.commit(end).unwrap();
+    pool.flush_older(&mut pool.flusher.lock(), Lsn(u64::MAX)).unwrap();
+    drop(pool);
+    damage_the_newest_record(&*storage, end);
+    let options = PoolOptions { background: false, ..PoolOptions::default() };
+    let opened = Pool::open(storage, &options).map(|_| ());
+    assert!(opened.is_err_and(|e| e.is_corrupt()), "what was committed is lost without a word");
+}
+
+/// Whoever closes an image believes that nothing is dirty. If he is wrong, the log is needed.
+#[test]
+fn an_image_with_changes_in_its_log_is_never_called_clean() {
+    let (storage, at_sync) = hooked();
+    let pool = Arc::new(open(storage.clone(), 40));
+    let ids = leaves(&pool, 1);
+    let (late, id) = (pool.clone(), ids[0]);
+    let hook = move || _ = change(&late, id, Op::Put { key: b"key", value: b"late" });
+    *at_sync.lock().unwrap() = Some(Box::new(hook));
+    pool.checkpoint_with(&mut pool.flusher.lock(), true).unwrap();
+    pool.log.commit(pool.log.end()).unwrap();
+    drop(pool);
+    assert!(!read_superblock(&*storage).unwrap().clean);
+    let pool = open(storage.inner().clone(), 40);
+    assert_eq!(value(&pool, ids[0]), b"late");
+}
+
+/// A page that a record behind the log's end has changed belongs to another life of the image.
+#[test]
+fn a_page_that_is_newer_than_the_log_is_not_read() {
+    let storage = formatted();
+    let pool = open(storage.clone(), 40);
+    let id = leaves(&pool, 1)[0];
+    pool.close().unwrap();
+    drop(pool);
+    let pool = open(storage.clone(), 40);
+    let mut page: Box<PageBytes> = Box::new([0; PAGE_SIZE]);
+    storage.read_at(id.offset(), &mut page[..]).unwrap();
+    for (lsn, is_right) in [(pool.log.end(), true), (Lsn(pool.log.end().0 + 1), false)] {
+        set_page_lsn(&mut page, lsn);
+        seal(&mut page);
+        storage.write_at(id.offset(), &page[..]).unwrap();
+        let pool = open(storage.clone(), 40);
+        assert_eq!(pool.read(id).is_ok(), is_right);
+        assert_eq!(pool.is_damaged(), !is_right);
+    }
+}
+
+/// Whether the clock has seen a use of the page does not matter: who uses it holds it.
+#[test]
+fn a_page_that_somebody_holds_or_has_changed_is_not_dropped() {
+    let pool = open(formatted(), 40);
+    let id = leaves(&pool, 1)[0];
+    let evicts = || {
+        let frame = frame_of(&pool, id).unwrap();
+        pool.frames.header(frame).usage.store(0, Ordering::SeqCst);
+        pool.evict(frame).is_some()
+    };
+    let pin = pool.read(id).unwrap().pin();
+    assert!(!evicts(), "it is pinned");
+    drop(pin);
+    change(&pool, id, Op::Put { key: b"key", value: b"new" });
+    assert!(!evicts(), "it is dirty");
+    assert_eq!(value(&pool, id), b"new");
+    pool.checkpoint().unwrap();
+    assert!(evicts());
+}
+
+/// What the host has no space for is not lost to the image.
+#[test]
+fn places_for_pages_that_the_host_refuses_stay_free() {
+    let storage = Arc::new(FaultStorage::new(formatted()));
+    let pool = open(storage.clone(), 40);
+    let free = pool.free_blocks();
+    storage.arm(crate::storage::Fault::nth(&[OpKind::Allocate], 0).errno(libc::ENOSPC).forever());
+    assert!(matches!(pool.take_pages(100), Err(Error::NoSpace)));
+    assert!(storage.disarm() > 0);
+    assert_eq!(pool.free_blocks(), free);
+    pool.give_pages(&pool.take_pages(100).unwrap());
+    assert_eq!(pool.free_blocks(), free);
+}
+
+/// By then the place may be something else's, and what lies there no page of the tree, or an old one.
+#[test]
+fn what_was_to_be_read_ahead_in_an_earlier_epoch_is_not() {
+    let storage = formatted();
+    let ids = leaves(&open(storage.clone(), 40), 12);
+    let options = PoolOptions { cache_size: 1 << 20, ..PoolOptions::default() };
+    let pool = Pool::open(storage, &options).unwrap().0;
+    let early = pool.enter().epoch();
+    pool.prefetch([ids[1]].into_iter(), early, true);
+    (0..4).for_each(|_| pool.epochs().advance());
+    assert!(pool.epochs().current() >= early + 2);
+    pool.prefetch([ids[10]].into_iter(), pool.epochs().current(), true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| pool.run_prefetcher());
+        let begun = Instant::now();
+        while !pool.is_cached(ids[10]) && begun.elapsed().as_secs() < 20 {
+            std::thread::yield_now();
+        }
+        pool.stop();
+    });
+    assert!(pool.is_cached(ids[10]) && !pool.is_cached(ids[1]));
+}
+
+/// Leaves that are read ahead in one piece are checked one by one; also whether they are what was written last (D6).
+#[test]
+fn a_damaged_page_does_not_come_into_the_pool_with_its_neighbours() {
+    let storage = formatted();
+    let ids = leaves(&open(storage.clone(), 40), 12);
+    storage.write_at(ids[5].offset() + 9000, &[0x55; 100]).unwrap();
+    let options = PoolOptions { cache_size: 1 << 20, ..PoolOptions::default() };
+    let pool = Pool::open(storage, &options).unwrap().0;
+    assert!(ids.windows(2).all(|w| w[1].0 == w[0].0 + 1));
+    pool.unsynced.lock().insert(ids[8], pool.log.end());
+    pool.prefetch(ids.iter().copied(), pool.enter().epoch(), true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| pool.run_prefetcher());
+        let begun = Instant::now();
+        while !pool.is_cached(ids[11]) && begun.elapsed().as_secs() < 20 {
+            std::thread::yield_now();
+        }
+        pool.stop();
+    });
+    for (n, id) in ids.iter().enumerate() {
+        match pool.read(*id) {
+            Ok(page) => {
+                assert_eq!(
+                    (n != 5 && n != 8, Node(&page).get(b"key")),
+                    (true, Some(&(n as u32).to_be_bytes()[..]))
+                )
+            }
+            Err(error) => assert!((n == 5 || n == 8) && error.is_corrupt(), "{error}"),
+        }
+    }
+}
+
+/// A batch that was under way when the volume became read-only is in the image that is called clean.
+#[test]
+fn what_is_under_way_when_an_image_becomes_read_only_is_home_when_it_is() {
+    let storage = formatted();
+    let pool = open(storage.clone(), 40);
+    let id = leaves(&pool, 1)[0];
+    let mut reservation = pool.reserve(Need { frames: 2, pages: 0, log: Log::record_size(100) }).unwrap();
+    std::thread::scope(|scope| {
+        let switched = scope.spawn(|| pool.set_read_only(true));
+        while !pool.is_read_only() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!switched.is_finished() && !read_superblock(&*storage).unwrap().clean);
+        let pin = pool.read(id).unwrap().pin();
+        let mut page = pool.latch(&pin);
+        let mut body = Vec::new();
+        section(&mut body, id, Op::Put { key: b"key", value: b"late" });
+        reservation.commit(&mut [&mut page], &body);
+        drop((page, pin, reservation));
+        switched.join().unwrap().unwrap();
+    });
+    drop(pool);
+    assert!(read_superblock(&*storage).unwrap().clean);
+    assert_eq!(value(&open(storage, 40), id), b"late");
+}
+
+/// Between a look into the page table and the latch, a frame may get another page.
+#[test]
+fn who_waits_for_a_frame_that_gets_another_page_does_not_read_that_one() {
+    let pool = open(formatted(), 40);
+    let ids = leaves(&pool, 2);
+    let frame = frame_of(&pool, ids[0]).unwrap();
+    let other = frame_of(&pool, ids[1]).unwrap();
+    pool.frames.header(other).usage.store(0, Ordering::SeqCst);
+    pool.free_frames.push(pool.evict(other).unwrap().frame());
+    std::thread::scope(|scope| {
+        let page = pool.frames.try_latch_exclusive(frame).unwrap();
+        let reader = scope.spawn(|| value(&pool, ids[0]));
+        std::thread::sleep(Duration::from_millis(20));
+        pool.table.lock(ids[0]).remove(&pool.frames, frame);
+        let mut page = pool.claim(ids[1], page, true).unwrap_or_else(|_| panic!("it is elsewhere"));
+        let read = pool.fetch(ids[1], &mut page);
+        drop(pool.settle(ids[1], page, read).unwrap());
+        assert_eq!(reader.join().unwrap(), 0u32.to_be_bytes());
+    });
+}

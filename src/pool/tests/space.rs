@@ -165,4 +165,20 @@ fn a_page_between_data_never_marks_its_chunk() {
     assert_eq!(geometry.group_count(), space.groups());
 }
 
+/// The same for data: what places for pages data is given back.
+#[test]
+fn data_in_a_chunk_of_pages_ends_its_mark() {
+    let (mut space, _) = new_space();
+    let chunk = space.take_chunk().unwrap();
+    space.carve(chunk);
+    let page = chunk.start.page().unwrap();
+    space.take_pages(PAGES_IN_CHUNK).unwrap();
+    space.give(chunk);
+    assert!(space.marks_chunk(page));
+    space.restart_search();
+    // The chunk of the bitmap page comes first.
+    while space.take_blocks(1..=1, Reach::Free).unwrap().start < chunk.start {}
+    assert!(!space.marks_chunk(page));
+}
+
 const PAGES_IN_CHUNK: usize = (BLOCKS_PER_CHUNK / BLOCKS_PER_PAGE) as usize;

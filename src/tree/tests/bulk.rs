@@ -52,3 +52,41 @@ fn what_does_not_come_in_order_is_not_loaded() {
     assert!(matches!(tree.bulk_load(records(1)), Err(Error::Unusable(_))), "the tree is not empty");
     tree.check().unwrap();
 }
+
+#[test]
+fn no_key_is_loaded_twice() {
+    for at in [1, 19_999] {
+        let tree = Tree::open(image(64 << 20, 256 << 10), &quiet(64)).unwrap();
+        let twice = records(at).chain(records(at).skip(at as usize - 1));
+        assert!(matches!(tree.bulk_load(twice), Err(Error::Unusable(_))));
+        tree.bulk_load(records(at)).unwrap();
+        tree.check().unwrap();
+    }
+}
+
+/// The record that makes loaded pages the tree is not durable before they are.
+#[test]
+fn a_crash_while_records_are_loaded_leaves_all_of_them_or_none() {
+    use crate::storage::SimStorage;
+    use crate::storage::sim::Policy;
+    let mut rng = Rng::new(3);
+    let storage = Arc::new(SimStorage::from_image(image(16 << 20, 512 << 10).image()));
+    let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+    storage.start_recording();
+    tree.bulk_load(records(1500)).unwrap();
+    let loaded = storage.operations();
+    let recording = storage.finish_recording().unwrap();
+    let (mut cursor, mut seen) = (recording.cursor(), [0; 2]);
+    while cursor.advance() {
+        for policy in [Policy::Lost, Policy::Kept, Policy::Sectors, Policy::Any] {
+            let crashed = Arc::new(MemStorage::from_image(cursor.crash(&mut rng, policy)));
+            let tree = Tree::open(crashed, &quiet(64)).unwrap();
+            tree.check().unwrap();
+            let is_there = found(&tree).len() > 0;
+            assert!(!is_there || found(&tree).into_iter().eq(records(1500)));
+            assert!(is_there || cursor.index() < loaded, "what was loaded is lost");
+            seen[is_there as usize] += 1;
+        }
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+}

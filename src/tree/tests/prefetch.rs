@@ -262,3 +262,34 @@ fn an_error_of_reading_ahead_is_told_to_who_needs_the_page() {
     };
     assert!(error.is_corrupt() && seen > RECORDS / 3 && seen <= RECORDS / 2, "{error}, {seen}");
 }
+
+/// The damage mark is for the next check at boot, also if the system crashes: it does not wait for the next change.
+#[test]
+fn damage_is_marked_in_the_image_soon_also_if_nothing_is_written() {
+    let storage = image(16 << 20, 512 << 10);
+    let tree = Tree::open(storage.clone(), &Options { background: true, ..quiet(64) }).unwrap();
+    tree.note_damage();
+    assert!(wait_until(|| crate::pool::read_superblock(&*storage).unwrap().is_damaged()));
+}
+
+/// A copy of the root that is never made again would lead searches through ever more leaves.
+#[test]
+fn a_thread_that_has_seen_the_root_sees_it_change() {
+    let storage = image(64 << 20, 1 << 20);
+    let put = |tree: &Tree, n: u32| {
+        let mut batch = Batch::new();
+        batch.put(&key(n), &[n as u8; 500]);
+        tree.apply(&batch).unwrap();
+    };
+    let tree = Tree::open(storage.clone(), &quiet(400)).unwrap();
+    (0..300).for_each(|n| put(&tree, n));
+    tree.close().unwrap();
+    // The first copy is of a root above leaves.
+    let tree = Tree::open(storage, &quiet(400)).unwrap();
+    for n in 300..RECORDS {
+        put(&tree, n);
+        let rights = tree.stats().move_rights;
+        assert!(tree.get(&key(n)).unwrap().is_some());
+        assert_eq!(tree.stats().move_rights, rights, "record {n}");
+    }
+}

@@ -84,3 +84,128 @@ fn a_scan_misses_nothing_while_the_tree_changes() {
     });
     tree.check().unwrap();
 }
+
+fn put(tree: &Tree, n: u32) {
+    let mut batch = Batch::new();
+    batch.put(&n.to_be_bytes(), &[n as u8; 3900]);
+    tree.apply(&batch).unwrap();
+}
+
+fn delete(tree: &Tree, n: u32) {
+    let mut batch = Batch::new();
+    batch.delete(&n.to_be_bytes());
+    tree.apply(&batch).unwrap();
+}
+
+/// The first keys of the leaves.
+fn leaves(tree: &Tree) -> Vec<u32> {
+    let (mut lows, mut key) = (Vec::new(), Vec::new());
+    loop {
+        let alive = tree.pool.enter();
+        let found = tree.find_leaf(&alive, crate::tree::descend::Target::Covering(&key), true).unwrap();
+        let node = crate::page::node::Node(&found.page);
+        lows.extend(node.key(0).first_chunk().map(|first| u32::from_be_bytes(*first)));
+        match node.high() {
+            Some(high) => key = high.to_vec(),
+            None => return lows,
+        }
+    }
+}
+
+/// The leaf that a cursor comes to next has been merged into the one that it stands in, or the other way round: what it has returned
+/// does not come again, in either direction.
+#[test]
+fn a_cursor_between_leaves_that_are_merged_returns_nothing_twice() {
+    for is_forward in [true, false] {
+        let tree = Tree::open(image(16 << 20, 512 << 10), &quiet(64)).unwrap();
+        (0..24).for_each(|n| put(&tree, n * 2));
+        let lows = leaves(&tree);
+        assert!(lows.len() >= 5, "{lows:?}");
+        // Between the third leaf and the fourth.
+        let boundary = lows[3];
+        let mut cursor = tree.cursor();
+        if is_forward {
+            cursor.seek(&lows[2].to_be_bytes()).unwrap();
+            while cursor.next().unwrap() && cursor.key() != (boundary - 2).to_be_bytes() {}
+        } else {
+            // It has all of the leaf, and stands at its beginning.
+            cursor.seek(&(lows[2] + 2).to_be_bytes()).unwrap();
+            while cursor.next().unwrap() && cursor.key() != boundary.to_be_bytes() {}
+            while cursor.prev().unwrap() && cursor.key() != boundary.to_be_bytes() {}
+        }
+        // All but one of each of the two leaves, those next to the boundary.
+        let merges = tree.stats().merges;
+        (lows[2]..boundary - 2).step_by(2).for_each(|n| delete(&tree, n));
+        (boundary + 2..lows[4]).step_by(2).for_each(|n| delete(&tree, n));
+        assert!(tree.stats().merges > merges && !leaves(&tree).contains(&boundary));
+        let mut expected: Vec<u32> = (0..24).map(|n| n * 2).collect();
+        expected.retain(|n| match is_forward {
+            true => *n == boundary || *n >= lows[4],
+            false => *n == boundary - 2 || *n < lows[2],
+        });
+        let mut found = Vec::new();
+        while if is_forward { cursor.next() } else { cursor.prev() }.unwrap() {
+            found.push(u32::from_be_bytes(*cursor.key().first_chunk().unwrap()));
+        }
+        if !is_forward {
+            found.reverse();
+        }
+        assert_eq!(found, expected);
+    }
+}
+
+/// The place of a leaf that was merged away is something else's now. A cursor that still knows it does not take that for damage.
+#[test]
+fn a_cursor_does_not_look_at_the_place_of_a_leaf_that_is_gone() {
+    let storage = image(16 << 20, 512 << 10);
+    let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+    (0..24).for_each(|n| put(&tree, n));
+    let lows = leaves(&tree);
+    let mut cursor = tree.cursor();
+    while cursor.next().unwrap() && cursor.key() != (lows[3] - 1).to_be_bytes() {}
+    let gone = {
+        let alive = tree.pool.enter();
+        let key = lows[3].to_be_bytes();
+        let found = tree.find_leaf(&alive, crate::tree::descend::Target::Covering(&key), true).unwrap();
+        crate::page::node::Node(&found.page).id()
+    };
+    (lows[2]..lows[3]).for_each(|n| delete(&tree, n));
+    (0..3).for_each(|_| tree.checkpoint().unwrap());
+    // The leaf before it, now empty, has taken it over.
+    assert!(tree.stats().merges == 1 && !tree.pool.is_cached(gone));
+    storage.write_at(gone.offset(), &[0x55; 16384]).unwrap();
+    for n in lows[3]..24 {
+        assert!(cursor.next().unwrap());
+        assert_eq!(cursor.key(), n.to_be_bytes());
+    }
+    assert!(!tree.is_damaged());
+}
+
+/// The process died between a split and the posting of its separator; then the left half is split again.
+#[test]
+fn the_right_part_of_a_split_that_is_split_again_can_still_be_found_from_above() {
+    use crate::page::node::Node;
+    let tree = Tree::open(image(16 << 20, 512 << 10), &quiet(64)).unwrap();
+    (0..24).for_each(|n| put(&tree, n * 100));
+    let low = leaves(&tree)[1];
+    {
+        let log = crate::wal::Log::record_size(3 * 16384);
+        let mut reservation = tree.pool.reserve(crate::pool::Need { frames: 2, pages: 1, log }).unwrap();
+        let alive = tree.pool.enter();
+        let key = low.to_be_bytes();
+        let found = tree.find_leaf(&alive, crate::tree::descend::Target::Covering(&key), true).unwrap();
+        let pin = found.page.pin();
+        drop(found);
+        let mut page = tree.pool.latch(&pin);
+        assert!(tree.split(&mut reservation, &mut page, &[]).unwrap().is_some());
+        assert!(Node(&page).is_incomplete());
+    }
+    assert_eq!(tree.check().unwrap().incomplete_splits, 1);
+    // All of it goes into the left half, so nobody comes by the mark.
+    let splits = tree.stats().splits;
+    (1..8).for_each(|n| put(&tree, low + n));
+    assert!(tree.stats().splits > splits);
+    tree.check().unwrap();
+    (0..24).for_each(|n| assert!(tree.get(&(n * 100u32).to_be_bytes()).unwrap().is_some()));
+    assert_eq!(tree.check().unwrap().incomplete_splits, 0);
+}

@@ -706,3 +706,19 @@ fn what_lies_where_space_is_wanted_is_not_written_over() {
         assert_eq!(written.contains(&(sector as u64)), wanted, "{sector}");
     }
 }
+
+/// A batch has failed, and what was written for it is still on its way. Its place may be given back to the host or become a page now.
+#[test]
+fn nothing_is_on_its_way_to_blocks_that_were_given_up() {
+    let storage = image(16 << 20, 512 << 10);
+    let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+    let run = tree.reserve_blocks(32).unwrap();
+    let bytes = vec![3; 32 * BLOCK_SIZE];
+    let mut found = vec![0; 32 * BLOCK_SIZE];
+    tree.write_blocks(run.start, &bytes).unwrap();
+    storage.read_at(run.start.offset(), &mut found).unwrap();
+    assert!(found != bytes, "it was to be written behind");
+    tree.unreserve_blocks(run);
+    storage.read_at(run.start.offset(), &mut found).unwrap();
+    assert!(found == bytes);
+}

@@ -494,3 +494,49 @@ fn what_a_crash_left_behind_the_end_is_read_once() {
         assert!(read < 3 * LOG, "records of {len}: {read} bytes");
     }
 }
+
+/// Records that came while a group was written are not durable yet when the next mark is appended. If it said so, a crash that loses
+/// them would pass for damage, and the image could not be opened.
+#[test]
+fn a_mark_tells_of_no_record_that_is_still_to_be_written() {
+    let storage = storage();
+    let log = log(&storage, 1, START);
+    let first = append(&log, b"written");
+    let second = append(&log, b"came meanwhile");
+    // As when the group that ends with the first record has just become durable.
+    log.durable.store(first.0, Ordering::SeqCst);
+    append(&log, b"behind a mark");
+    log.commit(log.end()).unwrap();
+    overwrite(&*storage, Lsn(second.0 - 3), &[0x55]);
+    let (scan, found) = scan_from(&*storage, START, 1, START).unwrap();
+    assert_eq!((scan.end, scan.floor, found.len()), (first, first, 1));
+}
+
+/// The mark of an idle log is paid by no reservation. In a full log it would lie where the oldest record does, or take what others
+/// have set aside.
+#[test]
+fn an_idle_log_that_is_full_gets_no_mark() {
+    let log = log(&storage(), 1, START);
+    log.commit(append(&log, &[1; 200])).unwrap();
+    let rest = PLACE.size - log.used();
+    log.try_reserve(rest - MARK_SIZE as u64 + 1).unwrap();
+    assert!(!log.mark_end(&mut log.state.lock()));
+    log.unreserve(1);
+    assert!(log.mark_end(&mut log.state.lock()));
+}
+
+/// An fsync of a mount is a commit by callback. Who makes one after each small write waits for one write of the log each.
+#[test]
+fn after_every_commit_small_contents_may_ride_in_the_log_again() {
+    let log = log(&storage(), 1, START);
+    // Otherwise a callback is a commit.
+    log.state.lock().has_writer = true;
+    let commits: [&dyn Fn(Lsn); 2] = [&|end| log.commit(end).unwrap(), &|end| {
+        log.commit_then(end, true, Box::new(|result| result.unwrap()))
+    }];
+    for commit in commits {
+        while log.take_data_allowance(8192) {}
+        commit(append(&log, b"names them"));
+        assert!(log.take_data_allowance(8192));
+    }
+}
