@@ -82,7 +82,7 @@ fn a_crash_while_records_are_loaded_leaves_all_of_them_or_none() {
             let crashed = Arc::new(MemStorage::from_image(cursor.crash(&mut rng, policy)));
             let tree = Tree::open(crashed, &quiet(64)).unwrap();
             tree.check().unwrap();
-            let is_there = found(&tree).len() > 0;
+            let is_there = !found(&tree).is_empty();
             assert!(!is_there || found(&tree).into_iter().eq(records(1500)));
             assert!(is_there || cursor.index() < loaded, "what was loaded is lost");
             seen[is_there as usize] += 1;
