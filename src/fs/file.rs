@@ -77,9 +77,9 @@ impl Fs {
     pub fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Vec<u8>> {
         let size = self.attributes(ino)?.size;
         let len = size.saturating_sub(offset).min(len as u64) as usize;
-        let mut out = vec![0; len.next_multiple_of(BLOCK_SIZE)];
+        let mut out = vec![0; len];
         let n = self.read_into(ino, offset, &mut out)?;
-        out.truncate(n.min(len));
+        out.truncate(n);
         Ok(out)
     }
 

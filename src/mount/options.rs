@@ -193,6 +193,7 @@ mod tests {
         assert_eq!(parsed("rw,quota").unwrap_err().to_string(), "unknown mount option `quota`");
         assert_eq!(parsed("ro=1").unwrap_err(), OptionError::Unknown("ro=1".into()));
         assert!(parsed("commit=0").unwrap_err().to_string().contains("`0` is not a number of seconds"));
+        assert!(parsed("commit=3600").is_ok() && parsed("commit=3601").is_err());
         assert!(parsed("writeback").is_err() && parsed("cache_size=1M").is_err());
     }
 

@@ -48,6 +48,9 @@ fn a_file_does_not_grow_over_what_a_failed_truncate_left() {
     for mode in [Fallocate::Allocate, Fallocate::ZeroRange] {
         assert!(fs.fallocate(ino, 0, 1 << 20, mode, &ME).is_err(), "old bytes would come back");
     }
+    let other = file(&fs, b"other");
+    fs.write(other, 0, &[7; 8192], &ME).unwrap();
+    assert!(fs.copy_range(other, 0, ino, 1 << 20, 8192, &ME).is_err(), "old bytes would come back");
     put(&good);
     fs.write(ino, 300 * 8192, b"x", &ME).unwrap();
     let data = fs.read(ino, 0, 300 * 8192).unwrap();

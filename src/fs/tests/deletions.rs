@@ -115,3 +115,34 @@ fn long_deletions_are_finished_by_closing_or_by_the_next_opening() {
         assert!(fs.tree().check().unwrap().data.is_empty(), "its blocks are free");
     }
 }
+
+/// What adds records ends while enough is left for what gives space back (B3).
+#[test]
+fn nothing_that_adds_uses_up_what_deletions_need() {
+    type Step = fn(&Fs, &[Ino], u32) -> Result<()>;
+    let name = |n: u32| format!("{n:0200}").into_bytes();
+    let steps: [(&str, u64, Step); 4] = [
+        ("link", 11, |fs, files, n| {
+            fs.link(files[0], ROOT, format!("{n:0200}").as_bytes(), &ME)?;
+            fs.release(files[0], 1)
+        }),
+        ("set_xattr", 11, |fs, files, n| {
+            fs.set_xattr(files[0], format!("user.{n}").as_bytes(), &[1; 3000], SetXattr::Any, &ME)
+        }),
+        ("write", 11, |fs, files, n| fs.write(files[n as usize], 0, &[1; 2000], &ME).map(drop)),
+        ("rename", 9, |fs, _, n| {
+            let (old, new) = (format!("{n}"), format!("{n:0250}"));
+            fs.rename(ROOT, old.as_bytes(), ROOT, new.as_bytes(), RenameMode::Replace, &ME)
+        }),
+    ];
+    for (what, line, step) in steps {
+        let fs = open(&image(16 << 20));
+        let files: Vec<Ino> = (0..4_000).map(|n| file(&fs, format!("{n}").as_bytes())).collect();
+        fill(&fs, file(&fs, b"filler"), 4096);
+        let refused = (0..4_000).find_map(|n| step(&fs, &files, n).err());
+        assert!(matches!(refused, Some(FsError::NoSpace)), "{what}: {refused:?}");
+        assert!(fs.tree().has_room_above(line, 0).unwrap(), "{what} went on");
+        let made = create(&fs, ROOT, &name(0), New::File, 0o600, &ME);
+        assert!(matches!(made, Err(FsError::NoSpace | FsError::Exists)) || line < 11, "{what}: {made:?}");
+    }
+}

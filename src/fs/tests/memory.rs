@@ -55,7 +55,18 @@ fn access_times_follow_relatime_and_reach_the_image() {
     fs.touch_atime(files[2], at(50)).unwrap();
     fs.set_atime_mode(Atime::Strict);
     fs.touch_atime(files[3], at(60)).unwrap();
+    // Read in the moment in which it was changed, as far as the clock can tell, and again.
+    fs.set_atime_mode(Atime::Relatime);
+    let [same, changed] = [files[4], files[5]];
+    for (ino, change) in [
+        (same, SetAttributes { mtime: Some(at(10)), ctime: Some(at(5)), ..SetAttributes::default() }),
+        (changed, SetAttributes { mtime: Some(at(5)), ctime: Some(at(10)), ..SetAttributes::default() }),
+    ] {
+        fs.set_attributes(ino, &change, &ME).unwrap();
+        fs.touch_atime(ino, at(70)).unwrap();
+    }
     let expected = |i| match i {
+        4 | 5 => at(70),
         0 => at(10 + 24 * 60 * 60),
         1 => at(40),
         3 => at(60),

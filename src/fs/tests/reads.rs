@@ -122,3 +122,38 @@ fn pieces_that_overwrites_have_moved_are_fetched_together_where_all_of_a_file_is
         assert!(told.iter().all(|(offset, len)| *len < stretch || offset % stretch == 0));
     }
 }
+
+/// Whichever way a block comes to be read: alone, with others, in part at its beginning or its end.
+#[test]
+fn no_byte_of_a_damaged_block_is_returned() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let ino = write_file(&fs, "f", &vec![1; 64 * BLOCK_SIZE]);
+    // In several extents.
+    [10, 20, 21, 40].iter().for_each(|n| assert!(fs.write(ino, n * 4096, &[2; BLOCK_SIZE], &ME).is_ok()));
+    fs.close().unwrap();
+    for damaged in [5u64, 10, 20, 30, 63] {
+        let copy = Arc::new(MemStorage::from_image(storage.image()));
+        let fs = open(&copy);
+        let at = damaged * BLOCK;
+        let block = fs.extents_in(ino, at, at + 1, 1).unwrap()[0].block_at(at).unwrap();
+        copy.write_at(block.offset() + 2000, &[0x55]).unwrap();
+        let (begin, end) = (damaged * BLOCK, (damaged + 1) * BLOCK);
+        for (from, to) in [
+            (0, 64 * BLOCK),
+            (begin, end),
+            (begin + 1, end),
+            (begin, end - 1),
+            (begin + 5, begin + 10),
+            (begin + 5, 64 * BLOCK),
+            (0, begin + 5),
+            (100, end + 100),
+        ] {
+            let read = fs.read(ino, from, (to - from) as usize);
+            assert!(matches!(read, Err(FsError::Contents(_))), "block {damaged}, bytes {from} to {to}");
+        }
+        for (from, to) in [(0, begin), (end, 64 * BLOCK), (1, begin), (end, 64 * BLOCK - 1)] {
+            fs.read(ino, from, to.saturating_sub(from) as usize).unwrap();
+        }
+    }
+}
