@@ -70,13 +70,13 @@ impl Disk {
         }
     }
 
-    /// The operation goes to the end, but nobody waits for it: it makes nothing durable.
-    pub(super) fn abandon(&mut self, index: u64) {
+    /// All operations in flight go to their end, as a host does when the process that asked for them dies, but nobody waits for
+    /// them: they make nothing durable.
+    pub(super) fn abandon(&mut self) {
         self.clock += 1;
-        self.pending.retain(|pending| pending.operation.index != index || pending.has_effect());
-        let found = self.pending.iter_mut().find(|pending| pending.operation.index == index);
-        if let Some(pending) = found {
-            pending.completed = Some(self.clock);
+        self.pending.retain(Pending::has_effect);
+        for pending in &mut self.pending {
+            pending.completed.get_or_insert(self.clock);
         }
     }
 

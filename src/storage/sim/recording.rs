@@ -143,13 +143,11 @@ impl<'a> CutCursor<'a> {
         self.disk.crash(rng, policy)
     }
 
-    /// The storage after the death of the process alone at this cut: reads see every operation, the one in flight
-    /// included, and what was not durable is not durable yet. So a power cut may follow.
+    /// The storage after the death of the process alone at this cut: reads see every operation, those in flight
+    /// included, and what was not durable is not durable yet, but will be with the next sync. So a power cut may follow.
     pub fn process_death(&self) -> SimStorage {
         let mut disk = self.disk.clone();
-        if let Some(operation) = self.operation() {
-            disk.abandon(operation.index);
-        }
+        disk.abandon();
         SimStorage::from_disk(disk, self.index() + 1)
     }
 }

@@ -170,3 +170,39 @@ fn what_a_dead_process_wrote_is_seen_but_not_durable() {
         assert_eq!(&read(survivor.crash(&mut rng, Policy::Lost)), kept, "cut {cut}");
     }
 }
+
+/// Of several threads all operations in flight go to their end, whichever of them the cut is at.
+#[test]
+fn what_other_threads_of_a_dead_process_had_in_flight_is_durable_after_a_sync() {
+    let sim = Arc::new(SimStorage::new(8192, None));
+    sim.start_recording();
+    // Each is issued while the one before it is in flight.
+    let inner = Arc::downgrade(&sim);
+    sim.set_hook(Some(Arc::new(move |operation| {
+        let sim = inner.upgrade().unwrap();
+        match operation.index {
+            0 => sim.write_durable_at(1, b"b").unwrap(),
+            1 => sim.sync().unwrap(),
+            2 => sim.write_at(2, b"c").unwrap(),
+            _ => {}
+        }
+    })));
+    sim.write_at(0, b"a").unwrap();
+    let recording = sim.finish_recording().unwrap();
+    let mut cursor = recording.cursor();
+    let mut rng = Rng::new(1);
+    let read = |image: Image| {
+        let mut bytes = [0; 3];
+        image.read(0, &mut bytes).unwrap();
+        bytes
+    };
+    for (cut, kept) in [b"a\0\0", b"ab\0", b"ab\0", b"abc"].into_iter().enumerate() {
+        assert!(cursor.advance());
+        let survivor = cursor.process_death();
+        assert_eq!(&read(survivor.image()), kept, "cut {cut}");
+        assert_eq!(&read(survivor.crash(&mut rng, Policy::Lost)), b"\0\0\0", "cut {cut}");
+        survivor.sync().unwrap();
+        assert_eq!(&read(survivor.crash(&mut rng, Policy::Lost)), kept, "cut {cut}");
+        assert_eq!(survivor.pending(), 0, "cut {cut}");
+    }
+}
