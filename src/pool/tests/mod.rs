@@ -9,6 +9,7 @@ use super::*;
 use crate::page::bitmap::Bitmap;
 use crate::page::node::{Node, NodeBuilder, NodeSpec};
 use crate::page::op::{self, Op};
+use crate::page::superblock::SUPERBLOCK_OFFSETS;
 use crate::storage::{FaultStorage, MemStorage, OpKind};
 
 const SIZE: u64 = 64 << 20;
@@ -559,4 +560,50 @@ fn who_waits_for_a_frame_that_gets_another_page_does_not_read_that_one() {
         drop(pool.settle(ids[1], page, read).unwrap());
         assert_eq!(reader.join().unwrap(), 0u32.to_be_bytes());
     });
+}
+
+#[test]
+fn what_no_log_can_hold_is_refused_and_not_waited_for() {
+    let pool = open(formatted(), 40);
+    let most = pool.log.reservation_max();
+    drop(pool.reserve(Need { frames: pool.dirty_max, pages: 0, log: most }).unwrap());
+    for (frames, log) in [(0, most + 1), (pool.dirty_max + 1, 100)] {
+        let refused = pool.reserve(Need { frames, pages: 0, log }).err();
+        assert!(matches!(refused, Some(Error::TooLarge { .. })), "{refused:?}");
+    }
+}
+
+/// Somebody must be told at the next mount, and let fsck look.
+#[test]
+fn a_page_that_cannot_be_read_marks_the_image() {
+    let inner = formatted();
+    let id = leaves(&open(inner.clone(), 40), 1)[0];
+    let storage = Arc::new(FaultStorage::new(inner));
+    let pool = open(storage.clone(), 40);
+    storage.arm(crate::storage::Fault::nth(&[OpKind::Read], 0));
+    assert!(pool.read(id).is_err() && storage.disarm() == 1);
+    assert!(pool.is_damaged());
+    assert_eq!(value(&pool, id), 0u32.to_be_bytes());
+    pool.checkpoint().unwrap();
+    assert!(read_superblock(&*storage).unwrap().is_damaged());
+}
+
+#[test]
+fn an_image_that_needs_features_to_be_written_is_only_read() {
+    let storage = formatted();
+    let mut superblock = read_superblock(&*storage).unwrap();
+    superblock.ro_compat = 1;
+    for offset in SUPERBLOCK_OFFSETS {
+        storage.write_at(offset, &superblock.encode()).unwrap();
+    }
+    let before = storage.image();
+    for read_only in [false, true] {
+        let options = PoolOptions { background: false, read_only, ..PoolOptions::default() };
+        let opened = Pool::open(storage.clone(), &options).map(drop);
+        match read_only {
+            true => opened.unwrap(),
+            false => assert!(matches!(opened, Err(Error::Unusable(_))), "{opened:?}"),
+        }
+        assert!(storage.image() == before);
+    }
 }

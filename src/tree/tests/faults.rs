@@ -511,3 +511,20 @@ fn a_page_whose_last_write_the_host_has_lost_is_not_believed() {
     let tree = Tree::open(host, &quiet(PAGES)).unwrap();
     assert_eq!(contents(&tree), model);
 }
+
+/// What could not be written is not known to be anywhere. Where the host is full instead, space that is freed helps.
+#[test]
+fn a_write_of_data_that_fails_ends_writing_unless_the_host_is_full() {
+    for (errno, ends) in [(libc::EIO, true), (libc::ENOSPC, false), (libc::EDQUOT, false)] {
+        let storage = Arc::new(FaultStorage::new(image(16 << 20, 512 << 10)));
+        let tree = Tree::open(storage.clone(), &quiet(64)).unwrap();
+        let run = tree.reserve_blocks(4).unwrap();
+        storage.arm(Fault::nth(&[OpKind::Write], 0).errno(errno).forever());
+        let error = tree.write_blocks(run.start, &[7; 4096]).unwrap_err();
+        assert!(storage.disarm() > 0);
+        assert_eq!(matches!(error, Error::NoSpace), !ends, "{error}");
+        assert_eq!(tree.failure().is_some(), ends, "{error}");
+        assert_eq!(tree.write_blocks(run.start, &[8; 4096]).is_err(), ends, "{error}");
+        assert_eq!(tree.commit_all().is_err(), ends, "{error}");
+    }
+}

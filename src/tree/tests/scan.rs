@@ -209,3 +209,58 @@ fn the_right_part_of_a_split_that_is_split_again_can_still_be_found_from_above()
     (0..24).for_each(|n| assert!(tree.get(&(n * 100u32).to_be_bytes()).unwrap().is_some()));
     assert_eq!(tree.check().unwrap().incomplete_splits, 0);
 }
+
+/// Who looks through everything once does not cost the others what they use again and again.
+#[test]
+fn a_long_scan_displaces_nothing_that_is_in_use() {
+    let tree = Tree::open(image(64 << 20, 1 << 20), &quiet(100)).unwrap();
+    (0..1600).for_each(|n| put(&tree, n));
+    tree.checkpoint().unwrap();
+    let use_hot = || {
+        for n in 0..30u32 {
+            assert!(tree.get(&(n * 4).to_be_bytes()).unwrap().is_some());
+        }
+    };
+    (0..4).for_each(|_| use_hot());
+    for by_cursor in [true, false] {
+        for _ in 0..3 {
+            let before = tree.stats().pages_read;
+            let mut found = 0;
+            if by_cursor {
+                let mut cursor = tree.cursor();
+                while cursor.next().unwrap() {
+                    found += 1;
+                }
+            } else {
+                let each = |_: &[u8], _: &[u8]| {
+                    found += 1;
+                    ControlFlow::<()>::Continue(())
+                };
+                tree.scan(&[], &[0xff; 8], each).unwrap();
+            }
+            assert_eq!(found, 1600);
+            let after = tree.stats().pages_read;
+            assert!(after - before > 200, "{} pages read", after - before);
+            use_hot();
+            assert_eq!(tree.stats().pages_read, after, "by cursor: {by_cursor}");
+        }
+    }
+}
+
+/// A batch that would take much of a small log with its contents does without them.
+#[test]
+fn contents_ride_in_the_log_only_beside_a_small_batch() {
+    let tree = Tree::open(image(16 << 20, 512 << 10), &quiet(64)).unwrap();
+    for (records, rides) in [(1u32, 1), (9, 0)] {
+        let run = tree.reserve_blocks(3).unwrap();
+        let mut batch = Batch::new();
+        (0..records).for_each(|n| batch.put(&n.to_be_bytes(), &[1; 3000]));
+        tree.write_blocks_logged(run.start, &[7; 3 * 4096], &mut batch).unwrap();
+        assert_eq!(batch.data().len(), rides);
+        let mut found = vec![0; 3 * 4096];
+        batch.allocate(run);
+        tree.apply(&batch).unwrap();
+        tree.read_blocks(run.start, &mut found).unwrap();
+        assert!(found == [7; 3 * 4096]);
+    }
+}
