@@ -337,7 +337,7 @@ impl Pool {
         Ok(true)
     }
 
-    fn page_for_redo(&self, id: PageId, birth: bool) -> Result<PageWrite<'_>> {
+    pub(super) fn page_for_redo(&self, id: PageId, birth: bool) -> Result<PageWrite<'_>> {
         if birth && self.table.find(&self.frames, id).is_none() {
             let mut page = self.empty_frame();
             self.adopt(&mut page, id)?;

@@ -386,3 +386,47 @@ impl Tree {
         Ok(reservation.commit(&mut guards, &body))
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::tree::tests::{image, quiet};
+
+    /// Its right half has the batch's last changes; they would lie where no search comes.
+    #[test]
+    fn changes_do_not_go_into_a_leaf_that_has_been_split_since_it_was_found() {
+        let tree = Tree::open(image(16 << 20, 512 << 10), &quiet(64)).unwrap();
+        let mut batch = Batch::new();
+        (0..20u8).for_each(|n| batch.put(&[n], &[n; 1500]));
+        tree.apply(&batch).unwrap();
+        let last = {
+            let found = tree.find_leaf(&tree.pool.enter(), Target::Covering(&[0]), true).unwrap();
+            let node = Node(&found.page);
+            node.key(node.count() - 1)
+        };
+        let mut batch = Batch::new();
+        batch.put(&[0], b"first");
+        batch.put(&last, b"last");
+        let changes = batch.changes().unwrap();
+        for split_meanwhile in [false, true] {
+            let log = 2 * split_log();
+            let mut reservation = tree.pool.reserve(Need { frames: 4, pages: 1, log }).unwrap();
+            let alive = tree.pool.enter();
+            let targets = tree.find_leaves(&alive, &changes, &mut Vec::new()).unwrap().unwrap();
+            assert_eq!(targets.len(), 1);
+            if split_meanwhile {
+                let mut left = tree.pool.latch(&targets[0].pin);
+                let right = tree.split(&mut reservation, &mut left, &[]).unwrap().unwrap();
+                assert_eq!(Node(&right).covers(&last), Covers::Inside);
+            }
+            let mut latched = Vec::new();
+            let room = tree
+                .latch_leaves(&mut reservation, &changes, &targets, &mut latched, &mut Vec::new())
+                .unwrap();
+            assert_eq!(matches!(room, Room::Moved), split_meanwhile);
+        }
+        tree.apply(&batch).unwrap();
+        assert_eq!(tree.get(&last).unwrap().as_deref(), Some(&b"last"[..]));
+        tree.check().unwrap();
+    }
+}

@@ -536,3 +536,97 @@ struct Siblings<'p> {
     parent: Pin<'p>,
     bitmap: Vec<Pin<'p>>,
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    //! What another thread may have done between a search and the latches: the pages of an earlier look are given to the attempt.
+
+    use super::*;
+    use crate::page::format::KEY_MAX;
+    use crate::tree::Batch;
+    use crate::tree::tests::{image, quiet};
+
+    fn key(n: u32) -> [u8; 4] {
+        n.to_be_bytes()
+    }
+
+    fn tree_of(records: u32) -> Tree {
+        let tree = Tree::open(image(64 << 20, 1 << 20), &quiet(600)).unwrap();
+        for n in 0..records {
+            let mut batch = Batch::new();
+            batch.put(&key(n), &[n as u8; 3900]);
+            tree.apply(&batch).unwrap();
+        }
+        tree
+    }
+
+    fn expect_records(tree: &Tree, records: std::ops::Range<u32>) {
+        for n in records {
+            assert!(tree.get(&key(n)).unwrap().is_some_and(|value| value[0] == n as u8), "{n}");
+        }
+        tree.check().unwrap();
+    }
+
+    fn pin<'p>(tree: &'p Tree, key: &[u8], level: u8) -> Pin<'p> {
+        let alive = tree.pool.enter();
+        tree.find(&alive, Target::Covering(key), level, true).unwrap().unwrap().page.pin()
+    }
+
+    fn reserve(tree: &Tree) -> Reservation<'_> {
+        let log = Log::record_size(PAGE_SIZE + 4 * (KEY_MAX + SECTION_HEAD + OP_HEAD)) + split_log();
+        tree.pool.reserve(Need { frames: 4, pages: 1, log }).unwrap()
+    }
+
+    /// Splits the leaf that covers a key, and leaves the separator to others: the left half, and the separator.
+    fn half_split<'p>(tree: &'p Tree, covered: &[u8]) -> (Pin<'p>, Vec<u8>) {
+        let leaf = pin(tree, covered, 0);
+        let mut reservation = reserve(tree);
+        let mut left = tree.pool.latch(&leaf);
+        let right = tree.split(&mut reservation, &mut left, &[]).unwrap().unwrap();
+        let separator = Node(&right).low().to_vec();
+        drop((left, right));
+        (leaf, separator)
+    }
+
+    /// Its separator in the wrong parent would lead searches there, and none to the right half.
+    #[test]
+    fn a_separator_is_posted_to_no_parent_that_has_been_split_meanwhile() {
+        let tree = tree_of(8000);
+        let last = pin(&tree, &key(7999), 1);
+        let (left, separator) = half_split(&tree, &key(40));
+        let parent = pin(&tree, &separator, 1);
+        assert!(parent.page() != last.page(), "there is one parent only");
+        let mut repairs = Vec::new();
+        for (parent, expected) in [(&last, false), (&parent, true), (&parent, false)] {
+            let mut reservation = reserve(&tree);
+            let posted = tree.try_post(&mut reservation, &left, parent, &separator, 0, &mut repairs).unwrap();
+            assert_eq!(posted, expected);
+        }
+        assert!(repairs.is_empty());
+        drop((last, left, parent));
+        expect_records(&tree, 0..8000);
+        assert_eq!(tree.check().unwrap().incomplete_splits, 0);
+    }
+
+    /// The root would have the left half's records alone.
+    #[test]
+    fn a_root_does_not_take_over_an_only_child_that_has_been_split_meanwhile() {
+        let tree = tree_of(5);
+        assert_eq!(tree.check().unwrap().leaves, 2);
+        // The left leaf is half full then, and the right one has one record.
+        for n in 0..2 {
+            let mut batch = Batch::new();
+            batch.delete(&key(n));
+            tree.apply(&batch).unwrap();
+        }
+        let mut repairs = Vec::new();
+        tree.merge_once(0, &key(0), true, &mut repairs).unwrap();
+        let shrinks = || tree.stats.root_shrinks.load(Ordering::Relaxed);
+        assert_eq!((tree.stats.merges.load(Ordering::Relaxed), shrinks()), (1, 0));
+        // Here another thread comes in.
+        half_split(&tree, &key(0));
+        tree.merge_once(0, &key(0), true, &mut repairs).unwrap();
+        assert_eq!(shrinks(), 0);
+        expect_records(&tree, 2..5);
+    }
+}
