@@ -126,3 +126,45 @@ fn a_deletion_that_failed_is_told_with_its_inode_and_not_to_who_looks_something_
     assert!(error.contains(&format!("deleting inode {}: ", large.0)), "{error}");
     fs.release(give_up(b"third"), 1).unwrap();
 }
+
+/// What is looked up and cannot be read has no reference more than before: nobody would give it up.
+#[test]
+fn an_inode_that_could_not_be_looked_up_goes_with_its_last_name() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let dir = create(&fs, ROOT, b"dir", New::Directory, 0o755, &ME).unwrap();
+    // Entries and inodes of several leaves each.
+    for n in 0..1000 {
+        create(&fs, dir, format!("{n:0200}").as_bytes(), New::File, 0o644, &ME).unwrap();
+    }
+    let mut entries = Vec::new();
+    fs.read_dir(dir, Cookie(2), |cookie, ino, _, name| {
+        entries.push((ino, Cookie(cookie.0 - 1), name.to_vec()));
+        true
+    })
+    .unwrap();
+    fs.close().unwrap();
+    let mut most = [0; 2];
+    for (ino, before, name) in entries.iter().step_by(90) {
+        let look_up = |fs: &Fs| fs.lookup_attributes(dir, name).and_then(|found| fs.release(found.ino, 1));
+        let list = |fs: &Fs| fs.read_dir_plus(dir, *before, 20, |_, _, _| false);
+        let looks: [&dyn Fn(&Fs) -> Result<()>; 2] = [&look_up, &list];
+        for (look, most) in looks.into_iter().zip(&mut most) {
+            for nth in 0.. {
+                let disk = Arc::new(FaultStorage::new(MemStorage::from_image(storage.image())));
+                let fs = Fs::open(disk.clone(), &options()).unwrap();
+                disk.arm(Fault::nth(&[OpKind::Read], nth).forever());
+                let result = look(&fs);
+                let is_reached = disk.disarm() > 0;
+                fs.unlink(dir, name, &ME).unwrap();
+                assert!(fs.attributes(*ino).is_err(), "after {nth} reads: {result:?}");
+                if !is_reached {
+                    *most = nth.max(*most);
+                    break;
+                }
+            }
+        }
+    }
+    // The directory, the entry, and the inode.
+    assert!(most[0] == 3 && most[1] >= 3, "{most:?} reads failed");
+}

@@ -178,6 +178,23 @@ fn suid_goes_when_others_write() {
     assert_eq!(fs.attributes(ino).unwrap().mode, 0o755);
 }
 
+/// This is what arrives of a chown(2) that leaves both owner and group; a kernel does not see to it that it comes from the owner.
+#[test]
+fn a_change_of_nothing_takes_suid_where_it_comes_from_the_owner() {
+    let storage = image(64 << 20);
+    let fs = open(&storage);
+    let (other, root) = (Caller { uid: ME.uid + 1, ..ME }, Caller { uid: 0, privileged: true, ..ME });
+    let nothing = SetAttributes::default();
+    for (number, caller, kept) in [(0, &other, true), (1, &ME, false), (2, &root, false)] {
+        let name = [b'a' + number];
+        let file = create(&fs, ROOT, &name, New::File, 0o6755, &ME).unwrap();
+        let mode = fs.set_attributes(file, &nothing, caller).unwrap().mode;
+        assert_eq!((mode, fs.attributes(file).unwrap().mode), (if kept { 0o6755 } else { 0o755 }, mode));
+    }
+    let dir = create(&fs, ROOT, b"dir", New::Directory, 0o2755, &ME).unwrap();
+    assert_eq!(fs.set_attributes(dir, &nothing, &ME).unwrap().mode, 0o2755, "there it says whose files are");
+}
+
 /// So a crash shows either all of the change or nothing.
 #[test]
 fn a_change_of_size_and_other_attributes_is_one_record() {
