@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub fn cases() -> Vec<Case> {
     cases![
         a_copy_of_a_file_that_is_still_being_written_has_its_data,
+        an_archive_of_a_file_that_is_still_being_written_has_its_data,
+        with_writeback_an_archive_of_a_file_that_is_still_being_written_has_its_data.options("writeback=on"),
         a_copy_of_a_file_that_is_still_mapped_has_what_was_stored,
         a_file_written_later_is_never_older,
         a_file_renamed_over_another_before_its_close_is_whole,
@@ -76,6 +78,31 @@ fn a_copy_of_a_file_that_is_still_being_written_has_its_data(mount: &mut Mount) 
     }
     mount.remount();
     assert!(fs::read(mount.path("copy-3")).expect("read") == bytes, "after a remount");
+}
+
+/// tar(1) does not read a file that has contents and no blocks. What writes is a process that neither closes its descriptor nor starts
+/// others, which would close it: then the kernel would hand the contents over.
+fn an_archive_of_a_file_that_is_still_being_written_has_its_data(mount: &mut Mount) {
+    mount.shell().run(
+        r#"
+        mkfifo $SCRATCH/pipe
+        for length in 1 600 5000 300000; do
+            dd if=$SCRATCH/pipe of=log oflag=append bs=64k status=none & exec 5>$SCRATCH/pipe
+            for round in 1 2; do
+                head -c $length /dev/urandom > $SCRATCH/part; cat $SCRATCH/part >&5
+                until [ $(stat -c %s log) = $length ]; do sleep 0.01; done
+                tar -S -cf $SCRATCH/log.tar log; tar -xf $SCRATCH/log.tar -C $SCRATCH
+                cmp $SCRATCH/part $SCRATCH/log
+                truncate -s 0 log
+            done
+            exec 5>&-; wait; rm log
+        done
+        "#,
+    );
+}
+
+fn with_writeback_an_archive_of_a_file_that_is_still_being_written_has_its_data(mount: &mut Mount) {
+    an_archive_of_a_file_that_is_still_being_written_has_its_data(mount);
 }
 
 fn a_copy_of_a_file_that_is_still_mapped_has_what_was_stored(mount: &mut Mount) {

@@ -21,8 +21,8 @@ use fuser::{
 
 use super::control::Control;
 use super::convert::{
-    check_xattr_name, fallocate_mode, file_attr, file_type, inode_no, kind_of_mode, now, rename_mode,
-    reply_open, time, time_or_now,
+    check_xattr_name, fallocate_mode, file_type, inode_no, kind_of_mode, now, rename_mode, reply_open, time,
+    time_or_now,
 };
 use super::counters::{Counters, Request, Running};
 use super::damage::{Damage, Scrubber};
@@ -515,7 +515,7 @@ impl<V: Volume> Filesystem for Adapter<V> {
         let mut each = |cookie: Cookie, a: &Attributes, name: &[u8]| {
             let name = OsStr::from_bytes(name);
             let valid = validity(a, &self.options);
-            let full = reply.add(inode_no(a.ino), cookie.0, name, &valid, &file_attr(a), Generation(0));
+            let full = reply.add(inode_no(a.ino), cookie.0, name, &valid, &self.file_attr(a), Generation(0));
             any |= !full;
             !full
         };

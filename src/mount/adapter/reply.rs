@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fuser::{Errno, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{Errno, FileAttr, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
 
 use super::super::convert::{file_attr, no_inode};
 use super::super::counters::{Request, Running};
@@ -22,6 +22,14 @@ pub(super) fn validity(a: &Attributes, options: &AdapterOptions) -> Duration {
 }
 
 impl<V: Volume> Adapter<V> {
+    /// What the kernel is told of an inode. Where it collects writes, it keeps the number of blocks that it was told when the file was
+    /// empty until it hands the contents over, and programs do not read a file that has contents and no blocks: see `fs::attributes`.
+    pub(super) fn file_attr(&self, a: &Attributes) -> FileAttr {
+        let attributes = file_attr(a);
+        let may_have_contents = self.options.writeback && a.kind == Kind::File;
+        FileAttr { blocks: attributes.blocks.max(may_have_contents as u64), ..attributes }
+    }
+
     /// What is told of a request's result, which is counted: of an error its errno, after the policy for errors has been followed.
     pub(super) fn told<T>(
         &self,
@@ -44,7 +52,7 @@ impl<V: Volume> Adapter<V> {
             return reply.entry(&FOREVER, &no_inode(), Generation(0));
         }
         match self.told(&mut run, n, result) {
-            Ok(a) => reply.entry(&validity(&a, &self.options), &file_attr(&a), Generation(0)),
+            Ok(a) => reply.entry(&validity(&a, &self.options), &self.file_attr(&a), Generation(0)),
             Err(e) => reply.error(e),
         }
     }
@@ -57,7 +65,7 @@ impl<V: Volume> Adapter<V> {
         reply: ReplyAttr,
     ) {
         match self.told(&mut run, n, result) {
-            Ok(a) => reply.attr(&validity(&a, &self.options), &file_attr(&a)),
+            Ok(a) => reply.attr(&validity(&a, &self.options), &self.file_attr(&a)),
             Err(e) => reply.error(e),
         }
     }
