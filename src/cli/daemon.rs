@@ -1,12 +1,18 @@
 //! A process in the background: the parent waits until it is ready, or prints why it failed.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::exit;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
 
 use super::{Failure, status};
@@ -38,6 +44,7 @@ impl Parent {
             let mut message = vec![failure.status];
             message.extend_from_slice(failure.message.as_bytes());
             if File::from(pipe).write_all(&message).is_ok() {
+                log::logger().flush();
                 exit(failure.status.into());
             }
         }
@@ -98,8 +105,62 @@ fn notify_systemd() {
     }
 }
 
-/// Messages of a daemon, which has no terminal: to the system's log.
-pub struct Syslog;
+/// Messages that wait for the system's log at the most; what comes then is counted, and lost.
+const MESSAGES_MAX: usize = 4096;
+/// How long the end of the process waits for the system's log, at the most.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Something for the thread that writes to the system's log.
+enum Entry {
+    Message {
+        priority: libc::c_int,
+        text: String,
+    },
+    /// Everything before this has been written.
+    Flush(SyncSender<()>),
+}
+
+/// Messages of a daemon, which has no terminal: to the system's log, by a thread of its own. syslog(3) waits for whoever reads there; he may
+/// be stopped, or wait for this very mount.
+struct Syslog {
+    entries: SyncSender<Entry>,
+    lost: AtomicU64,
+}
+
+impl Syslog {
+    /// Starts the thread. It hands messages to `write`.
+    fn start(write: impl Fn(libc::c_int, &str) + Send + 'static) -> io::Result<Syslog> {
+        let (entries, receiver) = mpsc::sync_channel(MESSAGES_MAX);
+        // Signals are for the thread that waits for them.
+        let signals = SigSet::all();
+        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let thread = thread::Builder::new().name("btfs-syslog".into()).spawn(move || {
+            for entry in receiver {
+                match entry {
+                    Entry::Message { priority, text } => write(priority, &text),
+                    // Whoever waited may have given up.
+                    Entry::Flush(done) => drop(done.try_send(())),
+                }
+            }
+        });
+        before.thread_set_mask()?;
+        thread?;
+        Ok(Syslog { entries, lost: AtomicU64::new(0) })
+    }
+
+    fn send(&self, priority: libc::c_int, text: String) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let text = format!("{lost} messages before this were lost, since the system's log took none");
+            if self.entries.try_send(Entry::Message { priority: libc::LOG_WARNING, text }).is_err() {
+                self.lost.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+        if self.entries.try_send(Entry::Message { priority, text }).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 impl log::Log for Syslog {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -116,22 +177,78 @@ impl log::Log for Syslog {
             log::Level::Info => libc::LOG_INFO,
             log::Level::Debug | log::Level::Trace => libc::LOG_DEBUG,
         };
-        let Ok(message) = std::ffi::CString::new(format!("{}", record.args()).replace('\0', " ")) else {
-            return;
-        };
-        // SAFETY: both strings end with a zero byte, and the format takes exactly one string.
-        unsafe { libc::syslog(libc::LOG_DAEMON | priority, c"%s".as_ptr(), message.as_ptr()) };
+        self.send(priority, record.args().to_string());
     }
 
-    fn flush(&self) {}
+    /// Waits until everything has been written, but not for ever.
+    fn flush(&self) {
+        let until = Instant::now() + FLUSH;
+        let (done, written) = mpsc::sync_channel(1);
+        let mut flush = Entry::Flush(done);
+        while let Err(TrySendError::Full(back)) = self.entries.try_send(flush) {
+            if Instant::now() > until {
+                return;
+            }
+            flush = back;
+            thread::sleep(Duration::from_millis(1));
+        }
+        // An error: the time is up, or the thread is gone.
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
+    }
 }
 
-/// Sends messages to the system's log from here on.
-pub fn log_to_syslog() {
+fn write_to_syslog(priority: libc::c_int, text: &str) {
+    let Ok(text) = CString::new(text.replace('\0', " ")) else { return };
+    // SAFETY: both strings end with a zero byte, and the format takes exactly one string.
+    unsafe { libc::syslog(libc::LOG_DAEMON | priority, c"%s".as_ptr(), text.as_ptr()) };
+}
+
+/// Sends messages to the system's log from here on. Whoever ends the process flushes them.
+pub fn log_to_syslog() -> io::Result<()> {
     // SAFETY: the name is a static string, which syslog keeps a pointer to.
     unsafe { libc::openlog(c"btfs".as_ptr(), libc::LOG_PID, libc::LOG_DAEMON) };
-    static SYSLOG: Syslog = Syslog;
-    if log::set_logger(&SYSLOG).is_ok() {
+    if log::set_boxed_logger(Box::new(Syslog::start(write_to_syslog)?)).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use log::Log;
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_system_log_that_takes_nothing() {
+        let (taken, gate) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<()>>::default());
+        let closed = gate.lock().unwrap();
+        let (into, way) = (taken.clone(), gate.clone());
+        let write = move |_, text: &str| {
+            drop(way.lock());
+            into.lock().unwrap().push(text.to_owned());
+        };
+        let syslog = Syslog::start(write).unwrap();
+        let many = MESSAGES_MAX + 100;
+        for n in 0..many {
+            syslog.send(libc::LOG_INFO, n.to_string());
+        }
+        let begun = Instant::now();
+        syslog.flush();
+        assert!(begun.elapsed() >= FLUSH);
+        drop(closed);
+        syslog.flush();
+        syslog.send(libc::LOG_INFO, "last".into());
+        syslog.flush();
+        let taken = taken.lock().unwrap();
+        let first =
+            taken.iter().zip(0..).take_while(|(text, n): &(_, usize)| **text == n.to_string()).count();
+        // The thread may have had one in its hands.
+        assert!((MESSAGES_MAX..=MESSAGES_MAX + 1).contains(&first), "{first}");
+        let told =
+            format!("{} messages before this were lost, since the system's log took none", many - first);
+        assert_eq!(taken[first..], [told, "last".into()]);
     }
 }

@@ -169,7 +169,7 @@ pub fn run(args: &Args) -> CliResult {
         _ => Repair::No,
     };
     let mode = if repair == Repair::No { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let storage = image::open_released(&args.image, mode, image::FINISHING)
+    let storage = image::open_released(&args.image, mode, image::FINISHING, None)
         .map_err(|e| Failure::open(OPERATIONAL, &e))?;
     let show = |progress: Progress| shown.show(progress, &args.image);
     let options = Options {

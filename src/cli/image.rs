@@ -128,8 +128,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 const DAEMONS: [&str; 2] = ["btfs", "mount.fuse.btfs"];
 
 /// Opens an image. umount(8) returns before the daemon has written everything: if a daemon has the image and no mount shows it, this
-/// waits until it has finished, with so much patience.
-pub fn open_released(image: &Path, mode: OpenMode, patience: Duration) -> Result<FileStorage, OpenError> {
+/// waits until it has finished, with so much patience. A mount at `dir` is known to be dead, and its daemon to be on its way out.
+pub fn open_released(
+    image: &Path,
+    mode: OpenMode,
+    patience: Duration,
+    dir: Option<&Path>,
+) -> Result<FileStorage, OpenError> {
     let begun = Instant::now();
     let path = image.canonicalize().unwrap_or_else(|_| image.to_owned());
     loop {
@@ -137,7 +142,7 @@ pub fn open_released(image: &Path, mode: OpenMode, patience: Duration) -> Result
             Err(OpenError::InUse { holder: Some(holder), .. })
                 if DAEMONS.contains(&&*holder.name)
                     && begun.elapsed() < patience
-                    && mounts::find_source(&path).is_none() =>
+                    && mounts::find_source(&path).is_none_or(|mounted| Some(&*mounted.dir) == dir) =>
             {
                 std::thread::sleep(PAUSE);
             }
@@ -163,11 +168,14 @@ impl Info {
     fn of(image: &Path) -> Result<Info, Failure> {
         check_type(image)?;
         // A daemon that is on its way out has the image for a moment; what it writes last is of interest.
-        let opened = open_released(image, OpenMode::ReadOnly, GLANCE);
+        let opened = open_released(image, OpenMode::ReadOnly, GLANCE, None);
         let (superblock, len) = superblock(image)?;
         let metadata = fs::metadata(image).map_err(|e| Failure::at(status::SYSTEM, image, e))?;
         let path = image.canonicalize().unwrap_or_else(|_| image.to_owned());
-        let mounted = mounts::find_source(&path).map(|mounted| mounted.dir);
+        // What nobody has locked is not what was mounted under its name.
+        let is_free = opened.is_ok();
+        let mounted =
+            mounts::find_source(&path).filter(|mounted| !is_free || mounted.read_only).map(|m| m.dir);
         let mut free = None;
         let state = match opened {
             Ok(_) if superblock.size > len => format!(
@@ -263,7 +271,7 @@ pub fn resize(args: &ResizeArgs) -> CliResult {
         live(image)?;
         return Ok(0);
     }
-    let storage = match open_released(image, OpenMode::ReadWrite, FINISHING) {
+    let storage = match open_released(image, OpenMode::ReadWrite, FINISHING, None) {
         Ok(storage) => storage,
         Err(e @ OpenError::InUse { .. }) => {
             let path = image.canonicalize().unwrap_or_else(|_| image.clone());

@@ -145,6 +145,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if usage.use_stderr() { ExitCode::from(status) } else { ExitCode::SUCCESS };
         }
     };
+    // A daemon's messages are on their way to the system's log.
+    log::logger().flush();
     match result {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::daemon::{self, Parent};
-use super::{CliResult, Failure, image, log_to_stderr, mkfs, remark, size, status};
+use super::{CliResult, Failure, bytes, image, log_to_stderr, mkfs, remark, size, status};
 use crate::escape::escaped;
 use crate::fs::{Atime, Fs, FsError};
 use crate::mount::mounts::{self, Mounted};
@@ -224,6 +225,38 @@ fn allow_descriptors(workers: usize) -> Result<(), Failure> {
     setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map_err(refused)
 }
 
+/// Makes sure that the image can be written up to its end: a limit that is met later would end all writing.
+fn allow_file_size(image: &Path) -> Result<(), Failure> {
+    let refused = |e: &dyn std::fmt::Display| {
+        Failure::new(status::SYSTEM, format_args!("the limit of file sizes: {e}"))
+    };
+    let metadata = fs::metadata(image).map_err(|e| Failure::at(status::SYSTEM, image, e))?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).map_err(|e| refused(&e))?;
+    // Devices have no such limit.
+    if !metadata.is_file() || soft >= metadata.len() {
+        return Ok(());
+    }
+    if hard < metadata.len() {
+        let len = bytes(metadata.len());
+        return Err(refused(&format_args!("it is {} (ulimit -f), and the image has {len}", bytes(hard))));
+    }
+    setrlimit(Resource::RLIMIT_FSIZE, hard, hard).map_err(|e| refused(&e))
+}
+
+/// Refuses a cache that no memory of this machine can hold. To know of its pages alone would take memory at once.
+fn check_cache_size(options: &MountOptions) -> Result<(), Failure> {
+    let of = |variable| sysconf(variable).ok().flatten().and_then(|n| u64::try_from(n).ok());
+    let Some(wanted) = options.cache_size else { return Ok(()) };
+    let memory = of(SysconfVar::_PHYS_PAGES).zip(of(SysconfVar::PAGE_SIZE)).map(|(n, size)| n * size);
+    match memory {
+        Some(memory) if wanted as u64 > memory => Err(Failure::new(
+            status::SYSTEM,
+            format_args!("cache_size={wanted}: this machine has {} of memory", bytes(memory)),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Makes what is missing.
 fn create(args: &Args) -> Result<(), Failure> {
     let made_dir = match fs::create_dir(&args.dir) {
@@ -249,37 +282,39 @@ fn create(args: &Args) -> Result<(), Failure> {
     made
 }
 
-/// Makes sure that the directory can be mounted at, and takes away what a daemon that died has left there.
-fn prepare_dir(dir: &Path) -> Result<PathBuf, Failure> {
+/// The absolute path of a directory that can be mounted at, or has a mount whose daemon has died. That one stays until the new one is
+/// ready: what uses the directory meanwhile is to get errors, and not the directory below.
+fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::at(status::MOUNT, dir, e);
     if mounts::is_dead(dir)
         && let Some(dead) = mounts::find(dir)
     {
-        mounts::unmount(&dead.dir, true).map_err(|e| Failure::new(status::MOUNT, e))?;
+        return Ok(dead.dir);
     }
-    match fs::metadata(dir) {
-        Ok(metadata) if metadata.is_dir() => {}
+    let absolute = match fs::metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => dir.canonicalize(),
         Ok(_) => return Err(fail(&"the mount point is not a directory")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(fail(&"the mount point does not exist; make it with mkdir"));
         }
-        Err(e) => return Err(fail(&e)),
-    }
-    let dir = dir.canonicalize().map_err(|e| fail(&e))?;
-    if let Some(mounted) = mounts::find(&dir) {
+        Err(e) => Err(e),
+    };
+    if let Some(mounted) = mounts::find(absolute.as_deref().unwrap_or(dir)) {
+        // Somebody else's, who lets nobody in: nor is anybody told whether it is dead.
+        let hint = if absolute.is_err() { "; if its daemon has died, umount(8) takes it away" } else { "" };
         return Err(fail(&format_args!(
-            "the mount point is busy: {} is mounted here",
+            "the mount point is busy: {} is mounted here{hint}",
             escaped(mounted.source.as_os_str().as_bytes())
         )));
     }
-    Ok(dir)
+    absolute.map_err(|e| fail(&e))
 }
 
 fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Background) -> CliResult {
     let image = image.canonicalize().map_err(|e| Failure::open(status::MOUNT, &OpenError::new(image, e)))?;
-    let dir = prepare_dir(dir)?;
+    let dir = mount_point(dir)?;
     let mode = if options.flags.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let storage = image::open_released(&image, mode, image::FINISHING).map_err(|e| {
+    let storage = image::open_released(&image, mode, image::FINISHING, Some(&dir)).map_err(|e| {
         let failure = Failure::open(status::MOUNT, &e);
         match e.may_be_readable() && mode == OpenMode::ReadWrite {
             true => failure.and("; if it may be read, it can be mounted with -o ro"),
@@ -287,16 +322,24 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
         }
     })?;
     allow_descriptors(options.workers())?;
+    check_cache_size(options)?;
+    if mode == OpenMode::ReadWrite {
+        allow_file_size(&image)?;
+    }
     let parent = match background {
         Background::Yes => daemon::split()?,
         Background::No { .. } => Parent::none(),
     };
+    let system = |e: &dyn std::fmt::Display| Failure::new(status::SYSTEM, e);
     match background {
-        Background::Yes => daemon::log_to_syslog(),
+        Background::Yes => {
+            if let Err(e) = daemon::log_to_syslog() {
+                return Err(parent.failed(system(&format_args!("starting a thread: {e}"))));
+            }
+        }
         Background::No { debug } => log_to_stderr(debug),
     }
     abort_on_panic();
-    let system = |e: &dyn std::fmt::Display| Failure::new(status::SYSTEM, e);
     if let Err(e) = block_signals() {
         return Err(parent.failed(system(&e)));
     }
@@ -363,6 +406,7 @@ fn abort_on_panic() {
     std::panic::set_hook(Box::new(move |info| {
         report(info);
         log::error!("{info}");
+        log::logger().flush();
         std::process::abort();
     }));
 }
@@ -435,11 +479,23 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     };
     // Where the daemon cannot be waited for, this is what can be made sure of.
     let synced = if dead { Ok(()) } else { File::open(&mounted.dir).and_then(|dir| dir.sync_all()) };
+    // By now it may have another name, or none. What the daemon of a writable mount has is locked.
+    let looked = image::open_to_look(image).and_then(|file| {
+        let is_locked = dead || mounted.read_only || file.try_lock_shared().is_err();
+        file.unlock()?;
+        if is_locked { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+    });
     unmount_patiently(&mounted.dir, dead).map_err(|e| Failure::new(status::MOUNT, e))?;
-    let waited = match image::open_to_look(image) {
+    let waited = match looked {
         Ok(file) => wait_for_daemon(&file, &mounted, dead),
-        // It has another name by now.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            remark(format_args!(
+                "{}: unmounted, and not waited for: the image is not at {} any more",
+                mounted.dir.display(),
+                image.display()
+            ));
+            Ok(false)
+        }
         Err(e) => Err(e),
     };
     if !waited.map_err(fail)? {

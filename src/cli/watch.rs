@@ -30,7 +30,8 @@ pub struct SyncArgs {
 const SCRUB_HELP: &str = "\
 What is damaged is listed at the end, the first 100 places; the system's log has all of them. \
 The scrub runs in the daemon of the mount. A signal (INT, TERM or HUP, as by Ctrl-C) to this command ends it; \
-if the command is killed without one, the scrub goes on until it ends or is stopped with --stop.
+if the command is killed without one, or the daemon does not answer for 5 seconds, the scrub goes on until it ends or \
+is stopped with --stop.
 
 Exit status: 0 if everything was verified and is whole; 4 if damage was found; 32 if it was stopped before the end \
 (36: and damage was found until then); 130, 143 or 129 if INT, TERM or HUP stopped it; 1 for wrong arguments; \
@@ -120,7 +121,7 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
     if args.background {
         return start().map(|()| 0);
     }
-    // From here on nobody ends with a scrub left behind.
+    // From here on nobody ends with a scrub left behind, unless the daemon does not answer.
     let signals = catch_signals()
         .map_err(|e| Failure::new(status::SYSTEM, format_args!("waiting for signals: {e}")))?;
     start()?;
@@ -195,19 +196,30 @@ fn describe_finding(finding: &Value) -> String {
     line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// Has the signals that end a scrub sent to the receiver; a second one ends the process. To be called before any other thread exists.
+/// How long a daemon that is asked to end a scrub may take, before this process ends without it.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Has the first of the signals that end a scrub sent to the receiver. A second one ends the process, and so does a daemon that does not
+/// answer. To be called before any other thread exists.
 fn catch_signals() -> std::io::Result<Receiver<Signal>> {
     let caught = ending_signals();
     caught.thread_block()?;
     let (sender, receiver) = mpsc::channel();
+    let end = |signal: Signal| std::process::exit(128 + signal as i32);
     std::thread::Builder::new().name("btfs-signals".into()).spawn(move || {
-        let mut asked = false;
-        while let Ok(signal) = caught.wait() {
-            if asked || sender.send(signal).is_err() {
-                std::process::exit(128 + signal as i32);
-            }
-            asked = true;
+        let Ok(signal) = caught.wait() else { return };
+        if sender.send(signal).is_err() {
+            end(signal);
         }
+        let asked = std::thread::Builder::new().name("btfs-answer".into()).spawn(move || {
+            std::thread::sleep(ANSWER);
+            super::remark(format_args!("the daemon does not answer; the scrub may go on when it does"));
+            end(signal);
+        });
+        if asked.is_err() {
+            end(signal);
+        }
+        end(caught.wait().unwrap_or(signal));
     })?;
     Ok(receiver)
 }

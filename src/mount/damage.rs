@@ -84,6 +84,7 @@ impl Damage {
             volume.fail(error);
             if self.on_error == OnError::Abort {
                 log::error!("ending, as errors=abort asks");
+                log::logger().flush();
                 std::process::abort();
             }
         }

@@ -69,8 +69,8 @@ pub fn block_signals() -> nix::Result<()> {
 }
 
 impl<V: Volume> Mount<V> {
-    /// Mounts a volume at `dir`, an absolute path, and agrees with the kernel on how they talk. `image` is what the table of mounts
-    /// shows.
+    /// Mounts a volume at `dir`, an absolute path, in place of a mount there whose daemon has died, and agrees with the kernel on how they
+    /// talk. `image` is what the table of mounts shows.
     pub fn new(
         volume: V,
         image: &Path,
@@ -88,7 +88,8 @@ impl<V: Volume> Mount<V> {
             Ok(flusher) => Arc::new(flusher),
             Err(e) => return Err(close(volume).err().unwrap_or(SessionError::Thread(e))),
         };
-        let fd = match mounts::mount(image, dir, &flags) {
+        let cleared = if mounts::is_dead(dir) { mounts::unmount(dir, true) } else { Ok(()) };
+        let fd = match cleared.and_then(|()| mounts::mount(image, dir, &flags)) {
             Ok(fd) => fd,
             Err(e) => return Err(close(volume).err().unwrap_or(e.into())),
         };

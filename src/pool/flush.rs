@@ -140,6 +140,7 @@ impl Pool {
             }
         }
         self.log.commit_aside(checkpoint)?;
+        let is_whole = !clean || self.is_whole(flusher.superblock.size);
         let superblock = &mut flusher.superblock;
         // A writer may have read the log's end long before it entered its page with it; its record is younger than
         // the last checkpoint, which did not find the page in the table.
@@ -148,7 +149,7 @@ impl Pool {
         superblock.floor = self.log.durable().max(checkpoint);
         superblock.groups = self.space.lock().groups_before(checkpoint);
         // Whatever its caller believes: what is called clean is not recovered.
-        superblock.clean = clean && checkpoint == end;
+        superblock.clean = clean && is_whole && checkpoint == end;
         superblock.set_damaged(self.damaged.load(Ordering::SeqCst));
         self.write_superblocks(flusher)?;
         self.log.set_tail(checkpoint);
@@ -159,6 +160,18 @@ impl Pool {
         self.progress.lock().finished = number;
         self.announce_progress();
         Ok(())
+    }
+
+    /// Whether the image has all its bytes. Somebody may have cut its file, of which no read need have told.
+    fn is_whole(&self, size: u64) -> bool {
+        let error = match self.storage.len() {
+            Ok(len) if len >= size => return true,
+            Ok(len) => format!("it has {len} bytes left of {size}"),
+            Err(e) => e.to_string(),
+        };
+        log::error!("the image was cut short while it was in use: {error}");
+        self.note_damage();
+        false
     }
 
     /// Writes both superblocks (D5), one after the other: a torn one leaves the other.

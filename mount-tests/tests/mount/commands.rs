@@ -7,17 +7,23 @@ use btfs_mount_tests::runner::{Case, not_run};
 use btfs_mount_tests::shell::{describe, must, outcome};
 use btfs_mount_tests::sys;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn cases() -> Vec<Case> {
     let mut all = cases![
         a_bind_mount_does_not_keep_umount_waiting,
         a_mount_in_another_namespace_does_not_keep_umount_waiting,
         a_dead_mount_goes_although_the_image_is_mounted_elsewhere,
+        a_dead_mount_stays_until_the_next_one_is_ready,
+        one_signal_ends_a_scrub_of_a_daemon_that_does_not_answer,
+        limits_that_end_a_mount_later_are_refused,
+        an_image_that_went_or_was_cut_while_it_was_mounted_is_told_of,
         names_that_are_no_text_are_mounted_and_unmounted,
         an_impossible_growth_leaves_the_mount_as_it_is,
         a_remount_refuses_what_it_does_not_know,
@@ -87,6 +93,118 @@ fn a_dead_mount_goes_although_the_image_is_mounted_elsewhere(mount: &mut Mount) 
     fs::write(second.join("file"), "text").expect("write");
     must(mount.btfs(["umount"]).arg(&second));
     mount.set_mounted(false);
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
+}
+
+/// Programs would write to the directory below it.
+fn a_dead_mount_stays_until_the_next_one_is_ready(mount: &mut Mount) {
+    mount.only_btfs();
+    for n in 0..3000 {
+        fs::write(mount.path(format!("file-{n}")), [7; 1900]).expect("write");
+    }
+    must(mount.btfs(["sync"]).arg(&mount.point));
+    mount.kill();
+    let errno = || sys::errno(sys::statvfs(&mount.point));
+    wait_until("the mount is dead", || errno() == libc::ENOTCONN);
+    // Somebody else has the image; and what is given as one is none.
+    let lock = File::open(&mount.image).expect("open");
+    lock.lock().expect("lock");
+    let (status, said) = mount.try_mount("");
+    assert!(!status.success() && said.contains("in use"), "{said}");
+    let (status, said) = mount.said_by(mount.btfs(["mount", "/etc/passwd"]).arg(&mount.point));
+    assert!(!status.success() && said.contains("not a btfs image"), "{said}");
+    assert_eq!(errno(), libc::ENOTCONN);
+    lock.unlock().expect("unlock");
+    // Somebody looks all the time while the log is replayed.
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let (mut dead, mut bare) = (0, 0);
+            while !ended.load(Ordering::SeqCst) {
+                match fs::metadata(mount.path("file-0")).map_err(|e| e.kind()) {
+                    Ok(_) => {}
+                    Err(io::ErrorKind::NotFound) => bare += 1,
+                    Err(_) => dead += 1,
+                }
+            }
+            (dead, bare)
+        });
+        let (status, said) = mount.try_mount("");
+        ended.store(true, Ordering::SeqCst);
+        assert!(status.success(), "{said}");
+        // One system call takes the old mount away, and another one brings the new one: seldom does a look fall in between.
+        let (dead, bare) = looks.join().expect("looks");
+        assert!(bare < dead, "the directory below showed at {bare} looks, the dead mount at {dead}");
+    });
+    assert_eq!(fs::read_dir(&mount.point).expect("listing").count(), 3000);
+}
+
+fn one_signal_ends_a_scrub_of_a_daemon_that_does_not_answer(mount: &mut Mount) {
+    mount.only_btfs();
+    let daemon = mount.daemon();
+    sys::kill(daemon, libc::SIGSTOP).expect("stop");
+    let scrub = mount.btfs(["scrub"]).arg(&mount.point).stderr(Stdio::piped()).spawn().expect("scrub");
+    // A signal that comes before it is caught ends it as well.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    sys::kill(scrub.id() as i32, libc::SIGTERM).expect("a signal");
+    let ended = std::thread::spawn(move || scrub.wait_with_output());
+    wait_until("the scrub has ended", || ended.is_finished());
+    sys::kill(daemon, libc::SIGCONT).expect("go on");
+    let output = ended.join().expect("a thread").expect("an end");
+    assert!(output.status.code() == Some(143) || output.status.signal() == Some(15), "{}", describe(&output));
+}
+
+fn limits_that_end_a_mount_later_are_refused(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let (status, said) = mount.try_mount("cache_size=1P");
+    assert!(status.code() == Some(2) && said.contains("of memory"), "{said}");
+    // In blocks of 512 or 1024 bytes; the image is larger.
+    let limited = |limit: &str| {
+        let script = format!("ulimit {limit} -f 1000; exec \"$0\" mount \"$1\" \"$2\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).arg(binary()).args([&mount.image, &mount.point]);
+        mount.said_by(&mut command)
+    };
+    let (status, said) = limited("");
+    assert!(status.code() == Some(2) && said.contains("ulimit -f"), "{said}");
+    // What may be raised is.
+    let (status, said) = limited("-S");
+    assert!(status.success(), "{said}");
+    fs::write(mount.path("file"), vec![7; 5 << 20]).expect("write");
+    must(mount.btfs(["umount"]).arg(&mount.point));
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), vec![7; 5 << 20]);
+}
+
+fn an_image_that_went_or_was_cut_while_it_was_mounted_is_told_of(mount: &mut Mount) {
+    mount.only_btfs();
+    fs::write(mount.path("file"), "text").expect("write");
+    // Another image has its name.
+    let away = mount.base.join("away.db");
+    fs::rename(&mount.image, &away).expect("rename");
+    must(mount.btfs(["mkfs", "--size", "64M"]).arg(&mount.image));
+    let told = describe(&must(mount.btfs(["info"]).arg(&mount.image)));
+    assert!(!told.contains("mounted at"), "{told}");
+    let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    assert!(status.success() && said.contains("not waited for"), "{said}");
+    wait_until("the daemon is done", || File::open(&away).and_then(|f| Ok(f.try_lock()?)).is_ok());
+    fs::rename(&away, &mount.image).expect("rename");
+    mount.set_mounted(false);
+    mount.mount();
+    assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
+    // Cut, and nobody reads what was lost.
+    let length = fs::metadata(&mount.image).expect("the image").len();
+    let image = OpenOptions::new().write(true).open(&mount.image).expect("open");
+    image.set_len(length - 4096).expect("cut");
+    let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    assert!(status.code() == Some(2) && said.contains("not closed in order"), "{said}");
+    mount.set_mounted(false);
+    // Nothing was there.
+    image.set_len(length).expect("as long as before");
+    drop(image);
+    must(mount.btfs(["fsck", "-p"]).arg(&mount.image));
     mount.mount();
     assert_eq!(fs::read(mount.path("file")).expect("read"), b"text");
 }

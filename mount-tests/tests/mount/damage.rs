@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
     cases![
         a_damaged_block_costs_its_range_and_is_found,
         a_daemon_without_a_terminal_tells_the_systems_log,
+        a_system_log_that_takes_nothing_stops_nobody,
         damage_in_the_tree_is_an_error_and_no_wrong_answer,
         damage_that_keeps_an_image_from_being_mounted_is_noted,
         a_zeroing_that_fails_leaves_nothing_old_in_the_cache,
@@ -115,15 +116,11 @@ fn a_damaged_block_costs_its_range_and_is_found(mount: &mut Mount) {
     assert_eq!(fs::read(mount.path("dir/file-2")).expect("read"), second);
 }
 
-fn a_daemon_without_a_terminal_tells_the_systems_log(mount: &mut Mount) {
-    begin(mount);
+/// A system log of this case's own.
+fn own_log(mount: &Mount) -> UnixDatagram {
     if !sys::is_root() {
         not_run("needs a /dev of its own");
     }
-    fs::write(mount.path("file"), contents(1)).expect("write");
-    mount.unmount();
-    assert_eq!(damage(mount, &contents(1)[20 * 4096..20 * 4096 + 64]), 1);
-    // A log of this case's own.
     let [upper, work] = ["upper", "work"].map(|name| mount.base.join(name));
     [&upper, &work].into_iter().for_each(|directory| fs::create_dir(directory).expect("mkdir"));
     let options = format!("lowerdir=/dev,upperdir={},workdir={}", upper.display(), work.display());
@@ -134,6 +131,41 @@ fn a_daemon_without_a_terminal_tells_the_systems_log(mount: &mut Mount) {
     let _ = fs::remove_file("/dev/log");
     let log = UnixDatagram::bind("/dev/log").expect("/dev/log");
     log.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
+    log
+}
+
+/// Whoever reads it may be stopped, or wait for this very mount.
+fn a_system_log_that_takes_nothing_stops_nobody(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let log = own_log(mount);
+    mount.mount();
+    // Each is a message of its own.
+    for size in 1..1000 {
+        let size = (size * 16384).to_string();
+        let (status, said) = mount.said_by(mount.btfs(["resize"]).arg(&mount.point).arg(&size));
+        assert_eq!(status.code(), Some(2), "{said}");
+    }
+    fs::write(mount.path("file"), "text").expect("write");
+    // They are not lost, either.
+    let mut messages = 0;
+    while messages < 999 {
+        let mut message = [0; 4096];
+        let length = log.recv(&mut message).expect("a message");
+        messages += String::from_utf8_lossy(&message[..length]).contains("cannot shrink") as u32;
+    }
+    mount.unmount();
+}
+
+fn a_daemon_without_a_terminal_tells_the_systems_log(mount: &mut Mount) {
+    begin(mount);
+    if !sys::is_root() {
+        not_run("needs a /dev of its own");
+    }
+    fs::write(mount.path("file"), contents(1)).expect("write");
+    mount.unmount();
+    assert_eq!(damage(mount, &contents(1)[20 * 4096..20 * 4096 + 64]), 1);
+    let log = own_log(mount);
     let next = || {
         let mut message = [0; 4096];
         let length = log.recv(&mut message).expect("a message");
@@ -155,6 +187,8 @@ fn a_daemon_without_a_terminal_tells_the_systems_log(mount: &mut Mount) {
     }
     let damaged = next();
     assert!(damaged.starts_with("<27>") && damaged.contains("/file"), "{damaged}");
+    // Nothing is on its way any more.
+    mount.unmount();
     log.set_nonblocking(true).expect("no waiting");
     let again = log.recv(&mut [0; 4096]).expect_err("the same damage is told again");
     assert_eq!(again.kind(), ErrorKind::WouldBlock);

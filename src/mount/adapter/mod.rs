@@ -119,6 +119,7 @@ impl<V: Volume> Adapter<V> {
                 Err(e) => {
                     log::error!("fsync: {e}");
                     if on_error == OnError::Abort {
+                        log::logger().flush();
                         std::process::abort();
                     }
                     // Also where the volume has become read-only by an error: this is about data that were taken before.

@@ -624,3 +624,21 @@ fn a_root_that_is_made_anew_by_redo_is_not_torn_by_the_next_crash() {
         assert_eq!(page.header().newborn.load(Ordering::SeqCst), !needs_copy);
     }
 }
+
+/// Whoever unmounts is told, and not whoever needs the file a year later.
+#[test]
+fn an_image_that_was_cut_while_it_was_open_is_not_closed_in_order() {
+    for cut in [false, true] {
+        let storage = formatted();
+        let pool = open(storage.clone(), 40);
+        leaves(&pool, 3);
+        if cut {
+            storage.set_len(SIZE / 2).unwrap();
+        }
+        pool.set_read_only(true).unwrap();
+        drop(pool);
+        storage.set_len(SIZE).unwrap();
+        let superblock = read_superblock(&*storage).unwrap();
+        assert_eq!((superblock.clean, superblock.is_damaged()), (!cut, cut));
+    }
+}
