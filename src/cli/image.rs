@@ -316,7 +316,14 @@ fn check_type(image: &Path) -> Result<(), Failure> {
     let metadata =
         fs::metadata(image).map_err(|e| Failure::open(status::SYSTEM, &OpenError::new(image, e)))?;
     let file_type = metadata.file_type();
-    if file_type.is_file() || file_type.is_block_device() || file_type.is_dir() {
+    if file_type.is_dir() {
+        return Err(Failure::at(
+            status::SYSTEM,
+            image,
+            "is a directory; `btfs stats` tells of what is mounted there",
+        ));
+    }
+    if file_type.is_file() || file_type.is_block_device() {
         return Ok(());
     }
     Err(Failure::open(status::SYSTEM, &OpenError::NotAFile { path: image.into() }))

@@ -10,7 +10,7 @@ use clap::Parser;
 
 use super::{CliResult, Failure, bytes, print, size, status};
 use crate::fs::{Caller, Fs};
-use crate::storage::{FileStorage, OpenError};
+use crate::storage::{FileStorage, OpenError, OpenMode};
 use crate::tree::{FormatOptions, Tree};
 
 /// The declared size of an image unless another is asked for, in bytes. The file is sparse.
@@ -113,10 +113,16 @@ pub fn run(args: &Args) -> CliResult {
         hash_seed: random().map_err(|e| fail(&e))?,
         ..FormatOptions::default()
     };
+    let is_there = !matches!(there, Existing::Nothing);
     if args.dry_run {
         check(&args.image, &options)?;
+        // It may be mounted.
+        if is_there {
+            FileStorage::open(&args.image, OpenMode::ReadWrite)
+                .map_err(|e| Failure::open(status::USAGE, &e))?;
+        }
     } else {
-        create(&args.image, &options, !matches!(there, Existing::Nothing))?;
+        create(&args.image, &options, is_there)?;
     }
     if !args.quiet {
         let verb = if args.dry_run { "would make" } else { "made" };
@@ -164,7 +170,6 @@ pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<
         OpenError::Exists { .. } if !image.exists() => {
             Failure::at(status::USAGE, image, "a symbolic link to a file that is not there")
         }
-        OpenError::Exists { .. } => Failure::new(status::USAGE, format_args!("{e}; -F overwrites it")),
         OpenError::NotFound { .. } => Failure::at(status::USAGE, folder_of(image), "no such directory"),
         e => Failure::open(status::USAGE, &e),
     })?;
@@ -277,6 +282,12 @@ mod tests {
         let args: Vec<std::ffi::OsString> = vec!["mkfs.btfs".into(), "-qF".into(), image.clone().into()];
         assert_eq!(run(&Args::try_parse_from(args).unwrap()).unwrap(), 0);
         assert_eq!(fs::metadata(&image).unwrap().len(), 64 << 20);
+        // Nor while it is in use, and whoever only asks is told so.
+        let _used = FileStorage::open(&image, OpenMode::ReadWrite).unwrap();
+        for force in ["-F", "-Fn"] {
+            let message = refused(&[force], &image);
+            assert!(message.contains("in use"), "{message}");
+        }
     }
 
     /// The message with which these arguments are refused; the last one is the image.

@@ -311,6 +311,12 @@ fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Background) -> CliResult {
+    if options.allow_root && options.flags.allow_other {
+        return Err(Failure::new(
+            status::USAGE,
+            "allow_other lets in everybody, and allow_root nobody but root",
+        ));
+    }
     let image = image.canonicalize().map_err(|e| Failure::open(status::MOUNT, &OpenError::new(image, e)))?;
     let dir = mount_point(dir)?;
     let mode = if options.flags.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };

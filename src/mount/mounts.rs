@@ -49,6 +49,12 @@ pub enum MountError {
         /// Who uses it, as far as known: empty, or beginning with a colon.
         users: String,
     },
+    /// Another user's mount.
+    #[error("{}: another user has mounted this, who or root may unmount it", dir.display())]
+    NotYours {
+        /// The mount point.
+        dir: PathBuf,
+    },
     /// Not a mount of btfs.
     #[error("{}: no btfs image is mounted here", dir.display())]
     NotMounted {
@@ -350,6 +356,10 @@ fn unmount_by_helper(dir: &Path, lazy: bool) -> Result<(), MountError> {
     let reason = reason_of(&output);
     if reason.contains("busy") {
         return Err(MountError::Busy { dir: dir.into(), users: users(dir) });
+    }
+    // It looks for what this user has mounted.
+    if reason.contains("not found in") && at(dir).is_some() {
+        return Err(MountError::NotYours { dir: dir.into() });
     }
     Err(MountError::Helper { dir: dir.into(), reason })
 }

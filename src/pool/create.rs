@@ -146,7 +146,8 @@ fn layout(options: &FormatOptions) -> Result<Superblock> {
     let least = superblock.data_offset() + CHUNK_SIZE as u64;
     if size < least || size > IMAGE_SIZE_MAX {
         return Err(Error::Unusable(format!(
-            "an image cannot have {size} bytes, only {least} (with a log of {log_size}) to {IMAGE_SIZE_MAX}"
+            "an image cannot have {} bytes, only {least} (with a log of {log_size}) to {IMAGE_SIZE_MAX}",
+            options.size
         )));
     }
     Superblock::decode(&superblock.encode())

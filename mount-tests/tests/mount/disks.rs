@@ -2,7 +2,7 @@
 
 use btfs_mount_tests::cases;
 use btfs_mount_tests::manifest::Manifest;
-use btfs_mount_tests::mount::{Mount, binary, wait_until};
+use btfs_mount_tests::mount::{Mount, wait_until};
 use btfs_mount_tests::random::Random;
 use btfs_mount_tests::runner::{Case, not_run};
 use btfs_mount_tests::shell::{must, outcome};
@@ -246,12 +246,12 @@ fn a_full_disk_costs_a_sparse_copy_of_an_image_no_more(mount: &mut Mount) {
 fn write_until_the_disk_fails(mount: &mut Mount, options: &str) {
     mount.only_btfs();
     mount.replace_image("200M");
-    let script = "ulimit -f 102400; exec \"$0\" mount -o \"$1\" \"$2\" \"$3\"";
-    let mut command = Command::new("bash");
-    command.args(["-c", script]).arg(binary()).arg(options).arg(&mount.image).arg(&mount.point);
-    let (status, said) = mount.said_by(&mut command);
+    let (status, said) = mount.try_mount(options);
     assert!(status.success(), "{said}");
     mount.set_mounted(true);
+    // A mount would refuse to begin with such a limit.
+    let daemon = mount.daemon().to_string();
+    must(Command::new("prlimit").args(["--pid", &daemon, "--fsize=104857600"]));
     fs::write(mount.path("kept"), Random::new(1).bytes(5 << 20)).expect("write");
     File::open(mount.path("kept")).and_then(|file| file.sync_all()).expect("fsync");
     let large = File::create(mount.path("large")).expect("create");

@@ -165,6 +165,8 @@ fn an_unknown_option_is_refused_by_name(mount: &mut Mount) {
         assert!(!status.success() && !mount.is_mounted(), "{options} was accepted");
         assert!(said.contains("frobnicate"), "{options}: {said}");
     }
+    let (status, said) = mount.try_mount("allow_root,allow_other");
+    assert!(status.code() == Some(1) && said.contains("allow_root"), "{said}");
     let output = outcome(mount.btfs(["frobnicate"]).arg(&mount.image));
     assert_eq!(output.status.code(), Some(1), "an unknown command: {}", describe(&output));
 }
