@@ -148,7 +148,7 @@ fn an_inode_that_could_not_be_looked_up_goes_with_its_last_name() {
     for (ino, before, name) in entries.iter().step_by(90) {
         let look_up = |fs: &Fs| fs.lookup_attributes(dir, name).and_then(|found| fs.release(found.ino, 1));
         let list = |fs: &Fs| fs.read_dir_plus(dir, *before, 20, |_, _, _| false);
-        let looks: [&dyn Fn(&Fs) -> Result<()>; 2] = [&look_up, &list];
+        let looks = [&look_up as &dyn Fn(&Fs) -> Result<()>, &list];
         for (look, most) in looks.into_iter().zip(&mut most) {
             for nth in 0.. {
                 let disk = Arc::new(FaultStorage::new(MemStorage::from_image(storage.image())));
