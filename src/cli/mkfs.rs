@@ -116,10 +116,14 @@ pub fn run(args: &Args) -> CliResult {
     let is_there = !matches!(there, Existing::Nothing);
     if args.dry_run {
         check(&args.image, &options)?;
-        // It may be mounted.
+        // It may be mounted, or lead nowhere.
         if is_there {
             FileStorage::open(&args.image, OpenMode::ReadWrite)
                 .map_err(|e| Failure::open(status::USAGE, &e))?;
+        } else if args.image.is_symlink() {
+            return Err(fail(&LEADS_NOWHERE));
+        } else if !folder_of(&args.image).is_dir() {
+            return Err(no_folder(&args.image));
         }
     } else {
         create(&args.image, &options, is_there)?;
@@ -157,6 +161,12 @@ fn check(image: &Path, options: &FormatOptions) -> Result<(), Failure> {
     Ok(())
 }
 
+const LEADS_NOWHERE: &str = "a symbolic link to a file that is not there";
+
+fn no_folder(image: &Path) -> Failure {
+    Failure::at(status::USAGE, folder_of(image), "no such directory")
+}
+
 /// The directory that a file lies in.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
@@ -167,10 +177,8 @@ pub fn create(image: &Path, options: &FormatOptions, overwrite: bool) -> Result<
     check(image, options)?;
     let is_new = matches!(fs::symlink_metadata(image), Err(e) if e.kind() == io::ErrorKind::NotFound);
     let storage = FileStorage::create_sized(image, overwrite, options.size).map_err(|e| match e {
-        OpenError::Exists { .. } if !image.exists() => {
-            Failure::at(status::USAGE, image, "a symbolic link to a file that is not there")
-        }
-        OpenError::NotFound { .. } => Failure::at(status::USAGE, folder_of(image), "no such directory"),
+        OpenError::Exists { .. } if !image.exists() => Failure::at(status::USAGE, image, LEADS_NOWHERE),
+        OpenError::NotFound { .. } => no_folder(image),
         e => Failure::open(status::USAGE, &e),
     })?;
     let user = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
@@ -315,10 +323,15 @@ mod tests {
         assert!(!new.exists(), "a part of an image is left");
         assert!(refused(&["--size", "1K"], &new).contains("an image cannot have"));
         let nowhere = dir.path().join("no").join("image.db");
-        assert!(refused(&[], &nowhere).ends_with("/no: no such directory"), "{}", refused(&[], &nowhere));
+        for mode in [&[][..], &["-n"]] {
+            let message = refused(mode, &nowhere);
+            assert!(message.ends_with("/no: no such directory"), "{message}");
+        }
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
-        assert!(refused(&[], &link).contains("a symbolic link to a file that is not there"));
+        for mode in [&[][..], &["-n"]] {
+            assert!(refused(mode, &link).contains("a symbolic link to a file that is not there"));
+        }
     }
 
     #[test]

@@ -233,14 +233,18 @@ fn allow_file_size(image: &Path) -> Result<(), Failure> {
     let metadata = fs::metadata(image).map_err(|e| Failure::at(status::SYSTEM, image, e))?;
     let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).map_err(|e| refused(&e))?;
     // Devices have no such limit.
-    if !metadata.is_file() || soft >= metadata.len() {
+    if !metadata.is_file() {
         return Ok(());
     }
     if hard < metadata.len() {
         let len = bytes(metadata.len());
         return Err(refused(&format_args!("it is {} (ulimit -f), and the image has {len}", bytes(hard))));
     }
-    setrlimit(Resource::RLIMIT_FSIZE, hard, hard).map_err(|e| refused(&e))
+    // Also where the image may still grow.
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_FSIZE, hard, hard).map_err(|e| refused(&e))?;
+    }
+    Ok(())
 }
 
 /// Refuses a cache that no memory of this machine can hold. To know of its pages alone would take memory at once.
@@ -282,14 +286,14 @@ fn create(args: &Args) -> Result<(), Failure> {
     made
 }
 
-/// The absolute path of a directory that can be mounted at, or has a mount whose daemon has died. That one stays until the new one is
-/// ready: what uses the directory meanwhile is to get errors, and not the directory below.
-fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
+/// The absolute path of a directory that can be mounted at, and whether it has a mount whose daemon has died. That one stays until the
+/// new one is ready: what uses the directory meanwhile is to get errors, and not the directory below.
+fn mount_point(dir: &Path) -> Result<(PathBuf, bool), Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::at(status::MOUNT, dir, e);
     if mounts::is_dead(dir)
         && let Some(dead) = mounts::find(dir)
     {
-        return Ok(dead.dir);
+        return Ok((dead.dir, true));
     }
     let absolute = match fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => dir.canonicalize(),
@@ -307,7 +311,7 @@ fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
             escaped(mounted.source.as_os_str().as_bytes())
         )));
     }
-    absolute.map_err(|e| fail(&e))
+    absolute.map(|dir| (dir, false)).map_err(|e| fail(&e))
 }
 
 fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Background) -> CliResult {
@@ -318,15 +322,16 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
         ));
     }
     let image = image.canonicalize().map_err(|e| Failure::open(status::MOUNT, &OpenError::new(image, e)))?;
-    let dir = mount_point(dir)?;
+    let (dir, is_dead) = mount_point(dir)?;
     let mode = if options.flags.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let storage = image::open_released(&image, mode, image::FINISHING, Some(&dir)).map_err(|e| {
-        let failure = Failure::open(status::MOUNT, &e);
-        match e.may_be_readable() && mode == OpenMode::ReadWrite {
-            true => failure.and("; if it may be read, it can be mounted with -o ro"),
-            false => failure,
-        }
-    })?;
+    let storage =
+        image::open_released(&image, mode, image::FINISHING, is_dead.then_some(&*dir)).map_err(|e| {
+            let failure = Failure::open(status::MOUNT, &e);
+            match e.may_be_readable() && mode == OpenMode::ReadWrite {
+                true => failure.and("; if it may be read, it can be mounted with -o ro"),
+                false => failure,
+            }
+        })?;
     allow_descriptors(options.workers())?;
     check_cache_size(options)?;
     if mode == OpenMode::ReadWrite {
@@ -337,6 +342,9 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
         Background::No { .. } => Parent::none(),
     };
     let system = |e: &dyn std::fmt::Display| Failure::new(status::SYSTEM, e);
+    if let Err(e) = block_signals() {
+        return Err(parent.failed(system(&e)));
+    }
     match background {
         Background::Yes => {
             if let Err(e) = daemon::log_to_syslog() {
@@ -346,9 +354,6 @@ fn mount(image: &Path, dir: &Path, options: &MountOptions, background: Backgroun
         Background::No { debug } => log_to_stderr(debug),
     }
     abort_on_panic();
-    if let Err(e) = block_signals() {
-        return Err(parent.failed(system(&e)));
-    }
     let mounted = match open_and_mount(storage, &image, &dir, options) {
         Ok(mounted) => mounted,
         Err(failure) => return Err(parent.failed(failure)),
@@ -458,6 +463,11 @@ fn wait_for_daemon(image: &File, gone: &Mounted, dead: bool) -> io::Result<bool>
         }
         if !dead && waited > REMARK && !remarked {
             remarked = true;
+            if mounts::find_source(&gone.source).is_some_and(|mounted| !mounted.is_of(gone)) {
+                let (dir, image) = (gone.dir.display(), gone.source.display());
+                remark(format_args!("{dir}: unmounted, and not waited for: {image} is another image by now"));
+                return Ok(false);
+            }
             if let Some(place) = mounts::elsewhere(gone) {
                 remark(format_args!("{}: unmounted; the image is still mounted {place}", gone.dir.display()));
                 return Ok(false);
@@ -485,20 +495,14 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     };
     // Where the daemon cannot be waited for, this is what can be made sure of.
     let synced = if dead { Ok(()) } else { File::open(&mounted.dir).and_then(|dir| dir.sync_all()) };
-    // By now it may have another name, or none. What the daemon of a writable mount has is locked.
-    let looked = image::open_to_look(image).and_then(|file| {
-        let is_locked = dead || mounted.read_only || file.try_lock_shared().is_err();
-        file.unlock()?;
-        if is_locked { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
-    });
     unmount_patiently(&mounted.dir, dead).map_err(|e| Failure::new(status::MOUNT, e))?;
-    let waited = match looked {
+    // Not before: the image may lie below its mount.
+    let waited = match image::open_to_look(image) {
         Ok(file) => wait_for_daemon(&file, &mounted, dead),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let (dir, image) = (mounted.dir.display(), image.display());
             remark(format_args!(
-                "{}: unmounted, and not waited for: the image is not at {} any more",
-                mounted.dir.display(),
-                image.display()
+                "{dir}: unmounted, and not waited for: {image} has another name by now, or none"
             ));
             Ok(false)
         }
@@ -510,7 +514,12 @@ pub fn umount(args: &UmountArgs) -> CliResult {
     if dead {
         return Ok(0);
     }
-    let (superblock, _) = image::superblock(image)?;
+    let superblock = match image::superblock(image) {
+        Ok((superblock, _)) => superblock,
+        // Nothing was written, whatever has the image's name by now.
+        Err(_) if mounted.read_only => return Ok(0),
+        Err(failure) => return Err(failure),
+    };
     // What was mounted read-only may have been left by a crash before.
     if !superblock.clean && !mounted.read_only {
         return Err(Failure::at(

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
@@ -122,7 +124,7 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
         return start().map(|()| 0);
     }
     // From here on nobody ends with a scrub left behind, unless the daemon does not answer.
-    let signals = catch_signals()
+    let (signals, ended) = catch_signals()
         .map_err(|e| Failure::new(status::SYSTEM, format_args!("waiting for signals: {e}")))?;
     start()?;
     let terminal = io::stderr().is_terminal();
@@ -144,6 +146,7 @@ pub fn scrub(args: &ScrubArgs) -> CliResult {
         }
         scrub = next;
     }
+    ended.store(true, Ordering::SeqCst);
     if terminal {
         let _ = write!(io::stderr(), "\r\x1b[K");
     }
@@ -200,10 +203,12 @@ fn describe_finding(finding: &Value) -> String {
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Has the first of the signals that end a scrub sent to the receiver. A second one ends the process, and so does a daemon that does not
-/// answer. To be called before any other thread exists.
-fn catch_signals() -> std::io::Result<Receiver<Signal>> {
+/// answer, until the flag says that the scrub has ended. To be called before any other thread exists.
+fn catch_signals() -> std::io::Result<(Receiver<Signal>, Arc<AtomicBool>)> {
     let caught = ending_signals();
     caught.thread_block()?;
+    let ended = Arc::<AtomicBool>::default();
+    let has_ended = ended.clone();
     let (sender, receiver) = mpsc::channel();
     let end = |signal: Signal| std::process::exit(128 + signal as i32);
     std::thread::Builder::new().name("btfs-signals".into()).spawn(move || {
@@ -213,6 +218,9 @@ fn catch_signals() -> std::io::Result<Receiver<Signal>> {
         }
         let asked = std::thread::Builder::new().name("btfs-answer".into()).spawn(move || {
             std::thread::sleep(ANSWER);
+            if has_ended.load(Ordering::SeqCst) {
+                return;
+            }
             super::remark(format_args!("the daemon does not answer; the scrub may go on when it does"));
             end(signal);
         });
@@ -221,7 +229,7 @@ fn catch_signals() -> std::io::Result<Receiver<Signal>> {
         }
         end(caught.wait().unwrap_or(signal));
     })?;
-    Ok(receiver)
+    Ok((receiver, ended))
 }
 
 /// What `state` in a report means.

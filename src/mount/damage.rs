@@ -47,11 +47,12 @@ impl Damage {
         let (FsError::Engine(engine) | FsError::Contents(engine)) = error else { return };
         // For now, and not the image's fault; unless it has ended all writing.
         let short = engine.is_out_of_memory() && !matches!(volume.access(), Access::Failed(_));
+        if short && !self.is_unknown(error) {
+            return;
+        }
         if short || !matches!(engine, crate::Error::Corrupt { .. } | crate::Error::Io { .. }) {
             // The caller gets a number only, so the reason stands here.
-            if self.is_unknown(error) {
-                log::warn!("{what:?} of {} (inode {}) was refused: {error}", volume.path_of(n), n.0);
-            }
+            log::warn!("{what:?} of {} (inode {}) was refused: {error}", volume.path_of(n), n.0);
             return;
         }
         self.count.fetch_add(1, Ordering::Relaxed);

@@ -223,7 +223,7 @@ pub struct Mounted {
 
 impl Mounted {
     /// Whether both are the same filesystem. The number of a device is not enough: another mount may have got it meanwhile.
-    fn is_of(&self, other: &Mounted) -> bool {
+    pub fn is_of(&self, other: &Mounted) -> bool {
         self.fs_type == FS_TYPE && self.device == other.device && self.source == other.source
     }
 

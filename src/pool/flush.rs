@@ -88,7 +88,8 @@ impl Pool {
     /// and the mark of damage. Holds no latch and no epoch; waits for transactions under way.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`] if changes are to be admitted to an image that was opened read-only; the latched error, in which case
+    /// [`Error::Corrupt`] if the image's file was cut short meanwhile: everything that there is is durable, and the image not marked as
+    /// closed. [`Error::ReadOnly`] if changes are to be admitted to an image that was opened read-only; the latched error, in which case
     /// changes stay refused.
     pub fn set_read_only(&self, read_only: bool) -> Result<()> {
         if self.opened_read_only {
@@ -140,7 +141,7 @@ impl Pool {
             }
         }
         self.log.commit_aside(checkpoint)?;
-        let is_whole = !clean || self.is_whole(flusher.superblock.size);
+        let whole = if clean { self.check_len(flusher.superblock.size) } else { Ok(()) };
         let superblock = &mut flusher.superblock;
         // A writer may have read the log's end long before it entered its page with it; its record is younger than
         // the last checkpoint, which did not find the page in the table.
@@ -149,7 +150,7 @@ impl Pool {
         superblock.floor = self.log.durable().max(checkpoint);
         superblock.groups = self.space.lock().groups_before(checkpoint);
         // Whatever its caller believes: what is called clean is not recovered.
-        superblock.clean = clean && is_whole && checkpoint == end;
+        superblock.clean = clean && whole.is_ok() && checkpoint == end;
         superblock.set_damaged(self.damaged.load(Ordering::SeqCst));
         self.write_superblocks(flusher)?;
         self.log.set_tail(checkpoint);
@@ -159,19 +160,17 @@ impl Pool {
         self.stats.checkpoint_micros.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.progress.lock().finished = number;
         self.announce_progress();
-        Ok(())
+        whole
     }
 
-    /// Whether the image has all its bytes. Somebody may have cut its file, of which no read need have told.
-    fn is_whole(&self, size: u64) -> bool {
-        let error = match self.storage.len() {
-            Ok(len) if len >= size => return true,
-            Ok(len) => format!("it has {len} bytes left of {size}"),
-            Err(e) => e.to_string(),
-        };
-        log::error!("the image was cut short while it was in use: {error}");
+    /// Checks that the image has all its bytes, and marks it if not. Somebody may have cut its file, of which no read need have told.
+    fn check_len(&self, size: u64) -> Result<()> {
+        let len = self.storage.len().map_err(|e| Error::io("reading the image's size", e))?;
+        if len >= size {
+            return Ok(());
+        }
         self.note_damage();
-        false
+        Err(Error::corrupt("the image was cut short", format_args!("it has {len} bytes left of {size}")))
     }
 
     /// Writes both superblocks (D5), one after the other: a torn one leaves the other.

@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         a_dead_mount_goes_although_the_image_is_mounted_elsewhere,
         a_dead_mount_stays_until_the_next_one_is_ready,
         one_signal_ends_a_scrub_of_a_daemon_that_does_not_answer,
+        an_image_below_its_own_mount_is_waited_for,
         limits_that_end_a_mount_later_are_refused,
         an_image_that_went_or_was_cut_while_it_was_mounted_is_told_of,
         names_that_are_no_text_are_mounted_and_unmounted,
@@ -155,6 +156,42 @@ fn one_signal_ends_a_scrub_of_a_daemon_that_does_not_answer(mount: &mut Mount) {
     assert!(output.status.code() == Some(143) || output.status.signal() == Some(15), "{}", describe(&output));
 }
 
+fn an_image_below_its_own_mount_is_waited_for(mount: &mut Mount) {
+    mount.only_btfs();
+    mount.unmount();
+    let image = mount.point.join("image.db");
+    must(mount.btfs(["mkfs", "--size", "64M"]).arg(&image));
+    for options in ["rw", "ro"] {
+        let (status, said) = mount.said_by(mount.btfs(["mount", "-o", options]).args([&image, &mount.point]));
+        assert!(status.success(), "{said}");
+        if options == "rw" {
+            // What is found by the image's name while it is mounted.
+            fs::write(&image, "text").expect("write");
+        }
+        let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+        assert!(status.success() && said.is_empty(), "{options}: {said}");
+        // Of what is only read there is nothing to wait for.
+        let free = File::open(&image).expect("open");
+        free.try_lock_shared().expect("the daemon is done");
+    }
+    fs::remove_file(&image).expect("remove");
+    // Another image has the name of one that is unmounted, and is mounted itself.
+    mount.mount();
+    let (away, second) = (mount.base.join("away.db"), mount.base.join("second"));
+    fs::rename(&mount.image, &away).expect("rename");
+    fs::create_dir(&second).expect("mkdir");
+    must(mount.btfs(["mkfs", "--size", "64M"]).arg(&mount.image));
+    let (status, said) = mount.said_by(mount.btfs(["mount"]).args([&mount.image, &second]));
+    assert!(status.success(), "{said}");
+    let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
+    assert!(status.success() && said.contains("is another image by now"), "{said}");
+    must(mount.btfs(["umount"]).arg(&second));
+    wait_until("the daemon is done", || File::open(&away).and_then(|f| Ok(f.try_lock()?)).is_ok());
+    fs::rename(&away, &mount.image).expect("rename");
+    mount.set_mounted(false);
+    mount.mount();
+}
+
 fn limits_that_end_a_mount_later_are_refused(mount: &mut Mount) {
     mount.only_btfs();
     mount.unmount();
@@ -187,6 +224,7 @@ fn an_image_that_went_or_was_cut_while_it_was_mounted_is_told_of(mount: &mut Mou
     must(mount.btfs(["mkfs", "--size", "64M"]).arg(&mount.image));
     let told = describe(&must(mount.btfs(["info"]).arg(&mount.image)));
     assert!(!told.contains("mounted at"), "{told}");
+    fs::remove_file(&mount.image).expect("remove");
     let (status, said) = mount.said_by(mount.btfs(["umount"]).arg(&mount.point));
     assert!(status.success() && said.contains("not waited for"), "{said}");
     wait_until("the daemon is done", || File::open(&away).and_then(|f| Ok(f.try_lock()?)).is_ok());

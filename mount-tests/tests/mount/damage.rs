@@ -187,8 +187,10 @@ fn a_daemon_without_a_terminal_tells_the_systems_log(mount: &mut Mount) {
     }
     let damaged = next();
     assert!(damaged.starts_with("<27>") && damaged.contains("/file"), "{damaged}");
-    // Nothing is on its way any more.
+    // Nothing is on its way any more once the daemon is gone.
+    let daemon = mount.daemon();
     mount.unmount();
+    wait_until("the daemon has ended", || sys::kill(daemon, 0).is_err());
     log.set_nonblocking(true).expect("no waiting");
     let again = log.recv(&mut [0; 4096]).expect_err("the same damage is told again");
     assert_eq!(again.kind(), ErrorKind::WouldBlock);

@@ -635,8 +635,8 @@ fn an_image_that_was_cut_while_it_was_open_is_not_closed_in_order() {
         if cut {
             storage.set_len(SIZE / 2).unwrap();
         }
-        pool.set_read_only(true).unwrap();
-        drop(pool);
+        let closed = pool.close();
+        assert_eq!(closed.is_err_and(|e| e.is_corrupt()), cut);
         storage.set_len(SIZE).unwrap();
         let superblock = read_superblock(&*storage).unwrap();
         assert_eq!((superblock.clean, superblock.is_damaged()), (!cut, cut));
